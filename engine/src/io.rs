@@ -1,0 +1,28 @@
+//! Bytes to and from a device. Operations are submitted now and complete later.
+//!
+//! **Contract.** An operation owns its buffer from submission to completion; the completion gives it back,
+//! whatever the result. Operations may complete in any order; only `Write` with [`Durability::Synced`] orders
+//! two things, the write and its own sync. A `Sync` makes durable every write to that file which *completed*
+//! before the sync was submitted, and nothing else. A failed write or sync is never retried here.
+//!
+//! **Does not know** what the bytes mean, nor what anybody above does about an error.
+//!
+//! Three backends: [`ring_disk`] (io_uring), [`thread_disk`] (blocking calls on worker threads, where a container
+//! forbids the ring or a file system refuses direct I/O), [`sim_disk`] (in memory, from one seed).
+//!
+//! Reading order: `disk` (the trait), `buffer`, `sim_disk`, `thread_disk`, `ring_disk`, `dir_lock`.
+pub mod buffer;
+pub mod dir_lock;
+pub mod disk;
+#[cfg(feature = "sim")]
+pub mod fault_plan;
+pub mod ring_disk;
+#[cfg(feature = "sim")]
+pub mod sim_disk;
+pub mod thread_disk;
+
+pub use buffer::IoBuffer;
+pub use disk::{
+    Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome, Token, Wait,
+    Waker,
+};

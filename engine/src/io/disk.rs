@@ -1,0 +1,199 @@
+//! The trait between the engine and a device, and the values that cross it.
+use super::buffer::IoBuffer;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Size and alignment of everything that is written or read: offsets, lengths and buffers are multiples of it.
+pub const BLOCK_BYTES: usize = 4096;
+
+/// Chosen by the submitter, repeated in the completion. Not interpreted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Token(pub u64);
+
+/// An open file, valid until its `Close` was submitted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct FileId(pub u32);
+
+/// What a completed write guarantees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Durability {
+    /// The bytes were taken over; a later `Sync` makes them durable.
+    None,
+    /// The write, then a data sync that starts after it. The backend does it as one unit (linked in the ring,
+    /// two calls in a worker); if either fails, the operation fails.
+    Synced,
+    /// The write itself is durable when it completes (`RWF_DSYNC`).
+    Dsync,
+}
+
+/// How a file is opened. All paths are relative to the directory the backend was made for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Open {
+    /// The file must exist.
+    Existing,
+    /// The file must not exist; it is made, empty.
+    CreateNew,
+}
+
+/// One thing to do. Offsets, lengths and buffer sizes are multiples of [`BLOCK_BYTES`].
+#[derive(Debug)]
+pub enum Operation {
+    /// Opens a file for reading and writing: [`Outcome::Opened`].
+    Open { path: PathBuf, open: Open },
+    /// Closes a file: [`Outcome::Done`].
+    Close { file: FileId },
+    /// Fills `buffer` from `offset`: [`Outcome::Bytes`], which is short only at the end of the file.
+    Read { file: FileId, offset: u64, buffer: IoBuffer },
+    /// Writes all of `buffer` at `offset`: [`Outcome::Bytes`]; a short write is an error.
+    Write { file: FileId, offset: u64, buffer: IoBuffer, durability: Durability },
+    /// Makes durable what was written and completed before: [`Outcome::Done`]. Data and what is needed to find it.
+    Sync { file: FileId },
+    /// Makes durable which names a directory holds: [`Outcome::Done`]. The empty path is the root.
+    SyncDirectory { path: PathBuf },
+    /// Renames inside one directory, replacing `to`: [`Outcome::Done`].
+    Rename { from: PathBuf, to: PathBuf },
+    /// Removes a file: [`Outcome::Done`].
+    Unlink { path: PathBuf },
+    /// Names of the files in a directory, sorted: [`Outcome::Names`]. The empty path is the root.
+    List { path: PathBuf },
+    /// Makes a directory if it does not exist: [`Outcome::Done`].
+    CreateDirectory { path: PathBuf },
+    /// Length of an open file: [`Outcome::Length`].
+    Length { file: FileId },
+}
+
+/// What an operation gave.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Nothing to report.
+    Done,
+    /// The opened file.
+    Opened(FileId),
+    /// How many bytes were read or written.
+    Bytes(usize),
+    /// File names, sorted.
+    Names(Vec<String>),
+    /// A length in bytes.
+    Length(u64),
+}
+
+/// The kinds of failure that somebody above acts on differently.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IoErrorKind {
+    /// The file or directory does not exist.
+    NotFound,
+    /// The file exists and must not.
+    AlreadyExists,
+    /// No permission.
+    PermissionDenied,
+    /// The device or a quota is full.
+    NoSpace,
+    /// Anything else the device or the kernel reports (EIO among them).
+    Device,
+}
+
+/// A failed operation: what was tried, on which path, and what the system said. Never retried below.
+#[derive(Clone, Debug)]
+pub struct IoError {
+    /// What somebody above may act on.
+    pub kind: IoErrorKind,
+    /// One phrase: "write 4096 bytes at 8192 of wal/00000001.wal".
+    pub what: String,
+    /// The system's own words.
+    pub cause: String,
+}
+
+impl std::fmt::Display for IoError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.what, self.cause)
+    }
+}
+
+impl std::error::Error for IoError {}
+
+/// The end of one operation. `buffer` is the one that was submitted, if the operation had one.
+#[derive(Debug)]
+pub struct Completion {
+    /// The submitter's token.
+    pub token: Token,
+    /// What came of it.
+    pub result: Result<Outcome, IoError>,
+    /// The buffer of a read or write.
+    pub buffer: Option<IoBuffer>,
+}
+
+/// How long [`Io::wait`] may block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Not at all: collect what is there.
+    No,
+    /// Until something completes, somebody wakes, or this many microseconds have passed.
+    AtMostUs(u64),
+}
+
+/// Ends a running or the next [`Io::wait`]; callable from any thread, cheap when nobody waits.
+pub type Waker = Arc<dyn Fn() + Send + Sync>;
+
+/// Which backend this is, for logs, stats and tests. No layer above decides anything by it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Backend {
+    /// `io_uring`, `syscall` or `simulated`.
+    pub name: &'static str,
+    /// Set-up that was reached, and why a better one was not: for the log line at start.
+    pub detail: String,
+    /// False where the file system refuses O_DIRECT.
+    pub direct: bool,
+    /// True when `Durability::Dsync` is supported.
+    pub dsync: bool,
+}
+
+/// A device with one directory, driven by one thread.
+///
+/// Bounds: at most [`Io::in_flight_max`] operations may be submitted and not completed; one more is a bug of the
+/// caller and stops the process.
+pub trait Io: Send {
+    /// Takes over one operation. It may start now or in the next `wait`.
+    fn submit(&mut self, token: Token, operation: Operation);
+
+    /// Starts what was submitted and appends what completed, blocking no longer than `wait` says. Everything
+    /// that is complete at that moment is appended: none is left behind.
+    fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>);
+
+    /// The handle that ends a wait from another thread.
+    fn waker(&self) -> Waker;
+
+    /// A zeroed buffer of `bytes` (a multiple of [`BLOCK_BYTES`]), from a pool where there is one.
+    fn buffer(&mut self, bytes: usize) -> IoBuffer;
+
+    /// Gives a buffer back to the pool.
+    fn recycle(&mut self, buffer: IoBuffer);
+
+    /// Monotonic time in microseconds; simulated time on the simulated disk.
+    fn now_us(&self) -> u64;
+
+    /// See [`Backend`].
+    fn backend(&self) -> Backend;
+
+    /// How many operations may be under way at once.
+    fn in_flight_max(&self) -> usize {
+        64
+    }
+}
+
+/// Runs one operation to its end and returns its outcome and buffer; for phases that do one thing at a time
+/// (open, recovery). Nothing else may be in flight.
+///
+/// # Panics
+/// If a completion with another token arrives: then something was in flight.
+pub fn run(io: &mut dyn Io, operation: Operation) -> Result<(Outcome, Option<IoBuffer>), IoError> {
+    const TOKEN: Token = Token(u64::MAX);
+    io.submit(TOKEN, operation);
+    let mut completions = Vec::with_capacity(1);
+    while completions.is_empty() {
+        io.wait(Wait::AtMostUs(1_000_000), &mut completions);
+    }
+    assert_eq!(completions.len(), 1, "run() is used while nothing else is in flight");
+    let completion = completions.pop().expect("one completion");
+    assert_eq!(completion.token, TOKEN, "run() is used while nothing else is in flight");
+    completion.result.map(|outcome| (outcome, completion.buffer))
+}

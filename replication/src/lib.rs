@@ -1,0 +1,11 @@
+//! Replication as a plugin: what puts commands into one order and hands them to a state machine.
+//!
+//! `Replicator` is what the server sees, [`StateMachine`] is all that is known of the server. [`Solo`] is the
+//! implementation without Raft: append, durable, apply.
+//!
+//! **Does not know** what a command means: commands are bytes.
+pub mod replicator;
+pub mod state_machine;
+
+pub use replicator::{ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
+pub use state_machine::{Entry, StateMachine};

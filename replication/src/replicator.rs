@@ -1,0 +1,103 @@
+//! What a server needs from replication, with or without Raft.
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+/// Why a command was not taken over.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// More is queued than the bounds allow; the caller answers overload and may try again.
+    TooManyRequests,
+    /// The replicator is stopping or its log failed; holds the reason.
+    Stopped(String),
+}
+
+impl fmt::Display for ProposeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooManyRequests => f.write_str("too many requests are queued"),
+            Self::Stopped(reason) => write!(f, "stopped: {reason}"),
+        }
+    }
+}
+
+impl std::error::Error for ProposeError {}
+
+/// Why a read barrier was not reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No leader is known.
+    NoLeader,
+    /// The replicator is stopping.
+    Stopped,
+}
+
+/// Resolves when the state machine holds everything that was acknowledged before the call: a read of its state is
+/// then linearizable. For a single node it is ready at once and never behind a sync.
+pub struct ReadBarrier(Inner);
+
+enum Inner {
+    Ready(Option<Result<u64, ReadError>>),
+    Pending(Pin<Box<dyn Future<Output = Result<u64, ReadError>> + Send>>),
+}
+
+impl ReadBarrier {
+    /// A barrier that is already decided; the value is the applied index.
+    pub fn ready(result: Result<u64, ReadError>) -> Self {
+        Self(Inner::Ready(Some(result)))
+    }
+
+    /// A barrier that another thread decides.
+    pub fn pending(future: Pin<Box<dyn Future<Output = Result<u64, ReadError>> + Send>>) -> Self {
+        Self(Inner::Pending(future))
+    }
+}
+
+impl Future for ReadBarrier {
+    type Output = Result<u64, ReadError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.0 {
+            Inner::Ready(result) => Poll::Ready(result.take().expect("polled after it was ready")),
+            Inner::Pending(future) => future.as_mut().poll(context),
+        }
+    }
+}
+
+/// What a replicator says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReplicatorStatus {
+    /// Current term.
+    pub term: u64,
+    /// The leader's member id, 0 if none is known.
+    pub leader: u64,
+    /// Last committed index.
+    pub committed_index: u64,
+    /// Last applied index.
+    pub applied_index: u64,
+    /// Commands queued and not yet applied.
+    pub pending_count: u64,
+}
+
+/// Puts commands into one durable order and applies them to the state machine it was started with.
+///
+/// A proposed command's result comes out of the state machine, which knows it by an id inside the command.
+pub trait Replicator: Send + Sync {
+    /// Takes over a command, or refuses at once. Never blocks.
+    fn propose(&self, command: Vec<u8>) -> Result<(), ProposeError>;
+
+    /// See [`ReadBarrier`].
+    fn read_barrier(&self) -> ReadBarrier;
+
+    /// A snapshot of positions and roles.
+    fn status(&self) -> ReplicatorStatus;
+
+    /// Age in microseconds of the oldest write in flight, 0 if none: readable while the disk hangs.
+    fn oldest_write_age_us(&self) -> u64;
+
+    /// Stops: refuses new commands, finishes what is queued, closes the log. Blocks until that is done.
+    fn shutdown(&self) -> Result<(), String>;
+}
