@@ -7,5 +7,5 @@
 pub mod replicator;
 pub mod state_machine;
 
-pub use replicator::{ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
-pub use state_machine::{Entry, StateMachine};
+pub use replicator::{Class, Genesis, ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
+pub use state_machine::{Entry, Rejection, StateMachine};

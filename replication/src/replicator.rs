@@ -82,12 +82,34 @@ pub struct ReplicatorStatus {
     pub pending_count: u64,
 }
 
+/// Which reserve a command may use when the device is full.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// Everything that stores data.
+    Ordinary,
+    /// What frees space or keeps the cluster alive: lease revoke, compaction, alarms, membership.
+    Privileged,
+}
+
+/// The state at index 1 that every member of a new group starts from, and who it is.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Genesis {
+    /// Identity of the cluster.
+    pub cluster_id: u64,
+    /// Identity of this member.
+    pub member_id: u64,
+    /// Ids of all voters, sorted; one for a single node.
+    pub voters: Vec<u64>,
+    /// The state machine's own part (member table and the like), handed to `StateMachine::restore`.
+    pub state: Vec<u8>,
+}
+
 /// Puts commands into one durable order and applies them to the state machine it was started with.
 ///
 /// A proposed command's result comes out of the state machine, which knows it by an id inside the command.
 pub trait Replicator: Send + Sync {
     /// Takes over a command, or refuses at once. Never blocks.
-    fn propose(&self, command: Vec<u8>) -> Result<(), ProposeError>;
+    fn propose(&self, command: Vec<u8>, class: Class) -> Result<(), ProposeError>;
 
     /// See [`ReadBarrier`].
     fn read_barrier(&self) -> ReadBarrier;

@@ -13,6 +13,15 @@ pub struct Entry<'a> {
     pub replay: bool,
 }
 
+/// Why a command that was taken over did not get into the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Rejection {
+    /// The device is full. Ordinary commands are refused first; privileged ones have a reserve.
+    NoSpace,
+    /// The log failed or is closing; holds the reason. Whether the command is durable is unknown.
+    Stopped(String),
+}
+
 /// A deterministic machine of commands: the same entries give the same state on every member.
 pub trait StateMachine: Send + 'static {
     /// Applies one entry; called in index order, each index once per process. Cannot fail: a command that is refused
@@ -27,9 +36,17 @@ pub trait StateMachine: Send + 'static {
         false
     }
 
-    /// Index of the last applied entry, 0 at first.
+    /// Takes over the state of a checkpoint at (`index`, `term`), before any entry is applied. The first one is the
+    /// genesis: `state` is then what [`crate::Genesis::state`] was given.
+    fn restore(&mut self, index: u64, term: u64, state: &[u8]);
+
+    /// Index of the last applied entry (or restored checkpoint), 0 at first.
     fn applied_index(&self) -> u64;
 
-    /// The log takes no more writes: what is waiting will never be applied. Called at most once.
+    /// A command that was taken over will never be in the log; its proposer has to hear it. Called on the thread that
+    /// applies. Nothing was changed.
+    fn rejected(&mut self, command: &[u8], rejection: &Rejection);
+
+    /// The log takes no more writes: every result that somebody still waits for is unknown. Called at most once.
     fn stopped(&mut self, reason: &str);
 }
