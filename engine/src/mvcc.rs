@@ -1,4 +1,5 @@
 //! etcd's data model: revisions, versions, transactions, compaction, history.
+pub mod encoding;
 pub mod operation;
 pub mod store;
 
