@@ -4,6 +4,7 @@
 //! implementation without Raft: append, durable, apply.
 //!
 //! **Does not know** what a command means: commands are bytes.
+pub mod entry_format;
 pub mod replicator;
 pub mod state_machine;
 

@@ -1,0 +1,119 @@
+//! Seeded fuzzers on the stable compiler: `fuzz <name> [seed]`, `fuzz smoke [seconds each]`, `fuzz list`.
+//!
+//! A run draws an input from the target's own seeds, mutates it, and calls the target, which must not panic. A
+//! failing input is printed with the seed that makes it again. `smoke` also runs the canary, which must fail: a driver
+//! that has never failed proves nothing.
+mod targets;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use sternpost_engine::base::rng::Rng;
+use targets::{TARGETS, Target};
+
+/// Inputs never grow beyond this.
+const INPUT_BYTES_MAX: usize = 64 << 10;
+
+fn main() -> ExitCode {
+    let arguments = std::env::args().skip(1).collect::<Vec<_>>();
+    let number = |index: usize, default: u64| match arguments.get(index) {
+        None => Ok(default),
+        Some(text) => text.parse().map_err(|_| format!("'{text}' is not a number")),
+    };
+    let result = match arguments.first().map(String::as_str) {
+        Some("smoke") => number(1, 2).and_then(smoke),
+        Some("list") => {
+            TARGETS.iter().for_each(|target| println!("{}", target.name));
+            Ok(())
+        }
+        Some(name) => match TARGETS.iter().find(|target| target.name == name) {
+            Some(target) => {
+                number(1, 1).and_then(|seed| run_for(target, seed, Duration::from_secs(60)).map(|_| ()))
+            }
+            None => Err(format!("no target '{name}'; `fuzz list` names them")),
+        },
+        None => Err("usage: fuzz <name> [seed] | fuzz smoke [seconds each] | fuzz list".into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("{message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Every target for `seconds`; the canary must fail, the others must not.
+fn smoke(seconds: u64) -> Result<(), String> {
+    for target in TARGETS {
+        let result = run_for(target, 1, Duration::from_secs(seconds));
+        match (target.canary, result) {
+            (false, Ok(inputs)) => println!("{}: {inputs} inputs", target.name),
+            (true, Err(_)) => println!("{}: failed, as it must", target.name),
+            (true, Ok(_)) => return Err("the canary did not fail: the driver notices nothing".into()),
+            (false, Err(message)) => return Err(message),
+        }
+    }
+    Ok(())
+}
+
+fn run_for(target: &Target, first_seed: u64, limit: Duration) -> Result<u64, String> {
+    // A panic is the finding; its default report would hide ours among thousands of lines.
+    std::panic::set_hook(Box::new(|_| {}));
+    #[expect(clippy::disallowed_methods, reason = "the budget of a fuzz run is time on the clock")]
+    let start = Instant::now();
+    let mut seed = first_seed;
+    let result = loop {
+        let input = make_input(target, seed);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (target.run)(&input))) {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a text");
+            break Err(format!(
+                "{} failed at seed {seed}: {text}\ninput: {input:02x?}\nreplay: cargo run -p sternpost-fuzz -- {} {seed}",
+                target.name, target.name
+            ));
+        }
+        seed += 1;
+        if seed % 64 == 0 && start.elapsed() > limit {
+            break Ok(seed - first_seed);
+        }
+    };
+    let _ = std::panic::take_hook();
+    result
+}
+
+fn make_input(target: &Target, seed: u64) -> Vec<u8> {
+    let mut rng = Rng::new(seed);
+    let mut input = (target.seeds)(&mut rng);
+    for _ in 0..rng.below(8) {
+        mutate(&mut input, &mut rng);
+    }
+    input.truncate(INPUT_BYTES_MAX);
+    input
+}
+
+/// One change: a bit, a byte, an interesting number, a cut, a copy of a part.
+fn mutate(input: &mut Vec<u8>, rng: &mut Rng) {
+    const NUMBERS: [u32; 6] = [0, 1, 127, 0x7fff_ffff, 0xffff_fff0, u32::MAX];
+    if input.is_empty() {
+        input.push(rng.next_u64() as u8);
+        return;
+    }
+    let at = rng.below(input.len() as u64) as usize;
+    match rng.below(6) {
+        0 => input[at] ^= 1 << rng.below(8),
+        1 => input[at] = rng.next_u64() as u8,
+        2 => {
+            let number = NUMBERS[rng.below(6) as usize].to_le_bytes();
+            for (target, source) in input[at..].iter_mut().zip(number) {
+                *target = source;
+            }
+        }
+        3 => input.truncate(at),
+        4 => input.insert(at, rng.next_u64() as u8),
+        _ => {
+            let part = input[at..].to_vec();
+            input.extend_from_slice(&part);
+        }
+    }
+}
