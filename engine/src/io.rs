@@ -10,13 +10,16 @@
 //! Three backends: [`ring_disk`] (io_uring), [`thread_disk`] (blocking calls on worker threads, where a container
 //! forbids the ring or a file system refuses direct I/O), [`sim_disk`] (in memory, from one seed).
 //!
-//! Reading order: `disk` (the trait), `buffer`, `sim_disk`, `thread_disk`, `ring_disk`, `dir_lock`.
+//! Reading order: `disk` (the trait), `buffer`, `sim_disk` (with `sim_content` and `fault_plan`), `thread_disk`,
+//! `ring_disk`, `dir_lock`.
 pub mod buffer;
 pub mod dir_lock;
 pub mod disk;
 #[cfg(feature = "sim")]
 pub mod fault_plan;
 pub mod ring_disk;
+#[cfg(feature = "sim")]
+mod sim_content;
 #[cfg(feature = "sim")]
 pub mod sim_disk;
 pub mod thread_disk;

@@ -37,6 +37,7 @@ pub enum Open {
 
 /// One thing to do. Offsets, lengths and buffer sizes are multiples of [`BLOCK_BYTES`].
 #[derive(Debug)]
+#[expect(missing_docs, reason = "the line of each variant says what its fields are")]
 pub enum Operation {
     /// Opens a file for reading and writing: [`Outcome::Opened`].
     Open { path: PathBuf, open: Open },
@@ -60,6 +61,36 @@ pub enum Operation {
     CreateDirectory { path: PathBuf },
     /// Length of an open file: [`Outcome::Length`].
     Length { file: FileId },
+}
+
+impl Operation {
+    /// One phrase for errors and traces: "write 4096 bytes at 8192 of wal/00000001.wal". `file_path` gives the path
+    /// of an open file.
+    pub fn describe(&self, file_path: impl Fn(FileId) -> String) -> String {
+        match self {
+            Self::Open { path, open: Open::Existing } => format!("open {}", path.display()),
+            Self::Open { path, open: Open::CreateNew } => format!("create {}", path.display()),
+            Self::Close { file } => format!("close {}", file_path(*file)),
+            Self::Read { file, offset, buffer } => {
+                format!("read {} bytes at {offset} of {}", buffer.len(), file_path(*file))
+            }
+            Self::Write { file, offset, buffer, .. } => {
+                format!("write {} bytes at {offset} of {}", buffer.len(), file_path(*file))
+            }
+            Self::Sync { file } => format!("sync {}", file_path(*file)),
+            Self::SyncDirectory { path } => format!("sync directory {}", directory_name(path)),
+            Self::Rename { from, to } => format!("rename {} to {}", from.display(), to.display()),
+            Self::Unlink { path } => format!("remove {}", path.display()),
+            Self::List { path } => format!("list directory {}", directory_name(path)),
+            Self::CreateDirectory { path } => format!("make directory {}", path.display()),
+            Self::Length { file } => format!("ask for the length of {}", file_path(*file)),
+        }
+    }
+}
+
+/// The root has the empty path, which would read as nothing.
+fn directory_name(path: &std::path::Path) -> String {
+    if path.as_os_str().is_empty() { ".".to_string() } else { path.display().to_string() }
 }
 
 /// What an operation gave.
@@ -101,6 +132,21 @@ pub struct IoError {
     pub what: String,
     /// The system's own words.
     pub cause: String,
+}
+
+impl IoError {
+    /// The error of a system call that was tried as `what`.
+    pub fn from_system(what: String, error: &std::io::Error) -> Self {
+        use std::io::ErrorKind;
+        let kind = match error.kind() {
+            ErrorKind::NotFound => IoErrorKind::NotFound,
+            ErrorKind::AlreadyExists => IoErrorKind::AlreadyExists,
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => IoErrorKind::PermissionDenied,
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => IoErrorKind::NoSpace,
+            _ => IoErrorKind::Device,
+        };
+        Self { kind, what, cause: error.to_string() }
+    }
 }
 
 impl std::fmt::Display for IoError {
@@ -174,6 +220,12 @@ pub trait Io: Send {
     /// See [`Backend`].
     fn backend(&self) -> Backend;
 
+    /// True when nothing will ever complete any more: a simulated power cut came. Always false on a real device.
+    /// Loops that wait for a completion end when it is true.
+    fn is_stopped(&self) -> bool {
+        false
+    }
+
     /// How many operations may be under way at once.
     fn in_flight_max(&self) -> usize {
         64
@@ -183,13 +235,24 @@ pub trait Io: Send {
 /// Runs one operation to its end and returns its outcome and buffer; for phases that do one thing at a time
 /// (open, recovery). Nothing else may be in flight.
 ///
+/// # Errors
+/// The operation's own, or `Device` if the disk stopped before it completed.
+///
 /// # Panics
 /// If a completion with another token arrives: then something was in flight.
 pub fn run(io: &mut dyn Io, operation: Operation) -> Result<(Outcome, Option<IoBuffer>), IoError> {
     const TOKEN: Token = Token(u64::MAX);
+    let stopped = IoError {
+        kind: IoErrorKind::Device,
+        what: operation.describe(|file| format!("file {}", file.0)),
+        cause: "the device has stopped".to_string(),
+    };
     io.submit(TOKEN, operation);
     let mut completions = Vec::with_capacity(1);
     while completions.is_empty() {
+        if io.is_stopped() {
+            return Err(stopped);
+        }
         io.wait(Wait::AtMostUs(1_000_000), &mut completions);
     }
     assert_eq!(completions.len(), 1, "run() is used while nothing else is in flight");

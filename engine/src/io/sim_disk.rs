@@ -1,1 +1,689 @@
-//! sim_disk
+//! [`Io`] in memory, from one seed: simulated time, operations that overtake one another, faults, power cuts. Feature
+//! `sim`.
+//!
+//! **Contract.** A [`SimDisk`] is a handle: clones are the same device, so that a test keeps one and gives the other
+//! to the engine. Same seed, same calls: same completions in the same order at the same times. Nothing happens by
+//! itself: time moves and operations take effect only inside [`Io::wait`].
+//!
+//! **Steps.** Whatever changes what a power cut may leave is one step: a write landing, a sync ending, a name changing,
+//! and the completion of everything else. `Write` with `Synced` or `Dsync` is two steps, the write and its sync. A test
+//! that visits the state after every step has visited every state:
+//! - [`SimDisk::stop_after`] cuts the power after so many steps: nothing completes any more, `wait` returns at once,
+//!   [`Io::is_stopped`] is true. Run the workload once to learn [`SimDisk::steps`], then once for each of them.
+//! - [`SimDisk::record_images`] keeps an image after every step of one run; what was acknowledged while
+//!   [`SimDisk::steps`] was at most the image's must be in the image.
+//!
+//! From the stopped device or the image, [`SimDisk::crash`] makes the disks that may come of it, one for each
+//! [`CrashPolicy`]; [`SimDisk::crash_policies`] lists the ones worth trying. [`SimDisk::crash_process`] is SIGKILL: the
+//! machine runs on, what was completed can be read but is not durable yet.
+//!
+//! **Why a step is not a submission.** What is submitted and in flight is torn, kept or dropped by the crash policy,
+//! which is the same set of outcomes as after its completion.
+//!
+//! **Does not know** what the bytes mean. What becomes durable when is in [`super::sim_content`], which fault comes
+//! when in [`super::fault_plan`].
+use super::buffer::IoBuffer;
+use super::disk::{
+    BLOCK_BYTES, Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome,
+    Token, Wait, Waker,
+};
+use super::fault_plan::{Effect, Fault, FaultPlan, Latency, OperationKind};
+use super::sim_content::{Block, Blocks, Covers, Name, SimContent};
+use crate::base::rng::Rng;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use super::sim_content::{CrashPolicy, TornUnits, Unsynced, UnsyncedChange};
+
+/// A simulated device with one directory. See the module's documentation.
+#[derive(Clone)]
+pub struct SimDisk {
+    device: Arc<Mutex<Device>>,
+    woken: Arc<AtomicBool>,
+}
+
+struct Device {
+    content: SimContent,
+    open: BTreeMap<u32, OpenFile>,
+    file_id_next: u32,
+    /// When each operation in flight takes its next step: (due in microseconds, draw for ties, key in `in_flight`).
+    due: BinaryHeap<Reverse<(u64, u64, u64)>>,
+    in_flight: BTreeMap<u64, InFlight>,
+    in_flight_next: u64,
+    now_us: u64,
+    steps: u64,
+    /// The power fails after this step; `u64::MAX` for never.
+    steps_max: u64,
+    stopped: bool,
+    /// An image after each step, while recording.
+    images: Option<Vec<SimDisk>>,
+    rng: Rng,
+    plan: FaultPlan,
+    latency: Latency,
+    capacity_bytes: Option<u64>,
+}
+
+struct OpenFile {
+    inode: u64,
+    path: PathBuf,
+}
+
+struct InFlight {
+    token: Token,
+    operation: Operation,
+    effect: Option<Effect>,
+    stage: Stage,
+}
+
+/// Where an operation in flight is.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// Its next step is its last, and needs nothing remembered.
+    Whole,
+    /// A write that has not landed; `id` names it in the content, unless it was lost.
+    Writing { inode: u64, id: Option<u64> },
+    /// A sync of its own, or the second half of a write; it ends here.
+    Syncing { inode: u64, covers: Covers },
+    /// A sync of a directory, of the changes up to this moment.
+    SyncingDirectory { moment: u64 },
+}
+
+impl SimDisk {
+    /// An empty device with default latencies and no faults.
+    pub fn new(seed: u64) -> Self {
+        Self::with_content(SimContent::default(), seed)
+    }
+
+    fn with_content(content: SimContent, seed: u64) -> Self {
+        let device = Device {
+            content,
+            open: BTreeMap::new(),
+            file_id_next: 0,
+            due: BinaryHeap::new(),
+            in_flight: BTreeMap::new(),
+            in_flight_next: 0,
+            now_us: 0,
+            steps: 0,
+            steps_max: u64::MAX,
+            stopped: false,
+            images: None,
+            rng: Rng::new(seed),
+            plan: FaultPlan::default(),
+            latency: Latency::default(),
+            capacity_bytes: None,
+        };
+        Self { device: Arc::new(Mutex::new(device)), woken: Arc::default() }
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device> {
+        // A test that failed while it held the lock is already reported.
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // --- Power ---------------------------------------------------------------------------------------------------
+
+    /// How many steps have been made.
+    pub fn steps(&self) -> u64 {
+        self.device().steps
+    }
+
+    /// Cuts the power after `steps` more steps.
+    pub fn stop_after(&self, steps: u64) {
+        let mut device = self.device();
+        device.steps_max = device.steps.saturating_add(steps);
+        device.stopped = steps == 0;
+    }
+
+    /// From now on keeps an image after every step (and one of the state now). They share all unchanged blocks.
+    pub fn record_images(&self) {
+        let mut device = self.device();
+        let image = device.image();
+        device.images = Some(vec![image]);
+    }
+
+    /// The recorded images in order, each as a stopped device for [`Self::crash`] and [`Self::crash_process`]; its
+    /// [`Self::steps`] says after which step it was taken. Ends the recording.
+    pub fn take_images(&self) -> Vec<Self> {
+        self.device().images.take().unwrap_or_default()
+    }
+
+    /// What a power cut now may undo. Its order gives the indices of [`CrashPolicy`].
+    pub fn unsynced(&self) -> Vec<Unsynced> {
+        self.device().content.unsynced()
+    }
+
+    /// See [`CrashPolicy::all_for`].
+    pub fn crash_policies(&self) -> Vec<CrashPolicy> {
+        CrashPolicy::all_for(&self.unsynced())
+    }
+
+    /// The disk after the power failed now: a new device, with no faults planned, everything on it durable.
+    pub fn crash(&self, policy: &CrashPolicy) -> Self {
+        let mut device = self.device();
+        let content = device.content.after_power_cut(policy);
+        Self::with_content(content, device.rng.clone().next_u64()).with_settings_of(&mut device)
+    }
+
+    /// The disk after the process was killed now: completed operations have happened, those in flight may have, and
+    /// what was unsynced still is.
+    pub fn crash_process(&self, seed: u64) -> Self {
+        let mut device = self.device();
+        let content = device.content.after_process_kill(seed);
+        Self::with_content(content, device.rng.clone().next_u64()).with_settings_of(&mut device)
+    }
+
+    fn with_settings_of(self, other: &mut Device) -> Self {
+        let mut device = self.device();
+        device.latency = other.latency;
+        device.capacity_bytes = other.capacity_bytes;
+        drop(device);
+        self
+    }
+
+    // --- Faults --------------------------------------------------------------------------------------------------
+
+    /// Replaces the plan of faults.
+    pub fn set_plan(&self, plan: FaultPlan) {
+        self.device().plan = plan;
+    }
+
+    /// Adds a fault to the plan; it counts operations from now on.
+    pub fn add_fault(&self, fault: Fault) {
+        self.device().plan.add(fault);
+    }
+
+    /// Sets how long operations take.
+    pub fn set_latency(&self, latency: Latency) {
+        self.device().latency = latency;
+    }
+
+    /// Limits the bytes that all files together may occupy; `None` lifts the limit. Writes that need more fail with
+    /// `NoSpace`; writes to blocks that are already there do not.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.device().capacity_bytes = bytes;
+    }
+
+    /// Bytes that all files occupy.
+    pub fn allocated_bytes(&self) -> u64 {
+        self.device().allocated_bytes()
+    }
+
+    // --- Content -------------------------------------------------------------------------------------------------
+
+    /// Paths of all files, sorted.
+    pub fn files(&self) -> Vec<PathBuf> {
+        self.device().content.file_paths()
+    }
+
+    /// What a reader of the file sees now.
+    pub fn read_file(&self, path: impl AsRef<Path>) -> Option<Vec<u8>> {
+        self.device().content.file_at(path.as_ref()).map(|file| file.current.to_vec())
+    }
+
+    /// Puts a durable file there, with its directories.
+    pub fn put_file(&self, path: impl AsRef<Path>, content: &[u8]) {
+        self.device().content.put_file(path.as_ref(), content);
+    }
+
+    /// Removes a file for good; false if there is none.
+    pub fn remove_file(&self, path: impl AsRef<Path>) -> bool {
+        self.device().content.remove_file(path.as_ref())
+    }
+
+    /// Cuts a file for good; false if there is none.
+    pub fn truncate_file(&self, path: impl AsRef<Path>, length: u64) -> bool {
+        self.device().content.truncate(path.as_ref(), length)
+    }
+
+    /// Replaces bytes as damage does, in everything the disk holds of this file. False if they are not inside it.
+    pub fn damage(&self, path: impl AsRef<Path>, offset: u64, bytes: &[u8]) -> bool {
+        self.device().content.damage(path.as_ref(), offset, bytes)
+    }
+
+    /// Inverts one bit (0 to 7) of one byte. False if the byte is not inside the file.
+    pub fn flip_bit(&self, path: impl AsRef<Path>, offset: u64, bit: u8) -> bool {
+        let mut device = self.device();
+        let mut byte = [0];
+        match device.content.file_at(path.as_ref()) {
+            Some(file) if file.current.read(offset, &mut byte) == 1 => {}
+            _ => return false,
+        }
+        device.content.damage(path.as_ref(), offset, &[byte[0] ^ (1 << (bit % 8))])
+    }
+
+    /// Copies this handle's content into an independent device with this seed, unsynced changes included.
+    ///
+    /// # Panics
+    /// If an operation is in flight.
+    pub fn duplicate(&self, seed: u64) -> Self {
+        let mut device = self.device();
+        assert!(
+            device.in_flight.is_empty() || device.stopped,
+            "a device is duplicated while nothing is in flight"
+        );
+        let content = device.content.clone();
+        Self::with_content(content, seed).with_settings_of(&mut device)
+    }
+}
+
+impl Io for SimDisk {
+    fn submit(&mut self, token: Token, operation: Operation) {
+        let in_flight_max = self.in_flight_max();
+        let mut device = self.device();
+        assert!(
+            device.in_flight.len() < in_flight_max,
+            "{} operations are in flight, at most {in_flight_max} may be",
+            device.in_flight.len()
+        );
+        device.submit(token, operation);
+    }
+
+    fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) {
+        let woken = self.woken.swap(false, Ordering::Acquire);
+        let mut device = self.device();
+        let limit_us = match wait {
+            Wait::AtMostUs(limit_us) if !woken => limit_us,
+            // A call costs a microsecond, so that a loop of polls gets somewhere.
+            Wait::AtMostUs(_) | Wait::No => 1,
+        };
+        let until_us = device.now_us.saturating_add(limit_us.max(1));
+        device.run_until(until_us, completions);
+    }
+
+    fn waker(&self) -> Waker {
+        let woken = self.woken.clone();
+        Arc::new(move || woken.store(true, Ordering::Release))
+    }
+
+    fn buffer(&mut self, bytes: usize) -> IoBuffer {
+        IoBuffer::zeroed(bytes)
+    }
+
+    fn recycle(&mut self, buffer: IoBuffer) {
+        drop(buffer);
+    }
+
+    fn now_us(&self) -> u64 {
+        self.device().now_us
+    }
+
+    fn backend(&self) -> Backend {
+        Backend { name: "simulated", detail: "in memory".to_string(), direct: true, dsync: true }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.device().stopped
+    }
+}
+
+impl Device {
+    /// A stopped device with what this one holds now, for crashes.
+    fn image(&self) -> SimDisk {
+        let image = SimDisk::with_content(self.content.clone(), self.rng.clone().next_u64());
+        let mut device = image.device();
+        (device.steps, device.stopped, device.now_us) = (self.steps, true, self.now_us);
+        (device.latency, device.capacity_bytes) = (self.latency, self.capacity_bytes);
+        drop(device);
+        image
+    }
+
+    fn open_inodes(&self) -> BTreeSet<u64> {
+        self.open.values().map(|open| open.inode).collect()
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.content.allocated_bytes(&self.open_inodes())
+    }
+
+    fn open_file(&self, file: FileId) -> &OpenFile {
+        self.open.get(&file.0).unwrap_or_else(|| panic!("file {} is used and not open", file.0))
+    }
+
+    fn file_path(&self, file: FileId) -> String {
+        self.open.get(&file.0).map_or_else(String::new, |open| open.path.display().to_string())
+    }
+
+    fn submit(&mut self, token: Token, operation: Operation) {
+        if self.stopped {
+            // The power is off; the caller has not noticed yet.
+            return;
+        }
+        check_shape(&operation);
+        let (kind, path) = self.kind_and_path(&operation);
+        let effect = self.plan.decide(kind, &path);
+        let stage = match &operation {
+            Operation::Write { file, offset, buffer, .. } => {
+                let inode = self.open_file(*file).inode;
+                self.begin_write(inode, *offset, buffer, effect)
+            }
+            Operation::Sync { file } => {
+                let inode = self.open_file(*file).inode;
+                Stage::Syncing { inode, covers: Covers::UpTo(self.content.now()) }
+            }
+            Operation::SyncDirectory { .. } => Stage::SyncingDirectory { moment: self.content.now() },
+            _ => Stage::Whole,
+        };
+        let range = match kind {
+            OperationKind::Read => self.latency.read_us,
+            OperationKind::Write => self.latency.write_us,
+            OperationKind::Sync | OperationKind::SyncDirectory => self.latency.sync_us,
+            _ => self.latency.control_us,
+        };
+        let key = self.in_flight_next;
+        self.in_flight_next += 1;
+        self.in_flight.insert(key, InFlight { token, operation, effect, stage });
+        self.schedule(key, range, effect);
+    }
+
+    fn schedule(&mut self, key: u64, range: (u64, u64), effect: Option<Effect>) {
+        let stall_us = if let Some(Effect::Stall(us)) = effect { us } else { 0 };
+        let due_us = self.now_us + Latency::draw(range, &mut self.rng).max(1) + stall_us;
+        self.due.push(Reverse((due_us, self.rng.next_u64(), key)));
+    }
+
+    fn begin_write(&mut self, inode: u64, offset: u64, buffer: &[u8], effect: Option<Effect>) -> Stage {
+        let offset = match effect {
+            Some(Effect::LostWrite | Effect::NoSpace) => return Stage::Writing { inode, id: None },
+            Some(Effect::MisdirectedWrite { offset }) => offset,
+            _ => offset,
+        };
+        assert_eq!(offset % BLOCK_BYTES as u64, 0, "a write starts at a multiple of {BLOCK_BYTES}");
+        let mut blocks: Vec<(u64, Arc<Block>)> = (offset / BLOCK_BYTES as u64..)
+            .zip(buffer.chunks_exact(BLOCK_BYTES))
+            .map(|(index, chunk)| {
+                let mut block = [0; BLOCK_BYTES];
+                block.copy_from_slice(chunk);
+                (index, Arc::new(block))
+            })
+            .collect();
+        if let Some(Effect::Fail) = effect {
+            match self.rng.below(4) {
+                0 | 1 => blocks.clear(),
+                2 => blocks.retain(|_| self.rng.chance(1, 2)),
+                _ => {}
+            }
+        }
+        let id = self.content.write_begins(inode, Blocks::from(blocks));
+        Stage::Writing { inode, id: Some(id) }
+    }
+
+    /// Makes every step that is due until `until_us`, and stops early at the moment of the first completion.
+    fn run_until(&mut self, until_us: u64, completions: &mut Vec<Completion>) {
+        let completions_before = completions.len();
+        while !self.stopped {
+            let due_us = self.due.peek().map_or(u64::MAX, |Reverse((due_us, ..))| *due_us);
+            let complete = completions.len() > completions_before;
+            if due_us > until_us || (complete && due_us > self.now_us) {
+                if !complete {
+                    self.now_us = until_us;
+                }
+                return;
+            }
+            let Some(Reverse((due_us, _, key))) = self.due.pop() else { return };
+            self.now_us = self.now_us.max(due_us);
+            let Some(in_flight) = self.in_flight.remove(&key) else { continue };
+            completions.extend(self.step(key, in_flight));
+            self.steps += 1;
+            self.stopped = self.steps >= self.steps_max;
+            if self.images.is_some() {
+                let image = self.image();
+                self.images.get_or_insert_default().push(image);
+            }
+        }
+    }
+
+    /// Makes one step of one operation; its completion, if that was the last.
+    fn step(&mut self, key: u64, in_flight: InFlight) -> Option<Completion> {
+        let InFlight { token, operation, effect, stage } = in_flight;
+        let failed = match effect {
+            Some(Effect::Fail | Effect::SyncFailsLosing | Effect::SyncFailsKeeping) => {
+                Some((IoErrorKind::Device, "Input/output error (simulated)"))
+            }
+            Some(Effect::NoSpace) => Some((IoErrorKind::NoSpace, "No space left on device (simulated)")),
+            _ => None,
+        };
+        let outcome = match stage {
+            Stage::Writing { inode, id } => match self.write_lands(inode, id, failed) {
+                Ok(()) => match self.begin_own_sync(inode, id, &operation) {
+                    Some((stage, effect)) => {
+                        self.in_flight.insert(key, InFlight { token, operation, effect, stage });
+                        self.schedule(key, self.latency.sync_us, effect);
+                        return None;
+                    }
+                    None => Ok(Outcome::Bytes(written_bytes(&operation))),
+                },
+                Err(error) => Err(error),
+            },
+            Stage::Syncing { inode, covers } => match failed {
+                None => {
+                    self.content.sync(inode, covers);
+                    match &operation {
+                        Operation::Write { .. } => Ok(Outcome::Bytes(written_bytes(&operation))),
+                        _ => Ok(Outcome::Done),
+                    }
+                }
+                Some(error) => {
+                    if let Some(Effect::SyncFailsLosing) = effect {
+                        self.content.sync_loses(inode, covers);
+                    }
+                    Err(error)
+                }
+            },
+            Stage::SyncingDirectory { moment } => match (&operation, failed) {
+                (_, Some(error)) => Err(error),
+                (Operation::SyncDirectory { path }, None) => match self.content.name(path) {
+                    Some(Name::Directory) => {
+                        self.content.sync_directory(path, moment);
+                        self.content.forget_unnamed(&self.open_inodes());
+                        Ok(Outcome::Done)
+                    }
+                    _ => Err(NO_SUCH_NAME),
+                },
+                _ => unreachable!("only a sync of a directory is in this stage"),
+            },
+            Stage::Whole => match failed {
+                Some(error) => Err(error),
+                None => return Some(self.complete_whole(token, operation, effect)),
+            },
+        };
+        Some(self.completion(token, operation, outcome))
+    }
+
+    fn write_lands(
+        &mut self,
+        inode: u64,
+        id: Option<u64>,
+        failed: Option<(IoErrorKind, &'static str)>,
+    ) -> Result<(), (IoErrorKind, &'static str)> {
+        let Some(id) = id else { return failed.map_or(Ok(()), Err) };
+        if let Some(capacity_bytes) = self.capacity_bytes {
+            let new_bytes = self.content.new_bytes_of_write(inode, id);
+            if new_bytes > 0 && self.allocated_bytes() + new_bytes > capacity_bytes {
+                self.content.write_vanishes(inode, id);
+                return Err((IoErrorKind::NoSpace, "No space left on device (simulated)"));
+            }
+        }
+        self.content.write_completes(inode, id);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// The sync that belongs to a write which has just landed, if it has one.
+    fn begin_own_sync(
+        &mut self,
+        inode: u64,
+        id: Option<u64>,
+        operation: &Operation,
+    ) -> Option<(Stage, Option<Effect>)> {
+        let Operation::Write { file, durability, .. } = operation else { return None };
+        match durability {
+            Durability::None => None,
+            Durability::Synced => {
+                let path = self.open.get(&file.0).map(|open| open.path.clone()).unwrap_or_default();
+                let effect = self.plan.decide(OperationKind::Sync, &path);
+                Some((Stage::Syncing { inode, covers: Covers::UpTo(self.content.now()) }, effect))
+            }
+            // A lost write has no id; its sync covers nothing.
+            Durability::Dsync => {
+                Some((Stage::Syncing { inode, covers: id.map_or(Covers::UpTo(0), Covers::Only) }, None))
+            }
+        }
+    }
+
+    /// Does what takes one step and cannot be undone by halves.
+    fn complete_whole(
+        &mut self,
+        token: Token,
+        mut operation: Operation,
+        effect: Option<Effect>,
+    ) -> Completion {
+        let outcome = match &mut operation {
+            Operation::Open { path, open } => match (self.content.name(path), open) {
+                (Some(Name::File(inode)), Open::Existing) => Ok(self.open_inode(inode, path)),
+                (None, Open::CreateNew) => match self.parent_is_there(path) {
+                    true => {
+                        let inode = self.content.create(path);
+                        Ok(self.open_inode(inode, path))
+                    }
+                    false => Err(NO_SUCH_NAME),
+                },
+                (Some(_), Open::CreateNew) => Err(NAME_EXISTS),
+                (None, Open::Existing) => Err(NO_SUCH_NAME),
+                (Some(Name::Directory), Open::Existing) => Err((IoErrorKind::Device, "Is a directory")),
+            },
+            Operation::Close { file } => {
+                self.open.remove(&file.0).unwrap_or_else(|| panic!("file {} is closed twice", file.0));
+                self.content.forget_unnamed(&self.open_inodes());
+                Ok(Outcome::Done)
+            }
+            Operation::Read { file, offset, buffer } => {
+                let inode = self.open_file(*file).inode;
+                let count = self.content.file(inode).map_or(0, |file| file.current.read(*offset, buffer));
+                if let Some(Effect::RottenRead { byte, bit }) = effect
+                    && count > 0
+                {
+                    buffer[byte % count] ^= 1 << (bit % 8);
+                }
+                Ok(Outcome::Bytes(count))
+            }
+            Operation::Length { file } => {
+                let inode = self.open_file(*file).inode;
+                Ok(Outcome::Length(self.content.file(inode).map_or(0, |file| file.current.length)))
+            }
+            Operation::Rename { from, to } => match self.content.name(from) {
+                Some(Name::File(inode)) => {
+                    self.content.rename(from, to, inode);
+                    Ok(Outcome::Done)
+                }
+                Some(Name::Directory) => Err((IoErrorKind::Device, "Is a directory")),
+                None => Err(NO_SUCH_NAME),
+            },
+            Operation::Unlink { path } => match self.content.name(path) {
+                Some(Name::File(_)) => {
+                    self.content.unlink(path);
+                    Ok(Outcome::Done)
+                }
+                Some(Name::Directory) => Err((IoErrorKind::Device, "Is a directory")),
+                None => Err(NO_SUCH_NAME),
+            },
+            Operation::List { path } => match self.content.name(path) {
+                Some(Name::Directory) => Ok(Outcome::Names(self.content.list(path))),
+                _ => Err(NO_SUCH_NAME),
+            },
+            Operation::CreateDirectory { path } => match self.content.name(path) {
+                Some(Name::Directory) => Ok(Outcome::Done),
+                Some(Name::File(_)) => Err(NAME_EXISTS),
+                None if self.parent_is_there(path) => {
+                    self.content.create_directory(path);
+                    Ok(Outcome::Done)
+                }
+                None => Err(NO_SUCH_NAME),
+            },
+            Operation::Write { .. } | Operation::Sync { .. } | Operation::SyncDirectory { .. } => {
+                unreachable!("writes and syncs have stages of their own")
+            }
+        };
+        self.completion(token, operation, outcome)
+    }
+
+    fn parent_is_there(&self, path: &Path) -> bool {
+        path.parent().is_some_and(|parent| self.content.name(parent) == Some(Name::Directory))
+    }
+
+    fn open_inode(&mut self, inode: u64, path: &Path) -> Outcome {
+        let id = self.file_id_next;
+        self.file_id_next += 1;
+        self.open.insert(id, OpenFile { inode, path: path.to_path_buf() });
+        Outcome::Opened(FileId(id))
+    }
+
+    fn completion(
+        &self,
+        token: Token,
+        operation: Operation,
+        outcome: Result<Outcome, (IoErrorKind, &'static str)>,
+    ) -> Completion {
+        let result = outcome.map_err(|(kind, cause)| IoError {
+            kind,
+            what: operation.describe(|file| self.file_path(file)),
+            cause: cause.to_string(),
+        });
+        let buffer = match operation {
+            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
+            _ => None,
+        };
+        Completion { token, result, buffer }
+    }
+
+    fn kind_and_path(&self, operation: &Operation) -> (OperationKind, PathBuf) {
+        let of_file = |file: &FileId| self.open_file(*file).path.clone();
+        match operation {
+            Operation::Open { path, .. } => (OperationKind::Open, path.clone()),
+            Operation::Close { file } => (OperationKind::Close, of_file(file)),
+            Operation::Read { file, .. } => (OperationKind::Read, of_file(file)),
+            Operation::Write { file, .. } => (OperationKind::Write, of_file(file)),
+            Operation::Sync { file } => (OperationKind::Sync, of_file(file)),
+            Operation::SyncDirectory { path } => (OperationKind::SyncDirectory, path.clone()),
+            Operation::Rename { from, .. } => (OperationKind::Rename, from.clone()),
+            Operation::Unlink { path } => (OperationKind::Unlink, path.clone()),
+            Operation::List { path } => (OperationKind::List, path.clone()),
+            Operation::CreateDirectory { path } => (OperationKind::CreateDirectory, path.clone()),
+            Operation::Length { file } => (OperationKind::Length, of_file(file)),
+        }
+    }
+}
+
+const NO_SUCH_NAME: (IoErrorKind, &str) = (IoErrorKind::NotFound, "No such file or directory");
+const NAME_EXISTS: (IoErrorKind, &str) = (IoErrorKind::AlreadyExists, "File exists");
+
+fn written_bytes(operation: &Operation) -> usize {
+    if let Operation::Write { buffer, .. } = operation { buffer.len() } else { 0 }
+}
+
+/// The rules of the trait that a real device would enforce with EINVAL or silently: here they stop the test.
+fn check_shape(operation: &Operation) {
+    let check_path = |path: &Path| {
+        let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+        assert!(plain, "{} is not a plain path inside the directory", path.display());
+    };
+    match operation {
+        Operation::Read { offset, buffer, .. } | Operation::Write { offset, buffer, .. } => {
+            assert_eq!(offset % BLOCK_BYTES as u64, 0, "an offset is a multiple of {BLOCK_BYTES}");
+            assert_eq!(buffer.len() % BLOCK_BYTES, 0, "a length is a multiple of {BLOCK_BYTES}");
+            assert!(!buffer.is_empty(), "a read or write has at least one block");
+        }
+        Operation::Open { path, .. }
+        | Operation::SyncDirectory { path }
+        | Operation::Unlink { path }
+        | Operation::List { path }
+        | Operation::CreateDirectory { path } => check_path(path),
+        Operation::Rename { from, to } => {
+            check_path(from);
+            check_path(to);
+            assert_eq!(from.parent(), to.parent(), "a file is renamed inside one directory");
+        }
+        Operation::Close { .. } | Operation::Sync { .. } | Operation::Length { .. } => {}
+    }
+}
