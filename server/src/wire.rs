@@ -7,6 +7,8 @@
 //! **Does not know** what a message means.
 //!
 //! **Source**: `proto/`, after etcd 3.7.3.
+pub mod convert;
+pub mod status;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 pub mod etcdserverpb {

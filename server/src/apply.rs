@@ -1,0 +1,271 @@
+//! The replicated state machine: commands in, changes of the store out.
+//!
+//! **Contract.** Implements [`StateMachine`] over the engine's writer. Deterministic: what a command does depends on the
+//! state and the command alone. Reads no clock, no randomness, no network; two local things leave it, neither of which is
+//! part of the state: results by command id (only when the log is not being replayed), and [`Notice`]s.
+//!
+//! **Invariants.**
+//! - A1: applying the same entries gives the same state on every member.
+//! - A2: every member decodes a command to the same value, or stops (see [`command`]).
+//! - A3: every system record decodes (see [`records`]).
+//! - A4: entries are applied in index order, each once.
+//!
+//! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then the operation's own errors. A
+//! write that exceeds this member's quota is applied and then answered as refused.
+//!
+//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`quota`], [`view`].
+mod alarm;
+pub mod command;
+mod lease;
+pub mod outcome;
+pub mod quota;
+pub mod records;
+pub mod view;
+
+pub use outcome::{Applied, Notice, Notices, Outcome, Results};
+pub use quota::Quota;
+pub use records::GenesisState;
+pub use view::AppliedView;
+
+use crate::wire::etcdserverpb::{self as pb, AlarmType};
+use crate::wire::status::ApiError;
+use alarm::AlarmTable;
+use command::Command;
+use lease::LeaseTable;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use sternpost_engine::mvcc::{DeleteRange, Put, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
+use sternpost_replication::{Entry, Rejection, StateMachine};
+
+/// See the module.
+pub struct Machine {
+    writer: StoreWriter,
+    leases: LeaseTable,
+    alarms: AlarmTable,
+    view: Arc<AppliedView>,
+    results: Arc<dyn Results>,
+    notices: Box<dyn Notices>,
+    quota: Quota,
+    /// Estimate of the store's size between two flushes; only the quota looks at it.
+    size_bytes: i64,
+}
+
+/// What a command is applied under.
+#[derive(Clone, Copy)]
+struct Context {
+    index: u64,
+    replay: bool,
+}
+
+impl Context {
+    /// Counts what a command did, unless the log is being replayed.
+    fn count(self, counter: &AtomicU64, count: i64) {
+        if !self.replay {
+            counter.fetch_add(count.unsigned_abs(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Machine {
+    /// A machine over `writer`, which may hold a checkpoint already.
+    pub fn new(
+        writer: StoreWriter,
+        view: Arc<AppliedView>,
+        results: Arc<dyn Results>,
+        notices: Box<dyn Notices>,
+        quota: Quota,
+    ) -> Self {
+        let mut machine = Self {
+            leases: LeaseTable::default(),
+            alarms: AlarmTable::default(),
+            size_bytes: 0,
+            writer,
+            view,
+            results,
+            notices,
+            quota,
+        };
+        machine.load();
+        machine
+    }
+
+    /// Fills what is kept in memory from the system records.
+    fn load(&mut self) {
+        self.leases = LeaseTable::load(self.writer.store());
+        for (lease, record) in self.leases.iter() {
+            let (ttl, granted_index) = (record.ttl, record.granted_index);
+            self.notices.notice(Notice::LeaseGranted { lease, ttl, granted_index });
+        }
+        self.alarms = AlarmTable::load(self.writer.store());
+        self.view.set_alarms(self.alarms.list(AlarmType::None as i32));
+        self.view.set_term(self.writer.store().applied().1);
+        self.publish_size();
+    }
+
+    fn publish_size(&mut self) {
+        let retained = self.writer.store().stats().retained_bytes;
+        self.size_bytes = view::EMPTY_STORE_BYTES.saturating_add(i64::try_from(retained).unwrap_or(i64::MAX));
+        self.view.set_size_bytes(self.size_bytes);
+    }
+
+    /// Applies one command: [`ApiError::Corrupt`] and [`ApiError::NoSpace`] first, then what it is.
+    fn execute(&mut self, context: Context, command: Command) -> Applied {
+        let cost = match &command {
+            Command::Put(put) => quota::put_cost(put),
+            Command::Txn(txn) => quota::txn_cost(txn),
+            Command::LeaseGrant(_) => quota::LEASE_COST_BYTES,
+            _ => 0,
+        };
+        if let Err(error) = self.admit(&command, cost) {
+            return Applied::refused(error);
+        }
+        let over_quota = !context.replay && !self.quota.admits(self.size_bytes, cost);
+        let result = match command {
+            Command::Put(put) => self.put(put.into()),
+            Command::DeleteRange(delete) => self.delete_range(delete.into()),
+            Command::Txn(txn) => self.txn(txn.into()),
+            Command::Compact(compaction) => self.compact(compaction.revision),
+            Command::LeaseGrant(grant) => self.lease_grant(context, grant),
+            Command::LeaseRevoke(revoke) => self.lease_end(context, revoke.id),
+            Command::LeaseExpire(expiry) => self.lease_expire(context, expiry),
+            Command::Alarm(request) => Ok(self.alarm(request)),
+            Command::MemberPublish(member) => self.member_publish(member),
+        };
+        if let Ok(outcome) = &result {
+            self.size_bytes = self.size_bytes.saturating_add(cost);
+            self.count(context, outcome);
+        }
+        Applied { result, over_quota }
+    }
+
+    fn admit(&self, command: &Command, cost: i64) -> Result<(), ApiError> {
+        if self.alarms.is_quiet() {
+            return Ok(());
+        }
+        let changes_data = !matches!(command, Command::Alarm(_) | Command::MemberPublish(_));
+        if changes_data && self.alarms.has(AlarmType::Corrupt) {
+            return Err(ApiError::Corrupt);
+        }
+        if cost > 0 && self.alarms.has(AlarmType::Nospace) {
+            return Err(ApiError::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, put: Put) -> Result<Outcome, ApiError> {
+        Ok(Outcome::Put(self.writer.put(&put, &self.leases)?))
+    }
+
+    fn delete_range(&mut self, delete: DeleteRange) -> Result<Outcome, ApiError> {
+        Ok(Outcome::DeleteRange(self.writer.delete_range(&delete)?))
+    }
+
+    fn txn(&mut self, txn: Txn) -> Result<Outcome, ApiError> {
+        Ok(Outcome::Txn(self.writer.txn(&txn, &self.leases)?))
+    }
+
+    fn compact(&mut self, revision: i64) -> Result<Outcome, ApiError> {
+        let previous_compact_revision = self.writer.store().compact_revision();
+        self.writer.compact(revision)?;
+        Ok(Outcome::Compact { revision: self.writer.store().revision(), previous_compact_revision })
+    }
+
+    fn alarm(&mut self, request: pb::AlarmRequest) -> Outcome {
+        let alarms = self.alarms.apply(&mut self.writer, &request);
+        self.view.set_alarms(self.alarms.list(AlarmType::None as i32));
+        Outcome::Alarm { alarms, revision: self.writer.store().revision() }
+    }
+
+    /// A member says its name and client URLs; what it may not say (peer URLs, learner) is kept.
+    fn member_publish(&mut self, said: pb::Member) -> Result<Outcome, ApiError> {
+        let member = records::member(self.writer.store(), said.id).ok_or(ApiError::MemberNotFound)?;
+        let member = pb::Member { name: said.name, client_ur_ls: said.client_ur_ls, ..member };
+        records::put_member(&mut self.writer, &member);
+        Ok(Outcome::MemberPublish)
+    }
+
+    fn count(&self, context: Context, outcome: &Outcome) {
+        let counters = &self.view.counters;
+        match outcome {
+            Outcome::Put(_) => context.count(&counters.puts, 1),
+            Outcome::DeleteRange(delete) => context.count(&counters.keys_deleted, delete.deleted),
+            Outcome::Txn(txn) => {
+                let (puts, deleted) = changes(txn);
+                context.count(&counters.txns, 1);
+                context.count(&counters.puts, puts);
+                context.count(&counters.keys_deleted, deleted);
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Puts and deleted keys of a transaction that ran.
+fn changes(txn: &TxnOutcome) -> (i64, i64) {
+    txn.responses.iter().fold((0, 0), |(puts, deleted), response| match response {
+        TxnOperationOutcome::Range(_) => (puts, deleted),
+        TxnOperationOutcome::Put(_) => (puts + 1, deleted),
+        TxnOperationOutcome::DeleteRange(delete) => (puts, deleted + delete.deleted),
+        TxnOperationOutcome::Txn(txn) => {
+            let (nested_puts, nested_deleted) = changes(txn);
+            (puts + nested_puts, deleted + nested_deleted)
+        }
+    })
+}
+
+impl StateMachine for Machine {
+    fn apply(&mut self, entry: &Entry<'_>) {
+        let applied = self.applied_index();
+        assert_eq!(entry.index, applied + 1, "A4: entries come in index order, each once");
+        let context = Context { index: entry.index, replay: entry.replay };
+        for bytes in &entry.commands {
+            let (id, command) = command::decode(bytes).unwrap_or_else(|error| {
+                panic!("A2: log entry {} holds a command that cannot be applied: {error}", entry.index)
+            });
+            let applied = self.execute(context, command);
+            if !entry.replay {
+                self.results.deliver(id, applied);
+            }
+        }
+        self.writer.set_applied(entry.index, entry.term);
+        self.view.set_term(entry.term);
+    }
+
+    fn flush(&mut self) {
+        self.publish_size();
+        self.writer.notify();
+    }
+
+    fn maintain(&mut self) -> bool {
+        let more = self.writer.maintain();
+        self.publish_size();
+        more
+    }
+
+    fn restore(&mut self, index: u64, term: u64, state: &[u8]) {
+        let genesis = GenesisState::decode(state).unwrap_or_else(|| {
+            panic!("A3: the genesis at index {index} is of a format this build does not know")
+        });
+        records::put_genesis(&mut self.writer, &genesis);
+        self.writer.set_applied(index, term);
+        self.load();
+    }
+
+    fn applied_index(&self) -> u64 {
+        self.writer.store().applied().0
+    }
+
+    fn rejected(&mut self, command: &[u8], rejection: &Rejection) {
+        let error = match rejection {
+            Rejection::NoSpace => ApiError::NoSpace,
+            Rejection::Stopped(_) => ApiError::Stopped,
+        };
+        if let Some(id) = command::id(command) {
+            self.results.deliver(id, Applied::refused(error));
+        }
+    }
+
+    fn stopped(&mut self, _reason: &str) {
+        self.results.stop();
+    }
+}

@@ -1,0 +1,70 @@
+//! What a command answers, and to whom.
+use crate::wire::etcdserverpb::AlarmMember;
+use crate::wire::status::ApiError;
+use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, TxnOutcome};
+
+/// The answer of a command that was not refused. `revision` is the store's after the command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the variants are the commands")]
+pub enum Outcome {
+    Put(PutOutcome),
+    DeleteRange(DeleteRangeOutcome),
+    Txn(TxnOutcome),
+    Compact { revision: i64, previous_compact_revision: i64 },
+    LeaseGrant { lease: i64, ttl: i64, revision: i64 },
+    LeaseRevoke { revision: i64 },
+    Alarm { alarms: Vec<AlarmMember>, revision: i64 },
+    MemberPublish,
+}
+
+/// What the proposer of a command hears.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Applied {
+    /// The answer, or etcd's error.
+    pub result: Result<Outcome, ApiError>,
+    /// The command was applied although it exceeded this member's quota: its proposer raises the alarm and answers
+    /// NOSPACE. Local, because members may have different quotas; it changes nothing in the state.
+    pub over_quota: bool,
+}
+
+impl Applied {
+    /// A command that was not applied.
+    pub fn refused(error: ApiError) -> Self {
+        Self { result: Err(error), over_quota: false }
+    }
+}
+
+/// Where results go. Called on the thread that applies; must not block.
+pub trait Results: Send + Sync {
+    /// The command `id` was applied; nobody may be waiting for it any more.
+    fn deliver(&self, id: u64, applied: Applied);
+
+    /// No more commands are applied: whoever waits, and whoever comes, hears [`ApiError::Stopped`].
+    fn stop(&self);
+}
+
+/// Changes of the state that others in this process keep time or tables for. Ordered as applied, before the result of
+/// the command that caused them, also while the log is replayed; not part of the state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// A lease was granted for `ttl` seconds.
+    LeaseGranted {
+        /// Its id.
+        lease: i64,
+        /// Seconds.
+        ttl: i64,
+        /// Log index of the grant.
+        granted_index: u64,
+    },
+    /// A lease was revoked or expired, with its keys.
+    LeaseEnded {
+        /// Its id.
+        lease: i64,
+    },
+}
+
+/// Who hears notices. Called on the thread that applies; must not block.
+pub trait Notices: Send {
+    /// Takes one.
+    fn notice(&mut self, notice: Notice);
+}

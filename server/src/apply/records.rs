@@ -1,0 +1,213 @@
+//! The system records of the server: what lives beside the key space, in the same log and checkpoint, without history.
+//!
+//! **Layout.** Integers in keys are big-endian so that a scan comes in numeric order; in values little-endian. Every value
+//! starts with its format version, 1.
+//!
+//! | key | value after the version |
+//! |---|---|
+//! | `cluster` | cluster id u64 · feature level u32 |
+//! | `member/` id u64 | protobuf `Member` |
+//! | `lease/` id i64 | granted TTL i64, seconds · log index of the grant u64 |
+//! | `alarm/` type i32 · member id u64 | nothing |
+//!
+//! The genesis state (see `replication::Genesis`) is: version u8 · cluster id u64 · feature level u32 · count u32 ·
+//! that many members, each behind a u32 length. Every bootstrapping member computes the same bytes.
+//!
+//! **Failure.** These bytes passed the engine's checksums, so one that does not decode is a bug or a foreign build: A3.
+use crate::wire::etcdserverpb::{AlarmMember, Member};
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use sternpost_engine::base::codec::{Reader, Truncated, put_bytes};
+use sternpost_engine::mvcc::{Store, StoreWriter};
+
+const FORMAT_VERSION: u8 = 1;
+const CLUSTER_KEY: &[u8] = b"cluster";
+const MEMBER_PREFIX: &[u8] = b"member/";
+const LEASE_PREFIX: &[u8] = b"lease/";
+const ALARM_PREFIX: &[u8] = b"alarm/";
+
+/// What commands, records and frames a cluster may hold; raised, never lowered.
+pub const FEATURE_LEVEL: u32 = 1;
+
+/// The cluster as all its first members agree on it.
+#[derive(Clone, PartialEq, Debug)]
+pub struct GenesisState {
+    /// Identity of the cluster.
+    pub cluster_id: u64,
+    /// See [`FEATURE_LEVEL`].
+    pub feature_level: u32,
+    /// All members, sorted by id.
+    pub members: Vec<Member>,
+}
+
+impl GenesisState {
+    /// As bytes, see the module.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = vec![FORMAT_VERSION];
+        out.put_u64_le(self.cluster_id);
+        out.put_u32_le(self.feature_level);
+        out.put_u32_le(u32::try_from(self.members.len()).expect("a cluster has few members"));
+        for member in &self.members {
+            put_bytes(&mut out, &member.encode_to_vec());
+        }
+        out
+    }
+
+    /// From bytes; none if they are no genesis of this build.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let mut reader = Reader::new(bytes);
+        if reader.u8() != Ok(FORMAT_VERSION) {
+            return None;
+        }
+        let cluster_id = reader.u64().ok()?;
+        let feature_level = reader.u32().ok()?;
+        let count = reader.u32().ok()?;
+        let mut members = Vec::new();
+        for _ in 0..count {
+            members.push(Member::decode(reader.bytes().ok()?).ok()?);
+        }
+        reader.is_empty().then_some(Self { cluster_id, feature_level, members })
+    }
+}
+
+/// A lease as it is stored: without time, which is the lessor's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LeaseRecord {
+    /// Seconds granted.
+    pub ttl: i64,
+    /// Log index of the grant: tells two leases of one id apart.
+    pub granted_index: u64,
+}
+
+fn key(prefix: &[u8], parts: &[&[u8]]) -> Bytes {
+    let mut key = BytesMut::with_capacity(prefix.len() + 16);
+    key.put_slice(prefix);
+    parts.iter().for_each(|part| key.put_slice(part));
+    key.freeze()
+}
+
+fn value() -> BytesMut {
+    let mut value = BytesMut::with_capacity(32);
+    value.put_u8(FORMAT_VERSION);
+    value
+}
+
+/// The reader behind the format version.
+fn body<'a>(key: &[u8], value: &'a [u8]) -> Reader<'a> {
+    let mut reader = Reader::new(value);
+    let version = reader.u8();
+    assert_eq!(
+        version,
+        Ok(FORMAT_VERSION),
+        "A3: system record {key:?} has a format version this build knows"
+    );
+    reader
+}
+
+fn broken<'a>(key: &'a [u8]) -> impl Fn(Truncated) -> String + 'a {
+    move |_| format!("A3: system record {key:?} is cut short")
+}
+
+/// Writes the genesis.
+pub(crate) fn put_genesis(writer: &mut StoreWriter, genesis: &GenesisState) {
+    let mut record = value();
+    record.put_u64_le(genesis.cluster_id);
+    record.put_u32_le(genesis.feature_level);
+    writer.system_put(Bytes::from_static(CLUSTER_KEY), record.freeze());
+    for member in &genesis.members {
+        put_member(writer, member);
+    }
+}
+
+/// The cluster's id, none before the genesis.
+pub fn cluster_id(store: &Store) -> Option<u64> {
+    let record = store.system_get(CLUSTER_KEY)?;
+    body(CLUSTER_KEY, &record).u64().ok()
+}
+
+pub(crate) fn put_member(writer: &mut StoreWriter, member: &Member) {
+    let mut record = value();
+    member.encode(&mut record).expect("a buffer grows");
+    writer.system_put(key(MEMBER_PREFIX, &[&member.id.to_be_bytes()]), record.freeze());
+}
+
+fn member_of(key: &[u8], record: &[u8]) -> Member {
+    Member::decode(body(key, record).rest())
+        .unwrap_or_else(|error| panic!("A3: member record {key:?}: {error}"))
+}
+
+/// One member.
+pub fn member(store: &Store, id: u64) -> Option<Member> {
+    let key = key(MEMBER_PREFIX, &[&id.to_be_bytes()]);
+    store.system_get(&key).map(|record| member_of(&key, &record))
+}
+
+/// All members, sorted by id.
+pub fn members(store: &Store) -> Vec<Member> {
+    store.system_scan(MEMBER_PREFIX).iter().map(|(key, record)| member_of(key, record)).collect()
+}
+
+pub(crate) fn put_lease(writer: &mut StoreWriter, lease: i64, record: LeaseRecord) {
+    let mut bytes = value();
+    bytes.put_i64_le(record.ttl);
+    bytes.put_u64_le(record.granted_index);
+    writer.system_put(key(LEASE_PREFIX, &[&lease.to_be_bytes()]), bytes.freeze());
+}
+
+pub(crate) fn delete_lease(writer: &mut StoreWriter, lease: i64) {
+    writer.system_delete(&key(LEASE_PREFIX, &[&lease.to_be_bytes()]));
+}
+
+/// Every lease.
+pub fn leases(store: &Store) -> Vec<(i64, LeaseRecord)> {
+    let one = |(key, record): &(Bytes, Bytes)| -> Result<(i64, LeaseRecord), String> {
+        let broken = broken(key);
+        let lease = key.strip_prefix(LEASE_PREFIX).and_then(|id| id.try_into().ok());
+        let lease = i64::from_be_bytes(lease.ok_or_else(|| broken(Truncated))?);
+        let mut reader = body(key, record);
+        let ttl = reader.i64().map_err(&broken)?;
+        Ok((lease, LeaseRecord { ttl, granted_index: reader.u64().map_err(&broken)? }))
+    };
+    let scan = store.system_scan(LEASE_PREFIX);
+    scan.iter().map(one).collect::<Result<_, _>>().unwrap_or_else(|broken| panic!("{broken}"))
+}
+
+fn alarm_key(alarm: AlarmMember) -> Bytes {
+    key(ALARM_PREFIX, &[&alarm.alarm.to_be_bytes(), &alarm.member_id.to_be_bytes()])
+}
+
+pub(crate) fn put_alarm(writer: &mut StoreWriter, alarm: AlarmMember) {
+    writer.system_put(alarm_key(alarm), value().freeze());
+}
+
+pub(crate) fn delete_alarm(writer: &mut StoreWriter, alarm: AlarmMember) {
+    writer.system_delete(&alarm_key(alarm));
+}
+
+/// Every active alarm, sorted by type, then by member.
+pub fn alarms(store: &Store) -> Vec<AlarmMember> {
+    let one = |key: &Bytes| -> Option<AlarmMember> {
+        let (kind, id) = key.strip_prefix(ALARM_PREFIX)?.split_at_checked(4)?;
+        let alarm = i32::from_be_bytes(kind.try_into().ok()?);
+        Some(AlarmMember { member_id: u64::from_be_bytes(id.try_into().ok()?), alarm })
+    };
+    let scan = store.system_scan(ALARM_PREFIX);
+    scan.iter().map(|(key, _)| one(key).unwrap_or_else(|| panic!("A3: alarm record {key:?}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn genesis_comes_back_and_every_truncation_is_refused() {
+        let member =
+            Member { id: 7, name: "a".into(), peer_ur_ls: vec!["http://a:1".into()], ..Default::default() };
+        let genesis = GenesisState { cluster_id: 9, feature_level: FEATURE_LEVEL, members: vec![member] };
+        let bytes = genesis.encode();
+        assert_eq!(GenesisState::decode(&bytes), Some(genesis));
+        for cut in 0..bytes.len() {
+            assert_eq!(GenesisState::decode(&bytes[..cut]), None, "cut at {cut}");
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What the thread that applies publishes for everybody else: term, size, alarms, counters.
+//!
+//! **Contract.** One writer (the state machine), any number of readers, no locks on the paths that every request takes.
+//! Values are as of the last flush of the state machine, alarms as of the last applied command.
+use crate::wire::etcdserverpb::{AlarmMember, AlarmType};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Bytes that an empty store reports. etcd's fresh database file has 5 pages of 4 KiB; clients divide by the size, so
+/// it is never 0, and tests run with quotas as small as 13 pages.
+pub const EMPTY_STORE_BYTES: i64 = 5 * 4096;
+
+/// Counters of what was applied since the process started, replayed commands left out.
+#[derive(Default, Debug)]
+pub struct ApplyCounters {
+    /// Puts, also those inside transactions.
+    pub puts: AtomicU64,
+    /// Keys deleted, by whatever command.
+    pub keys_deleted: AtomicU64,
+    /// Write transactions.
+    pub txns: AtomicU64,
+    /// Leases granted.
+    pub leases_granted: AtomicU64,
+    /// Leases revoked, expired ones among them.
+    pub leases_revoked: AtomicU64,
+    /// Leases whose expiry was applied.
+    pub leases_expired: AtomicU64,
+}
+
+/// See the module.
+pub struct AppliedView {
+    term: AtomicU64,
+    /// Store size in bytes as reported to clients and compared with the quota.
+    size_bytes: AtomicI64,
+    /// Bit `1 << AlarmType` is set while an alarm of that type is active on any member.
+    alarm_types: AtomicU64,
+    alarms: Mutex<Vec<AlarmMember>>,
+    /// What was applied so far.
+    pub counters: ApplyCounters,
+}
+
+impl Default for AppliedView {
+    fn default() -> Self {
+        Self {
+            term: AtomicU64::new(0),
+            size_bytes: AtomicI64::new(EMPTY_STORE_BYTES),
+            alarm_types: AtomicU64::new(0),
+            alarms: Mutex::new(Vec::new()),
+            counters: ApplyCounters::default(),
+        }
+    }
+}
+
+impl AppliedView {
+    /// Term of the last applied entry.
+    pub fn term(&self) -> u64 {
+        self.term.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_term(&self, term: u64) {
+        self.term.store(term, Ordering::Relaxed);
+    }
+
+    /// The store's size in bytes: never 0, falls when a compaction is applied.
+    pub fn size_bytes(&self) -> i64 {
+        self.size_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_size_bytes(&self, bytes: i64) {
+        self.size_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Active alarms, sorted by type, then by member.
+    pub fn alarms(&self) -> Vec<AlarmMember> {
+        if self.alarm_types.load(Ordering::Acquire) == 0 {
+            return Vec::new();
+        }
+        self.alarms.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// True while an alarm of `kind` is active on any member.
+    pub fn has_alarm(&self, kind: AlarmType) -> bool {
+        self.alarm_types.load(Ordering::Acquire) & (1 << kind as u64) != 0
+    }
+
+    pub(crate) fn set_alarms(&self, alarms: Vec<AlarmMember>) {
+        let types = alarms.iter().fold(0, |bits, alarm| bits | 1_u64 << (alarm.alarm.clamp(0, 63)));
+        *self.alarms.lock().unwrap_or_else(PoisonError::into_inner) = alarms;
+        self.alarm_types.store(types, Ordering::Release);
+    }
+}

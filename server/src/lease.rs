@@ -1,0 +1,159 @@
+//! Leases in time: renewals, what is left, and the loop that revokes what ran out.
+//!
+//! **Contract.** [`Leases`] is the lessor behind a lock with tokio's clock: the state machine tells it what was granted and
+//! ended ([`Notices`]), clients renew through it without touching the log, and [`run_expiry`] revokes through the log what ran
+//! out. Losing the process loses no lease, only the time: a start gives every lease its full TTL again, as etcd does.
+//!
+//! **Bounds.** Every [`EXPIRY_TICK`] at most [`lessor::DUE_MAX`] revocations, [`REVOKES_MAX`] of them at a time.
+//!
+//! **Why a barrier before revoking**: a member that was frozen, or that no longer leads without knowing, must not end leases that
+//! others keep alive. One read barrier per tick proves it.
+pub mod lessor;
+
+use crate::apply::{Notice, Notices};
+use crate::request::Pipeline;
+use crate::wire::status::ApiError;
+use lessor::{Lessor, Remaining, Renewal};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+/// How often expired leases are looked for.
+pub const EXPIRY_TICK: Duration = Duration::from_millis(500);
+/// Revocations under way at a time.
+pub const REVOKES_MAX: usize = 16;
+
+/// See the module. Shared by the thread that applies and by the services.
+pub struct Leases {
+    lessor: Mutex<Lessor>,
+    /// Moves whenever a revocation was decided; keepalives of ending leases wait for it.
+    decided: watch::Sender<u64>,
+    start: Instant,
+}
+
+impl Default for Leases {
+    fn default() -> Self {
+        Self { lessor: Mutex::default(), decided: watch::Sender::new(0), start: Instant::now() }
+    }
+}
+
+impl Leases {
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+    }
+
+    fn lessor(&self) -> MutexGuard<'_, Lessor> {
+        self.lessor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renews a lease: its TTL, or 0 if there is no such lease. One that is being revoked is waited for, until `timeout`.
+    pub async fn renew(&self, lease: i64, timeout: Duration) -> Result<i64, ApiError> {
+        let answer = |renewal| match renewal {
+            Renewal::Renewed(ttl) => Some(ttl),
+            Renewal::Unknown => Some(0),
+            Renewal::Ending => None,
+        };
+        let now_us = self.now_us();
+        let first = answer(self.lessor().renew(now_us, lease));
+        if let Some(ttl) = first {
+            return Ok(ttl);
+        }
+        let mut decided = self.decided.subscribe();
+        let outcome = async {
+            loop {
+                let now_us = self.now_us();
+                let renewal = answer(self.lessor().renew(now_us, lease));
+                if let Some(ttl) = renewal {
+                    return ttl;
+                }
+                // The sender lives as long as `self`.
+                let _ = decided.changed().await;
+            }
+        };
+        tokio::time::timeout(timeout, outcome).await.map_err(|_| ApiError::Timeout)
+    }
+
+    /// What is left of a lease, none if there is no such lease.
+    pub fn remaining(&self, lease: i64) -> Option<Remaining> {
+        let now_us = self.now_us();
+        self.lessor().remaining(now_us, lease)
+    }
+
+    /// Every lease, the one that ends first first.
+    pub fn list(&self) -> Vec<i64> {
+        self.lessor().list()
+    }
+
+    /// How many leases there are.
+    pub fn count(&self) -> usize {
+        self.lessor().count()
+    }
+
+    /// Gives every lease its full TTL from now on.
+    pub fn extend_all(&self) {
+        let now_us = self.now_us();
+        self.lessor().extend_all(now_us);
+    }
+
+    fn decide(&self) {
+        self.decided.send_modify(|count| *count += 1);
+    }
+}
+
+/// The state machine's end of [`Leases`].
+pub struct LeaseNotices(pub Arc<Leases>);
+
+impl Notices for LeaseNotices {
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::LeaseGranted { lease, ttl, granted_index } => {
+                let now_us = self.0.now_us();
+                self.0.lessor().granted(now_us, lease, ttl, granted_index);
+            }
+            Notice::LeaseEnded { lease } => {
+                self.0.lessor().ended(lease);
+                self.0.decide();
+            }
+        }
+    }
+}
+
+/// Revokes what runs out, until it is dropped.
+pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>) {
+    let mut ticks = tokio::time::interval(EXPIRY_TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now_us = leases.now_us();
+        let due = leases.lessor().take_due(now_us);
+        if due.is_empty() {
+            continue;
+        }
+        let proved = pipeline.read_barrier().await;
+        let mut revokes = JoinSet::new();
+        for expiry in due {
+            if proved.is_err() {
+                leases.lessor().revoke_failed(now_us, expiry);
+                continue;
+            }
+            if revokes.len() == REVOKES_MAX {
+                let _ = revokes.join_next().await;
+            }
+            let (leases, pipeline) = (Arc::clone(&leases), Arc::clone(&pipeline));
+            revokes.spawn(async move {
+                // A lease that was revoked meanwhile is as gone as one that was revoked now.
+                if let Err(error) = pipeline.lease_expire(expiry).await
+                    && error != ApiError::LeaseNotFound
+                {
+                    tracing::warn!(lease = format!("{:016x}", expiry.lease), %error, "failed to revoke lease");
+                    let now_us = leases.now_us();
+                    leases.lessor().revoke_failed(now_us, expiry);
+                    leases.decide();
+                }
+            });
+        }
+        while revokes.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,329 @@
+//! From a checked request to its answer: propose and wait, or read.
+//!
+//! **Contract.** [`Pipeline`] is what services call: one method for each thing a client can ask of the data. Every method
+//! answers with engine values or with an error of etcd's table; headers and protobuf are the services' business.
+//!
+//! **Order of checks of a write**, as etcd's: quota, static validation, overload, size, then (at apply) alarms and what
+//! depends on the state.
+//!
+//! **Cost.** A put is validated in place, encoded once into the command, and waits on one slot; the decoded request is
+//! dropped before the wait, because its bytes keep the received frame alive. No task and no timer per request. A read runs on
+//! the calling task, against the store itself.
+//!
+//! **Bounds.** Commands that wait: `waiters_max`. Bytes that wait: the replicator's own bound. Both answer overload.
+//!
+//! **Does not know** sockets, protobuf of services, headers.
+//!
+//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`].
+pub mod id;
+pub mod kv_hash;
+pub mod limits;
+pub mod range_stream;
+pub mod read;
+pub mod wait;
+
+use crate::apply::command::{self, Kind, LeaseExpiry, Origin};
+use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
+use crate::wire::etcdserverpb::alarm_request::AlarmAction;
+use crate::wire::etcdserverpb::{self as pb, AlarmType};
+use crate::wire::status::ApiError;
+use id::IdSource;
+use kv_hash::KvHashes;
+use limits::Limits;
+use prost::Message;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, Store, TxnOutcome};
+use sternpost_replication::{Class, ProposeError, Replicator};
+use wait::{Waiters, Waiting};
+
+/// Commands that may wait for their result at a time. etcd refuses when its apply is 5,000 entries behind; what waits for
+/// the disk comes on top.
+pub const WAITERS_MAX: usize = 65_536;
+
+/// Counters of requests since the process started.
+#[derive(Default, Debug)]
+pub struct RequestCounters {
+    /// Ranges served, also as streams and inside read-only transactions.
+    pub ranges: AtomicU64,
+    /// Read-only transactions.
+    pub read_only_txns: AtomicU64,
+    /// Commands that were not taken over or whose result nobody could wait for.
+    pub proposals_failed: AtomicU64,
+}
+
+/// What a pipeline is run with.
+#[derive(Clone, Copy, Debug)]
+pub struct PipelineOptions {
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Bound on the store.
+    pub quota: Quota,
+    /// How long a request may take: 5 s and two election timeouts.
+    pub timeout: Duration,
+    /// Least TTL of a lease in seconds: one and a half election timeouts, rounded up.
+    pub lease_ttl_min: i64,
+}
+
+/// See the module.
+pub struct Pipeline {
+    replicator: Arc<dyn Replicator>,
+    store: Store,
+    view: Arc<AppliedView>,
+    waiters: Arc<Waiters>,
+    ids: IdSource,
+    options: PipelineOptions,
+    member_id: u64,
+    hashes: Arc<KvHashes>,
+    /// What was asked so far.
+    pub counters: RequestCounters,
+}
+
+impl Pipeline {
+    /// A pipeline of member `member_id`; `start_ms` is the wall clock, for ids.
+    pub fn new(
+        replicator: Arc<dyn Replicator>,
+        store: Store,
+        view: Arc<AppliedView>,
+        waiters: Arc<Waiters>,
+        options: PipelineOptions,
+        member_id: u64,
+        start_ms: u64,
+    ) -> Self {
+        Self {
+            replicator,
+            store,
+            view,
+            waiters,
+            ids: IdSource::new(member_id, start_ms),
+            options,
+            member_id,
+            hashes: Arc::default(),
+            counters: RequestCounters::default(),
+        }
+    }
+
+    /// The store, for reads that need no barrier.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What the state machine publishes.
+    pub fn view(&self) -> &AppliedView {
+        &self.view
+    }
+
+    /// The replicator's positions and roles.
+    pub fn replicator(&self) -> &dyn Replicator {
+        &*self.replicator
+    }
+
+    /// The key space's hash at `revision`, 0 for the current one.
+    pub async fn hash_kv(&self, revision: i64) -> Result<kv_hash::KvHash, ApiError> {
+        self.hashes.hash(&self.store, revision).await
+    }
+
+    /// Commands that wait for their result.
+    pub fn waiting_count(&self) -> usize {
+        self.waiters.count()
+    }
+
+    /// Options as given.
+    pub fn options(&self) -> &PipelineOptions {
+        &self.options
+    }
+
+    /// Sets one key.
+    pub async fn put(&self, request: pb::PutRequest) -> Result<PutOutcome, ApiError> {
+        self.admit(quota::put_cost(&request)).await?;
+        limits::check_put(&request)?;
+        let waiting = self.propose(Kind::Put, &request)?;
+        drop(request);
+        match self.outcome(waiting).await? {
+            Outcome::Put(put) => Ok(put),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Deletes a range.
+    pub async fn delete_range(
+        &self,
+        request: pb::DeleteRangeRequest,
+    ) -> Result<DeleteRangeOutcome, ApiError> {
+        limits::check_delete_range(&request)?;
+        let waiting = self.propose(Kind::DeleteRange, &request)?;
+        drop(request);
+        match self.outcome(waiting).await? {
+            Outcome::DeleteRange(delete) => Ok(delete),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Runs a transaction: through the log, unless it only reads.
+    pub async fn txn(&self, request: pb::TxnRequest) -> Result<TxnOutcome, ApiError> {
+        self.admit(quota::txn_cost(&request)).await?;
+        limits::check_txn(&request, &self.options.limits)?;
+        if limits::is_read_only(&request) {
+            return self.read_txn(request).await;
+        }
+        let waiting = self.propose(Kind::Txn, &request)?;
+        drop(request);
+        match self.outcome(waiting).await? {
+            Outcome::Txn(txn) => Ok(txn),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Compacts; answers the current revision. With `physical` it waits until the hash of the compacted history is kept.
+    pub async fn compact(&self, request: pb::CompactionRequest) -> Result<i64, ApiError> {
+        // The hash needs what the compaction is about to forget, so its scan begins before the command is proposed.
+        let scan = self.hashes.scan_before_compaction(&self.store, request.revision).await;
+        let outcome = match self.propose(Kind::Compact, &request) {
+            Ok(waiting) => self.outcome(waiting).await,
+            Err(error) => Err(error),
+        };
+        if let Some(scan) = scan {
+            let previous = match &outcome {
+                Ok(Outcome::Compact { previous_compact_revision, .. }) => Some(*previous_compact_revision),
+                _ => None,
+            };
+            scan.settle(previous, request.physical).await;
+        }
+        match outcome? {
+            Outcome::Compact { revision, .. } => Ok(revision),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Grants a lease: answers (id, TTL as granted).
+    pub async fn lease_grant(&self, mut request: pb::LeaseGrantRequest) -> Result<(i64, i64), ApiError> {
+        self.admit(quota::LEASE_COST_BYTES).await?;
+        if request.id == 0 {
+            request.id = self.ids.next_lease();
+        }
+        // Raised here and not at apply, because members may have different election timeouts.
+        request.ttl = request.ttl.max(self.options.lease_ttl_min);
+        match self.outcome(self.propose(Kind::LeaseGrant, &request)?).await? {
+            Outcome::LeaseGrant { lease, ttl, .. } => Ok((lease, ttl)),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Revokes a lease; answers the revision after its keys were deleted.
+    pub async fn lease_revoke(&self, lease: i64) -> Result<i64, ApiError> {
+        let request = pb::LeaseRevokeRequest { id: lease };
+        match self.outcome(self.propose(Kind::LeaseRevoke, &request)?).await? {
+            Outcome::LeaseRevoke { revision } => Ok(revision),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Ends a lease that ran out.
+    pub async fn lease_expire(&self, expiry: LeaseExpiry) -> Result<(), ApiError> {
+        let id = self.ids.next();
+        let command = command::encode_lease_expiry(id, expiry);
+        self.outcome(self.propose_command(id, command, Class::Privileged)?).await.map(|_| ())
+    }
+
+    /// Lists, raises or takes back alarms; answers those concerned and the revision.
+    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<(Vec<pb::AlarmMember>, i64), ApiError> {
+        if request.action() == AlarmAction::Get {
+            self.read_barrier().await?;
+            let wanted = |alarm: &pb::AlarmMember| {
+                request.alarm == AlarmType::None as i32 || alarm.alarm == request.alarm
+            };
+            return Ok((self.view.alarms().into_iter().filter(wanted).collect(), self.store.revision()));
+        }
+        match self.outcome(self.propose(Kind::Alarm, &request)?).await? {
+            Outcome::Alarm { alarms, revision } => Ok((alarms, revision)),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Says this member's name and client URLs to the cluster.
+    pub async fn publish_member(&self, member: pb::Member) -> Result<(), ApiError> {
+        let id = self.ids.next();
+        let command = command::encode(Kind::MemberPublish, Origin::RootInternal, id, &member);
+        self.outcome(self.propose_command(id, command, Class::Privileged)?).await.map(|_| ())
+    }
+
+    /// The quota check before anything else: a write of `cost` that does not fit raises this member's alarm.
+    async fn admit(&self, cost: i64) -> Result<(), ApiError> {
+        if self.options.quota.admits(self.view.size_bytes(), cost) {
+            return Ok(());
+        }
+        self.raise_no_space().await;
+        Err(ApiError::NoSpace)
+    }
+
+    /// Raises NOSPACE for this member, unless it is raised. A failure is not the caller's: its write is refused anyway, and
+    /// the next one tries again.
+    async fn raise_no_space(&self) {
+        let mine = |alarm: &pb::AlarmMember| {
+            alarm.member_id == self.member_id && alarm.alarm == AlarmType::Nospace as i32
+        };
+        if self.view.has_alarm(AlarmType::Nospace) && self.view.alarms().iter().any(mine) {
+            return;
+        }
+        let request = pb::AlarmRequest {
+            action: AlarmAction::Activate.into(),
+            member_id: self.member_id,
+            alarm: AlarmType::Nospace.into(),
+        };
+        if let Ok(waiting) = self.propose(Kind::Alarm, &request) {
+            let _ = waiting.await;
+        }
+    }
+
+    /// Encodes a client's command and hands it to the replicator.
+    fn propose(&self, kind: Kind, request: &impl Message) -> Result<Waiting, ApiError> {
+        let id = self.ids.next();
+        let command = command::encode(kind, Origin::Client, id, request);
+        let request_bytes = command.len() - command::HEADER_BYTES;
+        if limits::internal_request_bytes(id, request_bytes) > self.options.limits.request_bytes_max {
+            // Overload comes first where both apply.
+            return Err(if self.waiters.is_full() {
+                ApiError::TooManyRequests
+            } else {
+                ApiError::RequestTooLarge
+            });
+        }
+        let class = match kind {
+            Kind::Put | Kind::DeleteRange | Kind::Txn | Kind::LeaseGrant => Class::Ordinary,
+            Kind::Compact | Kind::LeaseRevoke | Kind::LeaseExpire | Kind::Alarm | Kind::MemberPublish => {
+                Class::Privileged
+            }
+        };
+        self.propose_command(id, command, class)
+    }
+
+    fn propose_command(&self, id: u64, command: Vec<u8>, class: Class) -> Result<Waiting, ApiError> {
+        let waiting = self.waiters.register(id)?;
+        self.replicator.propose(command, class).map_err(|error| {
+            self.counters.proposals_failed.fetch_add(1, Ordering::Relaxed);
+            match error {
+                ProposeError::TooManyRequests => ApiError::TooManyRequests,
+                _ => ApiError::Stopped,
+            }
+        })?;
+        Ok(waiting)
+    }
+
+    async fn outcome(&self, waiting: Waiting) -> Result<Outcome, ApiError> {
+        let Applied { result, over_quota } = waiting.await;
+        if matches!(result, Err(ApiError::Timeout | ApiError::Stopped)) {
+            self.counters.proposals_failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if over_quota && result.is_ok() {
+            self.raise_no_space().await;
+            return Err(ApiError::NoSpace);
+        }
+        result
+    }
+}
+
+/// Ids are unique, so a command cannot hear the answer of another kind.
+fn mixed_up(outcome: &Outcome) -> ! {
+    panic!("a command was answered as if it were another: {outcome:?}")
+}

@@ -1,0 +1,137 @@
+//! A range whose answer comes in chunks of about `--max-request-bytes`, all at one revision.
+//!
+//! **Contract.** An iterator of messages; merged as protobuf they equal the answer of the unary Range. The first chunk pins
+//! the revision. Only the last one has header, `more` and `count`. A compaction of the pinned revision between two chunks
+//! ends the stream with etcd's error.
+//!
+//! **Why an iterator**: each chunk is one read of the store on the task that sends it, made when the one before it has been
+//! taken, so a slow client holds one chunk and nothing else.
+//!
+//! **Source**: `rangeStream` and `adjustChunkLimit` in `server/etcdserver/v3_server.go` of etcd 3.7.3.
+use super::{Pipeline, limits};
+use crate::wire::convert::range_response;
+use crate::wire::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::wire::status::ApiError;
+use bytes::{BufMut, Bytes, BytesMut};
+use prost::Message;
+use std::sync::atomic::Ordering;
+use sternpost_engine::mvcc::{Range, Store};
+
+const FIRST_CHUNK_KEYS: i64 = 10;
+
+/// The chunks of one stream.
+pub struct RangeChunks {
+    store: Store,
+    /// The next chunk; none after the last one or an error.
+    next: Option<Range>,
+    /// Keys that may still be sent.
+    rest: i64,
+    /// Keys sent.
+    sent: i64,
+    /// Store revision of the first chunk, 0 before it.
+    revision: i64,
+    chunk_bytes: usize,
+}
+
+/// One chunk; the last one says the revision for its header.
+pub struct Chunk {
+    /// Without header.
+    pub response: RangeResponse,
+    /// Revision at the stream's start, in the last chunk.
+    pub header_revision: Option<i64>,
+}
+
+impl Pipeline {
+    /// Starts a stream behind the same barrier as a range.
+    pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeChunks, ApiError> {
+        limits::check_range_stream(&request)?;
+        if !request.serializable {
+            self.read_barrier().await?;
+        }
+        self.counters.ranges.fetch_add(1, Ordering::Relaxed);
+        Ok(RangeChunks::new(self.store.clone(), request.into(), self.options.limits.request_bytes_max))
+    }
+}
+
+impl RangeChunks {
+    fn new(store: Store, mut range: Range, chunk_bytes: usize) -> Self {
+        let rest = if range.limit <= 0 { i64::MAX } else { range.limit };
+        range.limit = FIRST_CHUNK_KEYS.min(rest);
+        Self { store, next: Some(range), rest, sent: 0, revision: 0, chunk_bytes }
+    }
+
+    fn chunk(&mut self, mut range: Range) -> Result<Chunk, ApiError> {
+        let outcome = self.store.range(&range)?;
+        if self.revision == 0 {
+            self.revision = outcome.revision;
+            if range.revision <= 0 {
+                range.revision = self.revision;
+            }
+        }
+        if range.count_only {
+            let response = RangeResponse { count: outcome.count, ..RangeResponse::default() };
+            return Ok(Chunk { response, header_revision: Some(self.revision) });
+        }
+        let kvs_count = outcome.kvs.len() as i64;
+        let sent_before = self.sent;
+        self.sent += kvs_count;
+        self.rest -= kvs_count;
+        let last_key = outcome.kvs.last().map(|kv| kv.key.clone());
+        let mut response = range_response(outcome, None);
+        if let Some(last_key) = last_key.filter(|_| response.more && self.rest > 0) {
+            let bytes = response.encoded_len();
+            response.more = false;
+            response.count = 0;
+            range.range.key = successor(&last_key);
+            range.limit = chunk_keys(range.limit, bytes, self.chunk_bytes).min(self.rest);
+            self.next = Some(range);
+            return Ok(Chunk { response, header_revision: None });
+        }
+        // The store counts from this chunk's first key on, past its limit.
+        response.count += sent_before;
+        Ok(Chunk { response, header_revision: Some(self.revision) })
+    }
+}
+
+impl Iterator for RangeChunks {
+    type Item = Result<Chunk, ApiError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let range = self.next.take()?;
+        Some(self.chunk(range))
+    }
+}
+
+/// The smallest key above `key`.
+fn successor(key: &Bytes) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.put_slice(key);
+    next.put_u8(0);
+    next.freeze()
+}
+
+/// Keys of the next chunk after one of `keys` that took `bytes`: only clearly wrong sizes move it, so that it does not swing.
+fn chunk_keys(keys: i64, bytes: usize, target_bytes: usize) -> i64 {
+    let keys = if bytes < target_bytes / 2 {
+        keys.saturating_mul(2)
+    } else if bytes > target_bytes.saturating_mul(2) {
+        keys / 2
+    } else {
+        keys
+    };
+    keys.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_double_while_small_and_halve_while_large() {
+        assert_eq!(chunk_keys(10, 400, 1000), 20);
+        assert_eq!(chunk_keys(10, 500, 1000), 10);
+        assert_eq!(chunk_keys(10, 2000, 1000), 10);
+        assert_eq!(chunk_keys(10, 2001, 1000), 5);
+        assert_eq!(chunk_keys(1, 2001, 1000), 1);
+    }
+}

@@ -1,0 +1,143 @@
+//! Reads: linearizable behind a barrier, serializable at once, read-only transactions at one revision.
+use super::Pipeline;
+use super::limits;
+use crate::wire::etcdserverpb::{RangeRequest, TxnRequest};
+use crate::wire::status::ApiError;
+use std::cmp::Ordering as Order;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use sternpost_engine::OperationError;
+use sternpost_engine::mvcc::{
+    Compare, CompareResult, CompareTarget, KeyValue, Range, RangeOutcome, Store, Txn, TxnOperation,
+    TxnOperationOutcome, TxnOutcome,
+};
+use sternpost_replication::ReadError;
+
+/// Tries of a read-only transaction whose revision was compacted while it ran; each starts at a newer one.
+const READ_TXN_TRIES: usize = 8;
+
+impl Pipeline {
+    /// Waits until the store holds everything that was acknowledged before the call.
+    pub async fn read_barrier(&self) -> Result<(), ApiError> {
+        let mut barrier = pin!(self.replicator.read_barrier());
+        // A single node's barrier is ready at once: no timer for it.
+        let first = poll_fn(|context| Poll::Ready(barrier.as_mut().poll(context))).await;
+        let reached = match first {
+            Poll::Ready(reached) => reached,
+            Poll::Pending => {
+                let reached = tokio::time::timeout(self.options.timeout, barrier).await;
+                reached.map_err(|_| ApiError::Timeout)?
+            }
+        };
+        match reached {
+            Ok(_) => Ok(()),
+            Err(ReadError::NoLeader) => Err(ApiError::NoLeader),
+            Err(_) => Err(ApiError::Stopped),
+        }
+    }
+
+    /// Reads a range.
+    pub async fn range(&self, request: RangeRequest) -> Result<RangeOutcome, ApiError> {
+        limits::check_range(&request)?;
+        if !request.serializable {
+            self.read_barrier().await?;
+        }
+        self.counters.ranges.fetch_add(1, Ordering::Relaxed);
+        Ok(self.store.range(&request.into())?)
+    }
+
+    /// Runs a checked transaction that only reads.
+    pub(super) async fn read_txn(&self, request: TxnRequest) -> Result<TxnOutcome, ApiError> {
+        if !limits::is_serializable(&request) {
+            self.read_barrier().await?;
+        }
+        let txn = Txn::from(request);
+        self.counters.read_only_txns.fetch_add(1, Ordering::Relaxed);
+        let mut outcome = read_txn(&self.store, &txn);
+        for _ in 1..READ_TXN_TRIES {
+            match outcome {
+                Err(ReadTxnError::Overtaken) => outcome = read_txn(&self.store, &txn),
+                decided => {
+                    outcome = decided;
+                    break;
+                }
+            }
+        }
+        outcome.map_err(|error| match error {
+            ReadTxnError::Operation(error) => error.into(),
+            ReadTxnError::Overtaken => ApiError::Compacted,
+        })
+    }
+}
+
+enum ReadTxnError {
+    /// The client's own revision cannot be read.
+    Operation(OperationError),
+    /// The revision that the transaction runs at was compacted meanwhile.
+    Overtaken,
+}
+
+/// Compares and ranges, all at the revision that is current now.
+fn read_txn(store: &Store, txn: &Txn) -> Result<TxnOutcome, ReadTxnError> {
+    let revision = store.revision();
+    let mut succeeded = true;
+    for compare in &txn.compares {
+        if !holds(store, compare, revision)? {
+            succeeded = false;
+            break;
+        }
+    }
+    let branch = if succeeded { &txn.success } else { &txn.failure };
+    let mut responses = Vec::with_capacity(branch.len());
+    for operation in branch {
+        let TxnOperation::Range(range) = operation else {
+            unreachable!("a read-only transaction has only ranges")
+        };
+        let outcome = if range.revision <= 0 {
+            store.range(&Range { revision, ..range.clone() }).map_err(|_| ReadTxnError::Overtaken)?
+        } else if range.revision > revision {
+            return Err(ReadTxnError::Operation(OperationError::FutureRevision(revision)));
+        } else {
+            store.range(range).map_err(ReadTxnError::Operation)?
+        };
+        responses.push(TxnOperationOutcome::Range(RangeOutcome { revision, ..outcome }));
+    }
+    Ok(TxnOutcome { revision, succeeded, responses })
+}
+
+/// True if `compare` holds at `revision` for every key in its range. A range without keys is compared as one key that was
+/// never written, except that a value compare then never holds.
+fn holds(store: &Store, compare: &Compare, revision: i64) -> Result<bool, ReadTxnError> {
+    let range = Range {
+        range: compare.range.clone(),
+        revision,
+        keys_only: !matches!(compare.target, CompareTarget::Value(_) | CompareTarget::Lease(_)),
+        ..Range::default()
+    };
+    let found = store.range(&range).map_err(|_| ReadTxnError::Overtaken)?;
+    if found.kvs.is_empty() {
+        let is_value = matches!(compare.target, CompareTarget::Value(_));
+        return Ok(!is_value && holds_for(compare, &KeyValue::default()));
+    }
+    Ok(found.kvs.iter().all(|kv| holds_for(compare, kv)))
+}
+
+fn holds_for(compare: &Compare, kv: &KeyValue) -> bool {
+    let order = match &compare.target {
+        CompareTarget::Version(version) => kv.version.cmp(version),
+        CompareTarget::Create(revision) => kv.create_revision.cmp(revision),
+        CompareTarget::Mod(revision) => kv.mod_revision.cmp(revision),
+        CompareTarget::Value(value) => kv.value.cmp(value),
+        CompareTarget::Lease(lease) => kv.lease.cmp(lease),
+        CompareTarget::Unknown => Order::Equal,
+    };
+    match compare.result {
+        CompareResult::Equal => order == Order::Equal,
+        CompareResult::NotEqual => order != Order::Equal,
+        CompareResult::Greater => order == Order::Greater,
+        CompareResult::Less => order == Order::Less,
+        CompareResult::Unknown => true,
+    }
+}

@@ -1,0 +1,37 @@
+//! etcd's gRPC services: decode, check, call, encode. They hold no state.
+//!
+//! **Contract.** One type per service, each cheap to clone. What a request does is in `request` and `apply`; the answer's header
+//! is made here, by the table in `docs/compatibility.md`.
+//!
+//! Services that this build does not serve yet (Auth, Lock, Election) are not registered: tonic answers Unimplemented.
+pub mod cluster;
+pub mod header;
+pub mod health;
+pub mod kv;
+pub mod lease;
+pub mod maintenance;
+
+use crate::request::Pipeline;
+use crate::wire::status::ApiError;
+use tonic::metadata::MetadataMap;
+
+/// Checks of the request's metadata that every call begins with, as etcd's interceptors do.
+///
+/// A `client-api-version` that is no text is refused; `hasleader: true` asks to be refused where there is no leader.
+pub fn check_metadata(metadata: &MetadataMap, pipeline: &Pipeline) -> Result<(), ApiError> {
+    // Nearly every client of ours sends one of the two or none; an empty map costs nothing.
+    if metadata.is_empty() {
+        return Ok(());
+    }
+    if let Some(version) = metadata.get("client-api-version")
+        && std::str::from_utf8(version.as_bytes()).is_err()
+    {
+        return Err(ApiError::InvalidClientApiVersion);
+    }
+    if metadata.get("hasleader").is_some_and(|value| value == "true")
+        && pipeline.replicator().status().leader == 0
+    {
+        return Err(ApiError::NoLeader);
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The Lease service. Keepalives do not touch the log.
+use super::check_metadata;
+use super::header::HeaderSource;
+use crate::lease::Leases;
+use crate::request::Pipeline;
+use crate::wire::etcdserverpb::lease_server::Lease;
+use crate::wire::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseStatus, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+};
+use std::pin::Pin;
+use std::sync::Arc;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+/// See the module.
+#[derive(Clone)]
+pub struct LeaseService {
+    pipeline: Arc<Pipeline>,
+    leases: Arc<Leases>,
+    header: HeaderSource,
+}
+
+impl LeaseService {
+    /// Answers from `pipeline` and `leases` under `header`.
+    pub fn new(pipeline: Arc<Pipeline>, leases: Arc<Leases>, header: HeaderSource) -> Self {
+        Self { pipeline, leases, header }
+    }
+
+    async fn keep_alive(self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+        // Before the renewal, so that an answer never says a revision at which the lease was already revoked.
+        let header = Some(self.header.current());
+        let ttl = self.leases.renew(request.id, self.pipeline.options().timeout).await?;
+        Ok(LeaseKeepAliveResponse { header, id: request.id, ttl })
+    }
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    async fn lease_grant(
+        &self,
+        request: Request<LeaseGrantRequest>,
+    ) -> Result<Response<LeaseGrantResponse>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let (id, ttl) = self.pipeline.lease_grant(request.into_inner()).await?;
+        let header = Some(self.header.current());
+        Ok(Response::new(LeaseGrantResponse { header, id, ttl, error: String::new() }))
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let revision = self.pipeline.lease_revoke(request.into_inner().id).await?;
+        Ok(Response::new(LeaseRevokeResponse { header: Some(self.header.at(revision)) }))
+    }
+
+    type LeaseKeepAliveStream = Pin<Box<dyn Stream<Item = Result<LeaseKeepAliveResponse, Status>> + Send>>;
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let service = self.clone();
+        // One at a time and in order, as etcd answers; nothing is read from the client before the answer is taken.
+        let answers = request.into_inner().then(move |request| {
+            let service = service.clone();
+            async move { service.keep_alive(request?).await }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let request = request.into_inner();
+        self.pipeline.read_barrier().await?;
+        let mut response =
+            LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..LeaseTimeToLiveResponse::default() };
+        if let Some(remaining) = self.leases.remaining(request.id) {
+            response.ttl = remaining.ttl;
+            response.granted_ttl = remaining.granted_ttl;
+            if request.keys {
+                response.keys = self.pipeline.store().lease_keys(request.id);
+            }
+        }
+        response.header = Some(self.header.current());
+        Ok(Response::new(response))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let leases = self.leases.list().into_iter().map(|id| LeaseStatus { id }).collect();
+        Ok(Response::new(LeaseLeasesResponse { header: Some(self.header.current()), leases }))
+    }
+}
