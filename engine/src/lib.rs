@@ -1,7 +1,10 @@
 //! Sternpost's storage engine: a multi-version key-value store with etcd's data model, on its own.
+#![deny(unsafe_code)]
 pub mod base;
 pub mod error;
+#[allow(unsafe_code, reason = "system calls and aligned buffers; each use is argued in place")]
 pub mod io;
+mod memtable;
 pub mod mvcc;
 pub mod wal;
 

@@ -1,10 +1,18 @@
 //! etcd's data model: revisions, versions, transactions, compaction, history.
+mod compaction;
+mod duplicate_keys;
 pub mod encoding;
+mod lease_index;
 pub mod operation;
+mod range;
 pub mod store;
+mod view_set;
+mod write_txn;
+mod writer;
 
+pub use duplicate_keys::check_duplicate_keys;
 pub use operation::*;
 pub use store::{
-    AnyLease, EventBatch, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats, StoreWriter,
-    check_duplicate_keys,
+    AnyLease, EventBatch, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
 };
+pub use writer::StoreWriter;

@@ -1,10 +1,24 @@
-//! The store as its callers see it: [`Store`] to read and watch from any thread, [`StoreWriter`] to change.
-//! (Skeleton: signatures are settled, bodies follow.)
+//! The reading side of the store: ranges, events, retained records, leases' keys, system records, counters.
+//!
+//! [`Store`] is used from any thread, never blocked by the writer beyond a moment's lock on a map (leases, system
+//! records). [`StoreWriter`](super::StoreWriter) shares one [`Shared`] with it.
+//!
+//! Invariants:
+//! - M1: the main revision increases by one per applied operation that changes something.
+//! - M2: a reader at revision r sees the same answer until r is compacted. A reader takes the head first, then the
+//!   view set; records above its revision are ignored, so a half-done transaction is never seen.
+//! - M3: compact revision ≤ head in every pair that a reader uses.
+use super::lease_index::LeaseIndex;
 use super::operation::*;
+use super::range;
+use super::view_set::{ViewSet, copy_one, is_dead};
 use crate::base::ids::Revision;
 use crate::error::{OperationError, Result};
+use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 /// Which leases exist, asked while an operation is applied. The engine holds leases only as opaque ids.
 pub trait Leases {
@@ -51,10 +65,26 @@ pub struct StoreStats {
     pub memtables_count: usize,
 }
 
+/// How many listeners for new heads there can be.
+const LISTENERS_MAX: usize = 64;
+
+/// What the writer and the readers share.
+pub(crate) struct Shared {
+    /// The current main revision. Stored with Release after everything of that revision is in the memtables.
+    pub(crate) head: AtomicI64,
+    pub(crate) views: ArcSwap<ViewSet>,
+    pub(crate) leases: LeaseIndex,
+    pub(crate) system: RwLock<BTreeMap<Bytes, Bytes>>,
+    pub(crate) applied: Mutex<(u64, u64)>,
+    pub(crate) listeners: Mutex<Vec<HeadListener>>,
+    pub(crate) keys_count: AtomicU64,
+    pub(crate) retained_bytes: AtomicU64,
+}
+
 /// Read access; cheap to clone, every method from any thread, never blocked by the writer.
 #[derive(Clone)]
 pub struct Store {
-    _shared: Arc<()>,
+    pub(crate) shared: Arc<Shared>,
 }
 
 /// Called after changes became visible, with the new head revision. Must not block.
@@ -92,129 +122,206 @@ pub struct EventBatch {
 }
 
 impl Store {
+    /// The head, and a view set that holds everything up to it.
+    fn moment(&self) -> (i64, Guard<Arc<ViewSet>>) {
+        loop {
+            let head = self.shared.head.load(Ordering::Acquire);
+            let view = self.shared.views.load();
+            // A compaction between the two loads may have passed the head that was read: look again.
+            if view.compact_revision <= head {
+                return (head, view);
+            }
+        }
+    }
+
     /// The current main revision: every change up to it is visible.
     pub fn revision(&self) -> i64 {
-        panic!("not built yet")
+        self.shared.head.load(Ordering::Acquire)
     }
+
     /// The compact revision, -1 at first. Reads below it fail, reads at it succeed.
     pub fn compact_revision(&self) -> i64 {
-        panic!("not built yet")
+        self.shared.views.load().compact_revision
     }
-    /// Reads a range; see [`Range`]. Fails with `Compacted` or `FutureRevision`.
-    pub fn range(&self, _range: &Range) -> Result<RangeOutcome, OperationError> {
-        panic!("not built yet")
+
+    /// Reads a range; see [`Range`]. Fails with `Compacted` or `FutureRevision`, and with `EmptyKey`.
+    pub fn range(&self, range: &Range) -> Result<RangeOutcome, OperationError> {
+        if range.range.key.is_empty() {
+            return Err(OperationError::EmptyKey);
+        }
+        let (head, view) = self.moment();
+        let main = readable_revision(range.revision, head, &view)?;
+        Ok(range::read(&view, range, main, head))
     }
+
     /// Events from main revision `start` (at least the compact revision, else `Compacted`) up to the head, but stops
     /// after the first whole revision at which `events_max` events or `bytes_max` bytes of keys and values are
     /// reached. `start` above the head gives an empty batch with `next_revision = start`.
+    ///
+    /// At the compact revision itself only what the compaction kept is delivered (of two changes of one key in that
+    /// revision, the last).
     pub fn events(
         &self,
-        _start: i64,
-        _events_max: usize,
-        _bytes_max: usize,
+        start: i64,
+        events_max: usize,
+        bytes_max: usize,
     ) -> Result<EventBatch, OperationError> {
-        panic!("not built yet")
+        let (head, view) = self.moment();
+        if start < view.compact_revision {
+            return Err(OperationError::Compacted(view.compact_revision));
+        }
+        let mut batch = EventBatch { events: Vec::new(), next_revision: start.max(head + 1) };
+        let mut bytes = 0;
+        let mut last_main = 0;
+        for table in view.tables_from(start) {
+            for index in table.first_event_at_or_above(start)..table.events_count() {
+                let main = table.event_main(index);
+                if main > head {
+                    return Ok(batch);
+                }
+                if main != last_main
+                    && (batch.events.len() >= events_max || bytes >= bytes_max)
+                    && last_main != 0
+                {
+                    batch.next_revision = main;
+                    return Ok(batch);
+                }
+                last_main = main;
+                let version = table.event(index);
+                if is_dead(&version, view.compact_revision) {
+                    continue;
+                }
+                let kv = copy_one(version);
+                bytes += kv.key.len() + kv.value.len();
+                batch.events.push(Arc::new(Event {
+                    kind: if version.is_tombstone() { EventKind::Delete } else { EventKind::Put },
+                    revision: version.revision(),
+                    kv,
+                    prev_kv: None,
+                }));
+            }
+        }
+        Ok(batch)
     }
+
     /// The state of the event's key before its main revision; none if the event created the key in its main revision,
     /// or if the state at `main - 1` is compacted.
-    pub fn previous(&self, _event: &Event) -> Option<KeyValue> {
-        panic!("not built yet")
+    pub fn previous(&self, event: &Event) -> Option<KeyValue> {
+        let main = event.revision.main;
+        let (_, view) = self.moment();
+        if main - 1 < view.compact_revision {
+            return None;
+        }
+        if event.kind == EventKind::Put && event.kv.create_revision == main {
+            return None;
+        }
+        let key = &event.kv.key;
+        let hash = view.hasher.hash(key);
+        let mut version = view.exactly(key, hash, event.revision)?;
+        while version.main() >= main {
+            version = view.exactly(key, hash, version.prev()?.revision)?;
+        }
+        (!version.is_tombstone()).then(|| copy_one(version))
     }
+
     /// Visits every retained record with `main <= revision`, in (main, sub) order, at one consistent moment. Returns
     /// the compact revision of that moment. Fails as a read at `revision` does.
     pub fn for_each_retained(
         &self,
-        _revision: i64,
-        _visit: &mut dyn FnMut(&RetainedRecord<'_>),
+        revision: i64,
+        visit: &mut dyn FnMut(&RetainedRecord<'_>),
     ) -> Result<i64, OperationError> {
-        panic!("not built yet")
+        let (head, view) = self.moment();
+        let revision = readable_revision(revision, head, &view)?;
+        for table in view.tables.iter().rev() {
+            for index in 0..table.events_count() {
+                let version = table.event(index);
+                if version.main() > revision {
+                    break;
+                }
+                if is_dead(&version, view.compact_revision) {
+                    continue;
+                }
+                let next_main = version.next_main();
+                visit(&RetainedRecord {
+                    revision: version.revision(),
+                    tombstone: version.is_tombstone(),
+                    key: version.key(),
+                    value: version.value(),
+                    create_revision: version.create_revision(),
+                    version: version.version(),
+                    lease: version.lease(),
+                    visible: !version.is_tombstone() && (next_main == 0 || next_main > revision),
+                });
+            }
+        }
+        Ok(view.compact_revision)
     }
+
     /// Keys attached to a lease, sorted.
-    pub fn lease_keys(&self, _lease: i64) -> Vec<Bytes> {
-        panic!("not built yet")
+    pub fn lease_keys(&self, lease: i64) -> Vec<Bytes> {
+        self.shared.leases.keys(lease)
     }
+
     /// One system record.
-    pub fn system_get(&self, _key: &[u8]) -> Option<Bytes> {
-        panic!("not built yet")
+    pub fn system_get(&self, key: &[u8]) -> Option<Bytes> {
+        self.shared.system.read().expect("nothing panics while it holds this lock").get(key).cloned()
     }
+
     /// System records whose key starts with `prefix`, sorted by key.
-    pub fn system_scan(&self, _prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
-        panic!("not built yet")
+    pub fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        let system = self.shared.system.read().expect("nothing panics while it holds this lock");
+        let from = system.range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+        from.take_while(|(key, _)| key.starts_with(prefix))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect()
     }
+
     /// Index and term of the last applied log entry, (0, 0) at first.
     pub fn applied(&self) -> (u64, u64) {
-        panic!("not built yet")
+        *self.shared.applied.lock().expect("nothing panics while it holds this lock")
     }
-    /// Adds a listener for new head revisions; at most 64, all called on the writer's thread.
-    pub fn on_publish(&self, _listener: HeadListener) {
-        panic!("not built yet")
+
+    /// Adds a listener for new head revisions; at most 64, all called on the writer's thread. A listener must not
+    /// add listeners.
+    ///
+    /// # Panics
+    /// If there are 64 already.
+    pub fn on_publish(&self, listener: HeadListener) {
+        let mut listeners = self.shared.listeners();
+        assert!(listeners.len() < LISTENERS_MAX, "at most {LISTENERS_MAX} listeners for new heads");
+        listeners.push(listener);
     }
+
     /// Counters.
     pub fn stats(&self) -> StoreStats {
-        panic!("not built yet")
+        let (revision, view) = self.moment();
+        StoreStats {
+            revision,
+            compact_revision: view.compact_revision,
+            keys_count: self.shared.keys_count.load(Ordering::Relaxed),
+            retained_bytes: self.shared.retained_bytes.load(Ordering::Relaxed),
+            arena_bytes: view.tables.iter().map(|table| table.allocated_bytes() as u64).sum(),
+            memtables_count: view.tables.len(),
+        }
     }
 }
 
-/// The one writer. Every method is deterministic: it depends on the state and its arguments alone, and a refused
-/// operation changes nothing. A change is visible to readers when the method returns.
-pub struct StoreWriter {
-    _store: Store,
+/// The main revision that a read asking for `revision` reads at.
+fn readable_revision(revision: i64, head: i64, view: &ViewSet) -> Result<i64, OperationError> {
+    if revision > head {
+        return Err(OperationError::FutureRevision(head));
+    }
+    let main = if revision <= 0 { head } else { revision };
+    if main < view.compact_revision {
+        return Err(OperationError::Compacted(view.compact_revision));
+    }
+    Ok(main)
 }
 
-impl StoreWriter {
-    /// An empty store at revision 1.
-    pub fn new(_options: StoreOptions) -> (Store, StoreWriter) {
-        panic!("not built yet")
+impl Shared {
+    pub(crate) fn listeners(&self) -> MutexGuard<'_, Vec<HeadListener>> {
+        // A listener that panicked is the listener's problem; the list itself is whole.
+        self.listeners.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
-    /// The reading side.
-    pub fn store(&self) -> &Store {
-        &self._store
-    }
-    /// Sets one key.
-    pub fn put(&mut self, _put: &Put, _leases: &dyn Leases) -> Result<PutOutcome, OperationError> {
-        panic!("not built yet")
-    }
-    /// Deletes a range.
-    pub fn delete_range(&mut self, _delete: &DeleteRange) -> Result<DeleteRangeOutcome, OperationError> {
-        panic!("not built yet")
-    }
-    /// Deletes the keys attached to `lease`, sorted, in one main revision; returns how many.
-    pub fn delete_lease_keys(&mut self, _lease: i64) -> DeleteRangeOutcome {
-        panic!("not built yet")
-    }
-    /// Runs a transaction. Checks before the first write everything that etcd checks (revisions of ranges, leases,
-    /// ignore_* keys) and refuses as a whole.
-    pub fn txn(&mut self, _txn: &Txn, _leases: &dyn Leases) -> Result<TxnOutcome, OperationError> {
-        panic!("not built yet")
-    }
-    /// Compacts to `revision`: effective at once. Fails as etcd: above the current revision `FutureRevision`, at or
-    /// below the compact revision `Compacted`.
-    pub fn compact(&mut self, _revision: i64) -> Result<(), OperationError> {
-        panic!("not built yet")
-    }
-    /// Sets a system record.
-    pub fn system_put(&mut self, _key: Bytes, _value: Bytes) {
-        panic!("not built yet")
-    }
-    /// Removes a system record.
-    pub fn system_delete(&mut self, _key: &[u8]) {
-        panic!("not built yet")
-    }
-    /// Says that the log entry (index, term) is applied, with all its effects.
-    pub fn set_applied(&mut self, _index: u64, _term: u64) {
-        panic!("not built yet")
-    }
-    /// Tells the listeners the head, if it moved since the last call. Called once per batch of operations.
-    pub fn notify(&mut self) {
-        panic!("not built yet")
-    }
-    /// Does a bounded piece of background work (merging half-dead frozen memtables); true when more is left.
-    pub fn maintain(&mut self) -> bool {
-        panic!("not built yet")
-    }
-}
-
-/// etcd's duplicate-key rule for a transaction (`checkTxnRequest`/`checkIntervals` in `server/etcdserver/api/v3rpc/key.go`), both branches.
-pub fn check_duplicate_keys(_txn: &Txn) -> Result<(), OperationError> {
-    panic!("not built yet")
 }

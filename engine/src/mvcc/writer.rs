@@ -1,0 +1,315 @@
+//! The one writer: single operations, publication, freezing of memtables.
+//!
+//! It depends on its state and arguments alone: no clock, no randomness that could be seen, no I/O. Transactions are
+//! evaluated in `write_txn`, background work is in `compaction`.
+//!
+//! Every change becomes one record: it is inserted into the active memtable, the record that it replaces is told the
+//! new main revision, and counters and the lease index follow. The head moves last, so that the changes of one main
+//! revision become visible together (M1, M2).
+//!
+//! Failure: an operation is checked completely before its first change; a refused one changes nothing.
+use super::compaction::Merge;
+use super::operation::*;
+use super::store::{Leases, Shared, Store, StoreOptions};
+use super::view_set::{Parts, ViewSet, copy_all, copy_one};
+use super::write_txn;
+use crate::base::ids::Revision;
+use crate::error::{OperationError, Result};
+use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record, Version, record_bytes};
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// The one writer. Every method is deterministic: it depends on the state and its arguments alone, and a refused
+/// operation changes nothing. A change is visible to readers when the method returns.
+pub struct StoreWriter {
+    pub(super) store: Store,
+    pub(super) options: StoreOptions,
+    /// The published view set.
+    pub(super) view: Arc<ViewSet>,
+    /// Fills the first table of `view`.
+    active: MemtableWriter,
+    /// The published head.
+    pub(super) head: i64,
+    /// What the listeners were told last.
+    notified: i64,
+    /// Dead records are accounted, and dropped by merges, up to this revision; it follows the compact revision.
+    pub(super) accounted_revision: i64,
+    /// The merge under way.
+    pub(super) merge: Option<Merge>,
+}
+
+/// The changes of one main revision while it is being made.
+pub(super) struct Changes {
+    /// The main revision that they get.
+    main: i64,
+    /// How many there are.
+    pub(super) count: i64,
+}
+
+impl Changes {
+    /// The revision that a read among the changes sees, and that goes into its answer.
+    pub(super) fn revision(&self) -> i64 {
+        if self.count > 0 { self.main } else { self.main - 1 }
+    }
+}
+
+/// What a key is set to; `None` deletes it.
+type NewState<'a> = Option<(&'a [u8], i64)>;
+
+impl StoreWriter {
+    /// An empty store at revision 1.
+    pub fn new(options: StoreOptions) -> (Store, StoreWriter) {
+        let (table, active) = Memtable::new();
+        let view =
+            Arc::new(ViewSet { tables: vec![table], compact_revision: -1, hasher: KeyHasher::default() });
+        let store = Store {
+            shared: Arc::new(Shared {
+                head: AtomicI64::new(1),
+                views: ArcSwap::new(view.clone()),
+                leases: Default::default(),
+                system: Default::default(),
+                applied: Default::default(),
+                listeners: Default::default(),
+                keys_count: AtomicU64::new(0),
+                retained_bytes: AtomicU64::new(0),
+            }),
+        };
+        let writer = StoreWriter {
+            store: store.clone(),
+            options,
+            view,
+            active,
+            head: 1,
+            notified: 1,
+            accounted_revision: -1,
+            merge: None,
+        };
+        (store, writer)
+    }
+
+    /// The reading side.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Sets one key.
+    pub fn put(&mut self, put: &Put, leases: &dyn Leases) -> Result<PutOutcome, OperationError> {
+        if put.key.is_empty() {
+            return Err(OperationError::EmptyKey);
+        }
+        check_lease(put, leases)?;
+        let mut changes = self.begin();
+        let outcome = self.put_one(put, &mut changes)?;
+        self.publish_head(changes);
+        Ok(outcome)
+    }
+
+    /// Deletes a range.
+    pub fn delete_range(&mut self, delete: &DeleteRange) -> Result<DeleteRangeOutcome, OperationError> {
+        if delete.range.key.is_empty() {
+            return Err(OperationError::EmptyKey);
+        }
+        let mut changes = self.begin();
+        let outcome = self.delete_all(delete, &mut changes);
+        self.publish_head(changes);
+        Ok(outcome)
+    }
+
+    /// Deletes the keys attached to `lease`, sorted, in one main revision; returns how many.
+    pub fn delete_lease_keys(&mut self, lease: i64) -> DeleteRangeOutcome {
+        let mut changes = self.begin();
+        let view = self.view.clone();
+        for key in self.store.lease_keys(lease) {
+            let hash = view.hasher.hash(&key);
+            let version = view.newest(&key, hash, i64::MAX).filter(|version| !version.is_tombstone());
+            assert!(version.is_some(), "M5: a key of lease {lease} exists");
+            self.change(&mut changes, &key, hash, version, None);
+        }
+        let outcome =
+            DeleteRangeOutcome { revision: changes.revision(), deleted: changes.count, prev_kvs: Vec::new() };
+        self.publish_head(changes);
+        outcome
+    }
+
+    /// Runs a transaction. Checks before the first write everything that etcd checks (revisions of ranges, leases,
+    /// ignore_* keys) and refuses as a whole.
+    ///
+    /// Whether a key is changed twice is not checked here; see [`check_duplicate_keys`](super::check_duplicate_keys).
+    pub fn txn(&mut self, txn: &Txn, leases: &dyn Leases) -> Result<TxnOutcome, OperationError> {
+        write_txn::check_keys(txn)?;
+        let path = write_txn::evaluate(txn, &self.view, self.head);
+        write_txn::check(txn, &path, &self.view, self.head, leases)?;
+        let mut changes = self.begin();
+        let mut outcome = write_txn::execute(self, txn, &path, &mut changes);
+        outcome.revision = changes.revision();
+        self.publish_head(changes);
+        Ok(outcome)
+    }
+
+    /// Sets a system record.
+    pub fn system_put(&mut self, key: Bytes, value: Bytes) {
+        let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
+        system.insert(key, value);
+    }
+
+    /// Removes a system record.
+    pub fn system_delete(&mut self, key: &[u8]) {
+        let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
+        system.remove(key);
+    }
+
+    /// Says that the log entry (index, term) is applied, with all its effects.
+    pub fn set_applied(&mut self, index: u64, term: u64) {
+        *self.store.shared.applied.lock().expect("nothing panics while it holds this lock") = (index, term);
+    }
+
+    /// Tells the listeners the head, if it moved since the last call. Called once per batch of operations.
+    pub fn notify(&mut self) {
+        if self.notified != self.head {
+            self.notified = self.head;
+            for listener in self.store.shared.listeners().iter() {
+                listener(self.head);
+            }
+        }
+    }
+
+    fn begin(&self) -> Changes {
+        Changes { main: self.head + 1, count: 0 }
+    }
+
+    /// Makes the changes visible, all at once; nothing if there are none.
+    fn publish_head(&mut self, changes: Changes) {
+        if changes.count > 0 {
+            assert_eq!(changes.main, self.head + 1, "M1: the main revision increases by one");
+            self.head = changes.main;
+            self.store.shared.head.store(self.head, Ordering::Release);
+        }
+    }
+
+    /// Sets a key as one of the changes. Refuses before it changes anything.
+    pub(super) fn put_one(&mut self, put: &Put, changes: &mut Changes) -> Result<PutOutcome, OperationError> {
+        let view = self.view.clone();
+        let hash = view.hasher.hash(&put.key);
+        let newest = view.newest(&put.key, hash, i64::MAX);
+        let live = newest.filter(|version| !version.is_tombstone());
+        if (put.ignore_value || put.ignore_lease) && live.is_none() {
+            return Err(OperationError::KeyNotFound);
+        }
+        let value = if put.ignore_value { live.map_or(&[][..], |live| live.value()) } else { &put.value };
+        let lease = if put.ignore_lease { live.map_or(0, |live| live.lease()) } else { put.lease };
+        self.change(changes, &put.key, hash, newest, Some((value, lease)));
+        let prev_kv = if put.prev_kv { live.map(copy_one) } else { None };
+        Ok(PutOutcome { revision: changes.main, prev_kv })
+    }
+
+    /// Deletes a range as part of the changes.
+    pub(super) fn delete_all(&mut self, delete: &DeleteRange, changes: &mut Changes) -> DeleteRangeOutcome {
+        let view = self.view.clone();
+        let mut hits = Vec::new();
+        view.scan(delete.range.bounds(), i64::MAX, |key, version| {
+            hits.push((key, version));
+            true
+        });
+        for (key, version) in &hits {
+            self.change(changes, key, view.hasher.hash(key), Some(*version), None);
+        }
+        DeleteRangeOutcome {
+            revision: changes.revision(),
+            deleted: hits.len() as i64,
+            prev_kvs: if delete.prev_kv { copy_all(&hits, Parts::All) } else { Vec::new() },
+        }
+    }
+
+    /// Adds one record: `key` gets a new state; `newest` is its newest version, a tombstone too.
+    fn change(
+        &mut self,
+        changes: &mut Changes,
+        key: &[u8],
+        hash: u32,
+        newest: Option<Version<'_>>,
+        state: NewState<'_>,
+    ) {
+        let live = newest.filter(|version| !version.is_tombstone());
+        let (value, lease) = state.unwrap_or_default();
+        let (create_revision, version) = match (&state, live) {
+            (None, _) => (0, 0),
+            (Some(_), None) => (changes.main, 1),
+            (Some(_), Some(live)) => (live.create_revision(), live.version() + 1),
+        };
+        let revision = Revision::new(changes.main, changes.count);
+        self.freeze_if_full(key.len(), value.len());
+        self.active.insert(
+            &Record {
+                key,
+                revision,
+                create_revision,
+                version,
+                lease,
+                value,
+                prev: newest
+                    .map(|newest| Prev { revision: newest.revision(), value_bytes: newest.value_bytes() }),
+                next_main: 0,
+            },
+            hash,
+        );
+        if let Some(newest) = newest {
+            newest.set_next_main(changes.main);
+            if let Some(merge) = &self.merge {
+                merge.set_next_main(key, hash, newest.revision(), changes.main);
+            }
+        }
+        let shared = &self.store.shared;
+        shared.leases.change(key, live.map_or(0, |live| live.lease()), lease);
+        let keys_count = shared.keys_count.load(Ordering::Relaxed);
+        match (live.is_some(), state.is_some()) {
+            (false, true) => shared.keys_count.store(keys_count + 1, Ordering::Relaxed),
+            (true, false) => shared.keys_count.store(keys_count - 1, Ordering::Relaxed),
+            _ => {}
+        }
+        let retained_bytes =
+            shared.retained_bytes.load(Ordering::Relaxed) + record_bytes(key.len(), value.len());
+        shared.retained_bytes.store(retained_bytes, Ordering::Relaxed);
+        changes.count += 1;
+    }
+
+    /// Starts a new memtable when the active one has reached its size, or has no room for a record of these sizes.
+    fn freeze_if_full(&mut self, key_bytes: usize, value_bytes: usize) {
+        if self.active.used_bytes() >= self.options.memtable_bytes
+            || !self.active.fits(key_bytes, value_bytes)
+        {
+            self.freeze();
+        }
+    }
+
+    /// Starts a new memtable, also between the changes of one main revision.
+    pub(super) fn freeze(&mut self) {
+        if self.active.table().events_count() == 0 {
+            return;
+        }
+        let (table, active) = Memtable::new();
+        self.active = active;
+        let tables = std::iter::once(table).chain(self.view.tables.iter().cloned()).collect();
+        self.publish_view(tables, self.view.compact_revision);
+    }
+
+    /// Publishes another set of memtables.
+    pub(super) fn publish_view(&mut self, tables: Vec<Arc<Memtable>>, compact_revision: i64) {
+        assert!(Arc::ptr_eq(&tables[0], self.active.table()), "M4: the first table is the active one");
+        debug_assert!(
+            tables.is_sorted_by(|newer, older| newer.first_revision() > older.first_revision()),
+            "M4: tables are in descending order"
+        );
+        self.view = Arc::new(ViewSet { tables, compact_revision, hasher: self.view.hasher.clone() });
+        self.store.shared.views.store(self.view.clone());
+    }
+}
+
+/// A put may name only a lease that exists.
+pub(super) fn check_lease(put: &Put, leases: &dyn Leases) -> Result<(), OperationError> {
+    if put.lease != 0 && !leases.exists(put.lease) {
+        return Err(OperationError::LeaseNotFound);
+    }
+    Ok(())
+}
