@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
     // Keys and values are slices of the received frame all the way into the memtable: `bytes` is `Bytes`.
-    tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::wire::codec::EtcdCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -3,7 +3,9 @@
 
 pub mod apply;
 pub mod config;
+pub mod identity;
 pub mod lease;
 pub mod request;
+pub mod server;
 pub mod services;
 pub mod wire;

@@ -10,6 +10,7 @@ pub mod health;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;
+pub mod router;
 
 use crate::request::Pipeline;
 use crate::wire::status::ApiError;

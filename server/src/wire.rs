@@ -7,6 +7,7 @@
 //! **Does not know** what a message means.
 //!
 //! **Source**: `proto/`, after etcd 3.7.3.
+pub mod codec;
 pub mod convert;
 pub mod status;
 

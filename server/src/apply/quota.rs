@@ -16,15 +16,14 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// From the value of the flag: 0 is the default, less is no limit.
-    pub fn from_flag(bytes: i64) -> Self {
-        Self {
-            limit_bytes: match bytes {
-                ..0 => None,
-                0 => Some(QUOTA_BYTES_DEFAULT),
-                1.. => Some(bytes),
-            },
-        }
+    /// At most `limit_bytes`; none is no limit.
+    pub fn new(limit_bytes: Option<i64>) -> Self {
+        Self { limit_bytes }
+    }
+
+    /// As Status answers it: the limit, or -1 where there is none.
+    pub fn as_reported(&self) -> i64 {
+        self.limit_bytes.unwrap_or(-1)
     }
 
     /// True if a write of `cost` fits a store of `size_bytes`. What costs nothing always does.
@@ -77,11 +76,10 @@ mod tests {
 
     #[test]
     fn a_write_must_end_below_the_quota_and_free_ones_always_pass() {
-        let quota = Quota::from_flag(1000);
+        let quota = Quota::new(Some(1000));
         assert!(quota.admits(699, 300));
         assert!(!quota.admits(700, 300));
         assert!(quota.admits(5000, 0));
-        assert!(Quota::from_flag(-1).admits(i64::MAX, 300));
-        assert!(!Quota::from_flag(0).admits(QUOTA_BYTES_DEFAULT, 1));
+        assert!(Quota::new(None).admits(i64::MAX, 300));
     }
 }

@@ -1,16 +1,17 @@
 //! grpc.health.v1: one service, named "", serving once the member does; any other name is not found.
 use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_health::server::{HealthReporter, health_reporter};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::{HealthReporter, HealthService};
 
 /// The service, and the switch behind it: not serving at first.
-pub async fn health_service() -> (HealthReporter, HealthServer<impl Health>) {
-    let (reporter, service) = health_reporter();
-    reporter.set_service_status("", ServingStatus::NotServing).await;
-    (reporter, service)
+pub async fn health_service() -> (HealthReporter, HealthServer<HealthService>) {
+    let reporter = HealthReporter::new();
+    set_serving(&reporter, false).await;
+    (reporter.clone(), HealthServer::new(HealthService::from_health_reporter(reporter)))
 }
 
-/// Says that the member serves.
-pub async fn set_serving(reporter: &HealthReporter) {
-    reporter.set_service_status("", ServingStatus::Serving).await;
+/// Says whether the member serves.
+pub async fn set_serving(reporter: &HealthReporter, serving: bool) {
+    let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+    reporter.set_service_status("", status).await;
 }

@@ -1,7 +1,6 @@
 //! The Maintenance service.
 use super::check_metadata;
 use super::header::HeaderSource;
-use crate::apply::quota::QUOTA_BYTES_DEFAULT;
 use crate::config::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::request::{Pipeline, kv_hash};
 use crate::wire::etcdserverpb::maintenance_server::Maintenance;
@@ -19,14 +18,12 @@ use tonic::{Request, Response, Status};
 pub struct MaintenanceService {
     pipeline: Arc<Pipeline>,
     header: HeaderSource,
-    /// As the user gave it, for Status; 0 is the default.
-    quota_bytes: i64,
 }
 
 impl MaintenanceService {
-    /// Answers from `pipeline` under `header`; `quota_bytes` as the user gave it.
-    pub fn new(pipeline: Arc<Pipeline>, header: HeaderSource, quota_bytes: i64) -> Self {
-        Self { pipeline, header, quota_bytes }
+    /// Answers from `pipeline` under `header`.
+    pub fn new(pipeline: Arc<Pipeline>, header: HeaderSource) -> Self {
+        Self { pipeline, header }
     }
 }
 
@@ -69,7 +66,7 @@ impl Maintenance for MaintenanceService {
             db_size_in_use: size_bytes,
             is_learner: false,
             storage_version: ETCD_CLUSTER_VERSION.to_owned(),
-            db_size_quota: if self.quota_bytes == 0 { QUOTA_BYTES_DEFAULT } else { self.quota_bytes },
+            db_size_quota: self.pipeline.options().quota.as_reported(),
             downgrade_info: Some(DowngradeInfo::default()),
         }))
     }

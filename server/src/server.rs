@@ -1,0 +1,258 @@
+//! A member from its options to a running server, and back.
+//!
+//! **Start**, in this order:
+//! 1. ids and genesis from the initial cluster (used only by a new directory),
+//! 2. an empty store, the waiters, the lessor, the state machine over them,
+//! 3. the replicator: opens the directory and replays the log into the machine; returns when all that was ever acknowledged is
+//!    there,
+//! 4. every lease gets its full TTL,
+//! 5. pipeline and services,
+//! 6. background tasks: time-outs of waiters, expiry of leases,
+//! 7. the member says its name and client URLs, if they are new,
+//! 8. health says SERVING. Whoever listens may now.
+//!
+//! **Stop**, in this order: health says NOT_SERVING · (the caller stops listening and drains) · background tasks end · the
+//! replicator finishes what is queued and closes the log · whoever still waits hears that the server stopped.
+use crate::apply::{AppliedView, Machine, Quota, records};
+use crate::identity;
+use crate::lease::{self, LeaseNotices, Leases};
+use crate::request::limits::Limits;
+use crate::request::wait::{self, Waiters};
+use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
+use crate::services::cluster::ClusterService;
+use crate::services::header::HeaderSource;
+use crate::services::health;
+use crate::services::kv::KvService;
+use crate::services::lease::LeaseService;
+use crate::services::maintenance::MaintenanceService;
+use crate::services::router::GrpcRouter;
+use crate::wire::etcdserverpb::Member;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+use sternpost_engine::mvcc::{Store, StoreOptions, StoreWriter};
+use sternpost_replication::{Genesis, Replicator};
+use tokio::task::JoinSet;
+use tonic_health::server::HealthReporter;
+
+/// What a member is started with.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Name of this member; must be in `initial_cluster`.
+    pub name: String,
+    /// Members by name with their peer URLs; used only by a new data directory.
+    pub initial_cluster: Vec<(String, Vec<String>)>,
+    /// Distinguishes clusters with the same URLs; used only by a new data directory.
+    pub initial_cluster_token: String,
+    /// Where clients reach this member, for the member list.
+    pub advertise_client_urls: Vec<String>,
+    /// Most bytes the store may hold; none is no limit.
+    pub quota_bytes: Option<i64>,
+    /// Bounds on requests.
+    pub limits: Limits,
+    /// Largest gRPC message.
+    pub message_bytes_max: usize,
+    /// How long a request may take.
+    pub request_timeout: Duration,
+    /// Least TTL of a lease, seconds.
+    pub lease_ttl_min: i64,
+    /// Sizes of the store.
+    pub store: StoreOptions,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        let name = "default".to_owned();
+        let limits = Limits::default();
+        Self {
+            initial_cluster: vec![(name.clone(), vec!["http://localhost:2380".to_owned()])],
+            name,
+            initial_cluster_token: "etcd-cluster".to_owned(),
+            advertise_client_urls: vec!["http://localhost:2379".to_owned()],
+            quota_bytes: Some(crate::apply::quota::QUOTA_BYTES_DEFAULT),
+            message_bytes_max: limits.request_bytes_max + (512 << 10),
+            limits,
+            request_timeout: Duration::from_secs(7),
+            lease_ttl_min: 2,
+            store: StoreOptions::default(),
+        }
+    }
+}
+
+/// Why a member did not start.
+#[derive(Clone, Debug)]
+pub enum StartError {
+    /// The options contradict one another or the data directory; says how.
+    Options(String),
+    /// The data directory could not be opened.
+    Engine(sternpost_engine::Error),
+}
+
+impl fmt::Display for StartError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Options(what) => f.write_str(what),
+            Self::Engine(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for StartError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Options(_) => None,
+            Self::Engine(error) => Some(error),
+        }
+    }
+}
+
+impl From<sternpost_engine::Error> for StartError {
+    fn from(error: sternpost_engine::Error) -> Self {
+        Self::Engine(error)
+    }
+}
+
+/// A replicator that holds everything that was acknowledged, and who it is.
+pub struct StartedReplicator {
+    /// It.
+    pub replicator: Arc<dyn Replicator>,
+    /// Identity of the cluster, from the data directory.
+    pub cluster_id: u64,
+    /// Identity of this member, from the data directory.
+    pub member_id: u64,
+}
+
+/// A running member, without its listeners.
+pub struct Server {
+    /// What services call.
+    pub pipeline: Arc<Pipeline>,
+    /// Leases in time.
+    pub leases: Arc<Leases>,
+    /// Headers of answers.
+    pub header: HeaderSource,
+    /// The gRPC services of the client port.
+    pub grpc: GrpcRouter,
+    health: HealthReporter,
+    replicator: Arc<dyn Replicator>,
+    tasks: JoinSet<()>,
+}
+
+impl Server {
+    /// Starts a member over what `start_replicator` makes of the state machine and the genesis; it may block.
+    pub async fn start_with<F>(options: ServerOptions, start_replicator: F) -> Result<Self, StartError>
+    where
+        F: FnOnce(Machine, Genesis) -> Result<StartedReplicator, StartError> + Send + 'static,
+    {
+        let genesis =
+            identity::genesis(&options.name, &options.initial_cluster, &options.initial_cluster_token)
+                .map_err(StartError::Options)?;
+        let (store, writer) = StoreWriter::new(options.store.clone());
+        let view = Arc::new(AppliedView::default());
+        let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
+        let leases = Arc::new(Leases::default());
+        let quota = Quota::new(options.quota_bytes);
+        let machine = Machine::new(
+            writer,
+            Arc::clone(&view),
+            Arc::clone(&waiters) as _,
+            Box::new(LeaseNotices(Arc::clone(&leases))),
+            quota,
+        );
+        let started = tokio::task::spawn_blocking(move || start_replicator(machine, genesis));
+        let StartedReplicator { replicator, cluster_id, member_id } = started
+            .await
+            .map_err(|_| StartError::Options("the start ended with a broken invariant".to_owned()))??;
+        leases.extend_all();
+
+        let pipeline = Arc::new(Pipeline::new(
+            Arc::clone(&replicator),
+            store.clone(),
+            Arc::clone(&view),
+            Arc::clone(&waiters),
+            PipelineOptions {
+                limits: options.limits,
+                quota,
+                timeout: options.request_timeout,
+                lease_ttl_min: options.lease_ttl_min,
+            },
+            member_id,
+            wall_clock_ms(),
+        ));
+        let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
+        let (health, health_service) = health::health_service().await;
+        let grpc = GrpcRouter::new(
+            KvService::new(Arc::clone(&pipeline), header.clone()),
+            LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), header.clone()),
+            ClusterService::new(Arc::clone(&pipeline), header.clone()),
+            MaintenanceService::new(Arc::clone(&pipeline), header.clone()),
+            health_service,
+            options.message_bytes_max,
+        );
+
+        let mut tasks = JoinSet::new();
+        tasks.spawn(run_ticks(waiters));
+        tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
+        let server = Self { pipeline, leases, header, grpc, health, replicator, tasks };
+        server.publish(&options, &store).await;
+        health::set_serving(&server.health, true).await;
+        Ok(server)
+    }
+
+    /// Tells the cluster this member's name and client URLs, if they are not what it knows. A failure is no reason not to serve: a
+    /// full device must not keep readers away.
+    async fn publish(&self, options: &ServerOptions, store: &Store) {
+        let known = records::member(store, self.header.member_id());
+        if known.is_some_and(|known| {
+            known.name == options.name && known.client_ur_ls == options.advertise_client_urls
+        }) {
+            return;
+        }
+        let member = Member {
+            id: self.header.member_id(),
+            name: options.name.clone(),
+            client_ur_ls: options.advertise_client_urls.clone(),
+            ..Member::default()
+        };
+        if let Err(error) = self.pipeline.publish_member(member).await {
+            tracing::warn!(%error, "failed to publish local member to cluster");
+        }
+    }
+
+    /// The store, to read and watch.
+    pub fn store(&self) -> &Store {
+        self.pipeline.store()
+    }
+
+    /// Says on health that this member is about to stop; listeners are stopped next, by the caller.
+    pub async fn announce_stop(&self) {
+        health::set_serving(&self.health, false).await;
+    }
+
+    /// Ends the background tasks, finishes what is queued and closes the log.
+    pub async fn stop(mut self) -> Result<(), String> {
+        self.announce_stop().await;
+        self.tasks.shutdown().await;
+        let replicator = Arc::clone(&self.replicator);
+        let closed = tokio::task::spawn_blocking(move || replicator.shutdown()).await;
+        closed.unwrap_or_else(|_| Err("closing the log ended with a broken invariant".to_owned()))
+    }
+}
+
+async fn run_ticks(waiters: Arc<Waiters>) {
+    let mut ticks = tokio::time::interval(wait::TICK);
+    // A member that was frozen gives its waiters the time they had left.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        waiters.tick();
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "ids begin at the wall clock so that a restarted member does not reuse them"
+)]
+fn wall_clock_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
