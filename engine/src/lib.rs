@@ -6,6 +6,7 @@ pub mod error;
 pub mod io;
 mod memtable;
 pub mod mvcc;
+pub mod superblock;
 pub mod wal;
 
 pub use bytes::Bytes;

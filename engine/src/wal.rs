@@ -515,28 +515,32 @@ impl Wal {
             {
                 return Err(Error::NoSpace(format!("records are waiting for a segment of the log ({full})")));
             }
-            self.wait(io, &mut completions);
+            self.wait(io, &mut completions)?;
         }
         self.pool.stop();
         while !self.pool.is_quiet() && self.poisoned.is_none() {
-            self.wait(io, &mut completions);
+            self.wait(io, &mut completions)?;
         }
         for file in [Some(self.commit.current.file), self.pool.abandon_next()].into_iter().flatten() {
             self.closing_count += 1;
             io.submit(token(TokenKind::Close, 0), Operation::Close { file });
         }
         while self.closing_count > 0 {
-            self.wait(io, &mut completions);
+            self.wait(io, &mut completions)?;
         }
         self.poison("the log was closed");
         Ok(())
     }
 
-    fn wait(&mut self, io: &mut dyn Io, completions: &mut Vec<Completion>) {
+    fn wait(&mut self, io: &mut dyn Io, completions: &mut Vec<Completion>) -> Result<()> {
+        if io.is_stopped() {
+            return Err(recovery_scan::stopped("close the log"));
+        }
         io.wait(Wait::AtMostUs(100_000), completions);
         for completion in completions.drain(..) {
             self.on_completion(io, completion);
         }
+        Ok(())
     }
 
     /// What a watcher samples to see a stalled disk, from any thread.

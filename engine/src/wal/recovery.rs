@@ -16,7 +16,7 @@ use super::format::{
 use super::group_commit::Current;
 use super::pool::{FileName, LiveSegment, Pool, classify, path, segment_name, spare_name};
 use super::recovery_scan::{
-    READ_BYTES, ScanEnd, SegmentFile, Segments, display, look_ahead, open_file, refuse_future, scan,
+    READ_BYTES, ScanEnd, SegmentFile, Segments, display, look_ahead, open_file, refuse_future, scan, stopped,
 };
 use super::writer::Tail;
 use super::{DIRECTORY, RecordMeta, Wal, WalOptions};
@@ -91,9 +91,12 @@ pub(super) fn list(io: &mut dyn Io) -> Result<Vec<String>> {
     }
 }
 
+/// Result and buffer of an operation.
+type Finished = (Result<Outcome, IoError>, Option<IoBuffer>);
+
 /// Runs operations, several at a time; results in their order.
-fn run_all(io: &mut dyn Io, operations: Vec<Operation>) -> Vec<(Result<Outcome, IoError>, Option<IoBuffer>)> {
-    let mut results: Vec<Option<(Result<Outcome, IoError>, Option<IoBuffer>)>> = Vec::new();
+fn run_all(io: &mut dyn Io, operations: Vec<Operation>) -> Result<Vec<Finished>> {
+    let mut results: Vec<Option<Finished>> = Vec::new();
     results.resize_with(operations.len(), || None);
     let mut completions: Vec<Completion> = Vec::new();
     let (mut in_flight, mut waiting) = (0, operations.into_iter().enumerate().peekable());
@@ -104,6 +107,9 @@ fn run_all(io: &mut dyn Io, operations: Vec<Operation>) -> Vec<(Result<Outcome, 
             io.submit(Token(number as u64), operation);
             in_flight += 1;
         }
+        if io.is_stopped() {
+            return Err(stopped("look at the files of the log"));
+        }
         io.wait(Wait::AtMostUs(1_000_000), &mut completions);
         for completion in completions.drain(..) {
             in_flight -= 1;
@@ -111,7 +117,7 @@ fn run_all(io: &mut dyn Io, operations: Vec<Operation>) -> Vec<(Result<Outcome, 
             results[number as usize] = Some((completion.result, completion.buffer));
         }
     }
-    results.into_iter().flatten().collect()
+    Ok(results.into_iter().flatten().collect())
 }
 
 /// What the directory of the log holds.
@@ -150,20 +156,20 @@ fn take_inventory(io: &mut dyn Io, database: &[u8; 16], segment_bytes: u64) -> R
         let opens =
             names.iter().map(|name| Operation::Open { path: path(name), open: Open::Existing }).collect();
         let mut ids = Vec::new();
-        for (result, _) in run_all(io, opens) {
+        for (result, _) in run_all(io, opens)? {
             let Outcome::Opened(id) = result? else { unreachable!("opening a file gives a file") };
             ids.push(id);
         }
-        for (result, _) in run_all(io, ids.iter().map(|&file| Operation::Sync { file }).collect()) {
+        for (result, _) in run_all(io, ids.iter().map(|&file| Operation::Sync { file }).collect())? {
             result?;
         }
-        let lengths = run_all(io, ids.iter().map(|&file| Operation::Length { file }).collect());
+        let lengths = run_all(io, ids.iter().map(|&file| Operation::Length { file }).collect())?;
         let mut reads = Vec::new();
         for &file in &ids {
             reads.push(Operation::Read { file, offset: 0, buffer: io.buffer(SEGMENT_HEADER_BYTES) });
         }
-        let headers = run_all(io, reads);
-        for (result, _) in run_all(io, ids.iter().map(|&file| Operation::Close { file }).collect()) {
+        let headers = run_all(io, reads)?;
+        for (result, _) in run_all(io, ids.iter().map(|&file| Operation::Close { file }).collect())? {
             result?;
         }
         for ((name, (length, _)), (read, buffer)) in names.iter().zip(lengths).zip(headers) {

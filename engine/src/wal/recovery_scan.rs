@@ -102,7 +102,11 @@ impl<'a> Stream<'a> {
         }
     }
 
-    fn collect(&mut self) {
+    /// Waits for completions and files them.
+    fn collect(&mut self) -> Result<()> {
+        if self.io.is_stopped() {
+            return Err(stopped("read the log"));
+        }
         self.io.wait(Wait::AtMostUs(1_000_000), &mut self.completions);
         for completion in self.completions.drain(..) {
             self.in_flight -= 1;
@@ -127,6 +131,7 @@ impl<'a> Stream<'a> {
                 }
             }
         }
+        Ok(())
     }
 
     fn read_ahead(&mut self) -> Result<()> {
@@ -143,7 +148,7 @@ impl<'a> Stream<'a> {
                         if let Some(opened) = self.opened.take() {
                             break opened?;
                         }
-                        self.collect();
+                        self.collect()?;
                     };
                     let Outcome::Opened(file) = opened else { unreachable!("opening a file gives a file") };
                     self.ahead_file = Some(file);
@@ -194,7 +199,7 @@ impl<'a> Stream<'a> {
             match self.chunks.get(at).map(|chunk| &chunk.read) {
                 Some(Some(Ok(_))) => return Ok(()),
                 Some(Some(Err(error))) => return Err(Error::Io(error.clone())),
-                Some(None) => self.collect(),
+                Some(None) => self.collect()?,
                 None => unreachable!("W1: nothing is read beyond the segments that were found"),
             }
         }
@@ -241,10 +246,10 @@ impl<'a> Stream<'a> {
     }
 
     /// Waits for everything under way and closes the files.
-    fn finish(&mut self) {
+    fn finish(&mut self) -> Result<()> {
         // Reads first: a file is closed when nothing of it is under way.
         while self.in_flight > 0 {
-            self.collect();
+            self.collect()?;
         }
         let mut files: Vec<FileId> =
             self.chunks.iter().map(|chunk| chunk.file).chain(self.ahead_file).collect();
@@ -254,13 +259,23 @@ impl<'a> Stream<'a> {
             self.in_flight += 1;
         }
         while self.in_flight > 0 {
-            self.collect();
+            self.collect()?;
         }
         let kept = self.chunks.drain(..).filter_map(|chunk| chunk.read?.ok());
         for buffer in self.buffers.drain(..).chain(kept) {
             self.io.recycle(buffer);
         }
+        Ok(())
     }
+}
+
+/// The device will complete nothing any more.
+pub(super) fn stopped(what: &str) -> Error {
+    Error::Io(IoError {
+        kind: crate::io::IoErrorKind::Device,
+        what: what.into(),
+        cause: "the device has stopped".into(),
+    })
 }
 
 fn lost_buffer() -> IoError {
@@ -436,8 +451,9 @@ pub(super) fn scan(
         },
     };
     let result = scan_groups(&mut stream, &mut scan, segments, options, first, bytes_total, progress);
-    stream.finish();
+    let finished = stream.finish();
     result?;
+    finished?;
     Ok(scan.end)
 }
 

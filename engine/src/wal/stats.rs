@@ -5,7 +5,7 @@ use hdrhistogram::Histogram;
 const LATENCY_US_MAX: u64 = 60_000_000;
 
 /// Latencies of one stage, in microseconds.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct StageLatency {
     /// From 1 µs to 60 s at two digits.
     pub histogram: Histogram<u64>,
@@ -19,6 +19,14 @@ impl Default for StageLatency {
             histogram: Histogram::new_with_bounds(1, LATENCY_US_MAX, 2).expect("constant bounds are valid"),
             sum_us: 0,
         }
+    }
+}
+
+impl std::fmt::Debug for StageLatency {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let quantile = |quantile| self.histogram.value_at_quantile(quantile);
+        let (count, p50, p99) = (self.histogram.len(), quantile(0.5), quantile(0.99));
+        write!(f, "{count} times, p50 {p50} us, p99 {p99} us, max {} us", self.histogram.max())
     }
 }
 
