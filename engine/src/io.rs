@@ -12,11 +12,16 @@
 //!
 //! Reading order: `disk` (the trait), `buffer`, `sim_disk` (with `sim_content` and `fault_plan`), `thread_disk`,
 //! `ring_disk`, `dir_lock`.
+mod backend;
 pub mod buffer;
 pub mod dir_lock;
+mod directory;
 pub mod disk;
 #[cfg(feature = "sim")]
 pub mod fault_plan;
+#[cfg(target_os = "linux")]
+mod ring;
+#[cfg(target_os = "linux")]
 pub mod ring_disk;
 #[cfg(feature = "sim")]
 mod sim_content;
@@ -24,7 +29,8 @@ mod sim_content;
 pub mod sim_disk;
 pub mod thread_disk;
 
-pub use buffer::IoBuffer;
+pub use backend::{BackendChoice, open_backend};
+pub use buffer::{BufferPool, IoBuffer};
 pub use disk::{
     Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome, Token, Wait,
     Waker,

@@ -1,10 +1,14 @@
 //! The trait between the engine and a device, and the values that cross it.
 use super::buffer::IoBuffer;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 /// Size and alignment of everything that is written or read: offsets, lengths and buffers are multiples of it.
 pub const BLOCK_BYTES: usize = 4096;
+
+/// Most bytes of one read or write. The kernel takes up to 2 GiB at once and then gives short counts; far above any
+/// use here.
+pub const TRANSFER_BYTES_MAX: usize = 1 << 30;
 
 /// Chosen by the submitter, repeated in the completion. Not interpreted.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -88,8 +92,49 @@ impl Operation {
     }
 }
 
+impl Operation {
+    /// Stops the process if the operation breaks a rule of this trait. A device would answer EINVAL, or nothing; each
+    /// backend asks here instead, so that all refuse the same.
+    pub(crate) fn check(&self) {
+        let check_path = |path: &Path| {
+            let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
+            assert!(plain, "{} is not a plain path inside the directory", path.display());
+        };
+        match self {
+            Self::Read { offset, buffer, .. } | Self::Write { offset, buffer, .. } => {
+                assert_eq!(offset % BLOCK_BYTES as u64, 0, "an offset is a multiple of {BLOCK_BYTES}");
+                assert_eq!(buffer.len() % BLOCK_BYTES, 0, "a length is a multiple of {BLOCK_BYTES}");
+                assert!(!buffer.is_empty(), "a read or write has at least one block");
+                assert!(
+                    buffer.len() <= TRANSFER_BYTES_MAX,
+                    "one transfer is at most {TRANSFER_BYTES_MAX} bytes"
+                );
+            }
+            Self::Open { path, .. }
+            | Self::SyncDirectory { path }
+            | Self::Unlink { path }
+            | Self::List { path }
+            | Self::CreateDirectory { path } => check_path(path),
+            Self::Rename { from, to } => {
+                check_path(from);
+                check_path(to);
+                assert_eq!(from.parent(), to.parent(), "a file is renamed inside one directory");
+            }
+            Self::Close { .. } | Self::Sync { .. } | Self::Length { .. } => {}
+        }
+    }
+
+    /// The buffer of a read or write, which its completion gives back.
+    pub(crate) fn into_buffer(self) -> Option<IoBuffer> {
+        match self {
+            Self::Read { buffer, .. } | Self::Write { buffer, .. } => Some(buffer),
+            _ => None,
+        }
+    }
+}
+
 /// The root has the empty path, which would read as nothing.
-fn directory_name(path: &std::path::Path) -> String {
+fn directory_name(path: &Path) -> String {
     if path.as_os_str().is_empty() { ".".to_string() } else { path.display().to_string() }
 }
 

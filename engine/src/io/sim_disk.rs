@@ -22,7 +22,7 @@
 //!
 //! **Does not know** what the bytes mean. What becomes durable when is in [`super::sim_content`], which fault comes
 //! when in [`super::fault_plan`].
-use super::buffer::IoBuffer;
+use super::buffer::{BufferPool, IoBuffer};
 use super::disk::{
     BLOCK_BYTES, Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome,
     Token, Wait, Waker,
@@ -32,7 +32,7 @@ use super::sim_content::{Block, Blocks, Covers, Name, SimContent};
 use crate::base::rng::Rng;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -64,6 +64,7 @@ struct Device {
     plan: FaultPlan,
     latency: Latency,
     capacity_bytes: Option<u64>,
+    buffers: BufferPool,
 }
 
 struct OpenFile {
@@ -114,6 +115,7 @@ impl SimDisk {
             plan: FaultPlan::default(),
             latency: Latency::default(),
             capacity_bytes: None,
+            buffers: BufferPool::default(),
         };
         Self { device: Arc::new(Mutex::new(device)), woken: Arc::default() }
     }
@@ -299,11 +301,11 @@ impl Io for SimDisk {
     }
 
     fn buffer(&mut self, bytes: usize) -> IoBuffer {
-        IoBuffer::zeroed(bytes)
+        self.device().buffers.take(bytes)
     }
 
     fn recycle(&mut self, buffer: IoBuffer) {
-        drop(buffer);
+        self.device().buffers.put(buffer);
     }
 
     fn now_us(&self) -> u64 {
@@ -351,7 +353,7 @@ impl Device {
             // The power is off; the caller has not noticed yet.
             return;
         }
-        check_shape(&operation);
+        operation.check();
         let (kind, path) = self.kind_and_path(&operation);
         let effect = self.plan.decide(kind, &path);
         let stage = match &operation {
@@ -630,11 +632,7 @@ impl Device {
             what: operation.describe(|file| self.file_path(file)),
             cause: cause.to_string(),
         });
-        let buffer = match operation {
-            Operation::Read { buffer, .. } | Operation::Write { buffer, .. } => Some(buffer),
-            _ => None,
-        };
-        Completion { token, result, buffer }
+        Completion { token, result, buffer: operation.into_buffer() }
     }
 
     fn kind_and_path(&self, operation: &Operation) -> (OperationKind, PathBuf) {
@@ -660,30 +658,4 @@ const NAME_EXISTS: (IoErrorKind, &str) = (IoErrorKind::AlreadyExists, "File exis
 
 fn written_bytes(operation: &Operation) -> usize {
     if let Operation::Write { buffer, .. } = operation { buffer.len() } else { 0 }
-}
-
-/// The rules of the trait that a real device would enforce with EINVAL or silently: here they stop the test.
-fn check_shape(operation: &Operation) {
-    let check_path = |path: &Path| {
-        let plain = path.components().all(|component| matches!(component, Component::Normal(_)));
-        assert!(plain, "{} is not a plain path inside the directory", path.display());
-    };
-    match operation {
-        Operation::Read { offset, buffer, .. } | Operation::Write { offset, buffer, .. } => {
-            assert_eq!(offset % BLOCK_BYTES as u64, 0, "an offset is a multiple of {BLOCK_BYTES}");
-            assert_eq!(buffer.len() % BLOCK_BYTES, 0, "a length is a multiple of {BLOCK_BYTES}");
-            assert!(!buffer.is_empty(), "a read or write has at least one block");
-        }
-        Operation::Open { path, .. }
-        | Operation::SyncDirectory { path }
-        | Operation::Unlink { path }
-        | Operation::List { path }
-        | Operation::CreateDirectory { path } => check_path(path),
-        Operation::Rename { from, to } => {
-            check_path(from);
-            check_path(to);
-            assert_eq!(from.parent(), to.parent(), "a file is renamed inside one directory");
-        }
-        Operation::Close { .. } | Operation::Sync { .. } | Operation::Length { .. } => {}
-    }
 }

@@ -1,0 +1,203 @@
+//! One real directory: the blocking calls that both kernel backends make for names, and what the file system can do.
+//!
+//! **Contract.** Everything is relative to the root and stays inside it. Files are made with mode 0600 and directories
+//! with 0700. A file is opened with O_DIRECT where the file system takes it: the page cache would hold everything a
+//! second time, and what a failed sync leaves there cannot be known. [`Directory::open`] finds out by doing it once.
+//!
+//! **Does not know** tokens, completions or threads.
+use super::buffer::IoBuffer;
+use super::disk::{BLOCK_BYTES, IoError, Open, Operation, Outcome};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// The directory a backend was made for.
+#[derive(Clone, Debug)]
+pub(crate) struct Directory {
+    root: PathBuf,
+    /// True where O_DIRECT works.
+    pub(crate) direct: bool,
+    /// True where `RWF_DSYNC` works.
+    pub(crate) dsync: bool,
+    /// Why one of the two does not; empty if both do.
+    pub(crate) detail: String,
+}
+
+/// A file with its path, for messages.
+#[derive(Debug)]
+pub(crate) struct OpenFile {
+    pub(crate) file: File,
+    pub(crate) path: String,
+}
+
+impl Directory {
+    /// Looks at the directory, which must exist, and tries one direct and one synced write in it.
+    pub(crate) fn open(root: &Path) -> Result<Self, IoError> {
+        let failed =
+            |what: &str, error: &io::Error| IoError::from_system(format!("{what} {}", root.display()), error);
+        let metadata = fs::metadata(root).map_err(|error| failed("open directory", &error))?;
+        if !metadata.is_dir() {
+            return Err(failed("open directory", &io::Error::from(io::ErrorKind::NotADirectory)));
+        }
+        let mut directory =
+            Self { root: root.to_path_buf(), direct: true, dsync: true, detail: String::new() };
+        let block = IoBuffer::zeroed(BLOCK_BYTES);
+        let direct = directory.probe_file(true).and_then(|file| file.write_all_at(&block, 0).map(|()| file));
+        let probe = match direct {
+            Ok(file) => file,
+            Err(error) => {
+                directory.direct = false;
+                directory.detail = format!("no direct I/O ({error})");
+                directory.probe_file(false).map_err(|error| failed("make a file in", &error))?
+            }
+        };
+        if let Err(error) = write_dsync(&probe, &block, 0) {
+            directory.dsync = false;
+            let separator = if directory.detail.is_empty() { "" } else { ", " };
+            directory.detail = format!("{}{separator}no RWF_DSYNC ({error})", directory.detail);
+        }
+        Ok(directory)
+    }
+
+    /// A file without a name, or one whose name is removed at once where there is no O_TMPFILE.
+    fn probe_file(&self, direct: bool) -> io::Result<File> {
+        #[cfg(target_os = "linux")]
+        {
+            let flags = libc::O_TMPFILE | if direct { libc::O_DIRECT } else { 0 };
+            let opened =
+                OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(&self.root);
+            if opened.is_ok() {
+                return opened;
+            }
+        }
+        let path = self.root.join(format!(".probe-{}", std::process::id()));
+        let file = options(direct).create_new(true).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok(file)
+    }
+
+    /// Does an operation on names, `Open` excepted; `Close` and what needs an open file are the backend's.
+    pub(crate) fn do_blocking(&self, operation: &Operation) -> Result<Outcome, IoError> {
+        let result = match operation {
+            Operation::Rename { from, to } => fs::rename(self.root.join(from), self.root.join(to)),
+            Operation::Unlink { path } => fs::remove_file(self.root.join(path)),
+            Operation::CreateDirectory { path } => self.create_directory(path),
+            Operation::SyncDirectory { path } => self.open_directory(path).and_then(|file| file.sync_all()),
+            Operation::List { path } => {
+                return self.list(path).map(Outcome::Names).map_err(|error| failed(operation, &error));
+            }
+            other => unreachable!("{} is not done here", describe(other)),
+        };
+        result.map(|()| Outcome::Done).map_err(|error| failed(operation, &error))
+    }
+
+    pub(crate) fn open_file(&self, path: &Path, open: Open) -> Result<OpenFile, IoError> {
+        let try_open = |direct| {
+            let mut options = options(direct);
+            if open == Open::CreateNew {
+                options.create_new(true);
+            }
+            options.open(self.root.join(path))
+        };
+        match try_open(self.direct) {
+            Ok(file) => Ok(OpenFile { file, path: path.display().to_string() }),
+            Err(error) => Err(failed(&Operation::Open { path: path.to_path_buf(), open }, &error)),
+        }
+    }
+
+    /// A directory itself, to be synced.
+    pub(crate) fn open_directory(&self, path: &Path) -> io::Result<File> {
+        File::open(self.root.join(path))
+    }
+
+    fn create_directory(&self, path: &Path) -> io::Result<()> {
+        let path = self.root.join(path);
+        match fs::DirBuilder::new().mode(0o700).create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+            result => result,
+        }
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(self.root.join(path))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                names.push(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+}
+
+fn options(direct: bool) -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    #[cfg(target_os = "linux")]
+    options.custom_flags(if direct { libc::O_DIRECT } else { 0 });
+    #[cfg(not(target_os = "linux"))]
+    let _ = direct;
+    options
+}
+
+fn describe(operation: &Operation) -> String {
+    operation.describe(|file| format!("file {}", file.0))
+}
+
+fn failed(operation: &Operation, error: &io::Error) -> IoError {
+    IoError::from_system(describe(operation), error)
+}
+
+/// Fills `buffer` from `offset`, less only at the end of the file.
+pub(crate) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < buffer.len() {
+        let count = match file.read_at(&mut buffer[done..], offset + done as u64) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => result?,
+        };
+        done += count;
+        // A length that is no whole number of blocks is the end of the file; asking again would be EINVAL under
+        // O_DIRECT. If it is not the end, the read was cut short and the caller must not take it for one.
+        if count == 0 || done % BLOCK_BYTES != 0 {
+            if offset + (done as u64) < file.metadata()?.len() {
+                return Err(io::Error::other(format!("only {done} bytes could be read")));
+            }
+            break;
+        }
+    }
+    Ok(done)
+}
+
+/// Writes all of `bytes` such that they are durable when it returns.
+#[cfg(target_os = "linux")]
+pub(crate) fn write_dsync(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+    let mut done = 0;
+    while done < bytes.len() {
+        let rest = &bytes[done..];
+        let vector = libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: rest.len() };
+        let at = libc::off_t::try_from(offset + done as u64)
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        // SAFETY: the descriptor is open while `file` is borrowed. The vector describes exactly `rest`, which is
+        // borrowed until the call returns, and the kernel only reads from it (hence the cast from const).
+        let count = unsafe { libc::pwritev2(file.as_raw_fd(), &vector, 1, at, libc::RWF_DSYNC) };
+        match usize::try_from(count) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::WriteZero)),
+            Ok(count) => done += count,
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
+    }
+    Ok(())
+}
+
+/// There is no such write here; [`Directory::open`] finds out, and the backend writes and syncs instead.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn write_dsync(_: &File, _: &[u8], _: u64) -> io::Result<()> {
+    Err(io::Error::from(io::ErrorKind::Unsupported))
+}
