@@ -13,11 +13,13 @@ use super::disk::BLOCK_BYTES;
 use memmap2::MmapMut;
 use std::collections::BTreeMap;
 
-/// A page-aligned, owned buffer. Derefs to `[u8]`.
+/// A page-aligned, owned buffer. Derefs to its first `len` bytes; an operation reads or writes exactly those.
 pub struct IoBuffer {
     /// At least one page. Its address is stable: moving the `IoBuffer` moves the handle.
     map: MmapMut,
-    /// Length as seen by users; at most the map's.
+    /// What was asked for; at most the map's length.
+    capacity: usize,
+    /// Length as seen by users; at most `capacity`.
     bytes: usize,
 }
 
@@ -30,13 +32,22 @@ impl IoBuffer {
         let map = MmapMut::map_anon(capacity_class(bytes)).unwrap_or_else(|error| {
             panic!("an I/O buffer of {bytes} bytes cannot be had from the system: {error}")
         });
-        Self { map, bytes }
+        Self { map, capacity: bytes, bytes }
     }
 
-    /// Shortens the buffer to its first `bytes`; what is behind them comes back only from the pool. No effect if it is
-    /// not longer than that.
-    pub fn truncate(&mut self, bytes: usize) {
-        self.bytes = self.bytes.min(bytes);
+    /// How many bytes were asked for: the most that the buffer can show.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Shows the first `bytes` only, or more again; the content stays. The log fills a large slab and writes the
+    /// part it used.
+    ///
+    /// # Panics
+    /// If `bytes` is above the capacity.
+    pub fn set_len(&mut self, bytes: usize) {
+        assert!(bytes <= self.capacity, "a buffer of {} shows no {bytes} bytes", self.capacity);
+        self.bytes = bytes;
     }
 }
 
@@ -91,7 +102,7 @@ impl BufferPool {
             return IoBuffer::zeroed(bytes);
         };
         self.bytes -= capacity;
-        buffer.bytes = bytes;
+        (buffer.capacity, buffer.bytes) = (bytes, bytes);
         buffer.fill(0);
         buffer
     }
@@ -131,7 +142,7 @@ mod tests {
         let mut pool = BufferPool::new(16384);
         let mut buffer = pool.take(8192);
         buffer.fill(7);
-        buffer.truncate(4096);
+        buffer.set_len(4096);
         assert_eq!(buffer.len(), 4096);
         let address = buffer.as_ptr();
         pool.put(buffer);
