@@ -9,6 +9,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;
+    // Read by tests that print any message by reflection.
+    let set_path = std::path::Path::new(&std::env::var("OUT_DIR")?).join("etcd.descriptors");
+    std::fs::write(set_path, prost::Message::encode_to_vec(&descriptors))?;
     // Keys and values are slices of the received frame all the way into the memtable: `bytes` is `Bytes`.
     tonic_prost_build::configure()
         .bytes(".")

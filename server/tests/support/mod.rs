@@ -1,0 +1,8 @@
+//! What the tests that run real server processes share.
+#![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
+
+pub mod case_file;
+pub mod process;
+pub mod raw_client;
+pub mod session;
+pub mod text;

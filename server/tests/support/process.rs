@@ -1,0 +1,211 @@
+//! Server processes under test: ours and the real etcd, started the same way.
+//!
+//! **Contract.** `Server::start` returns when the process has printed that it serves clients; dropping the value kills the
+//! process and removes what it wrote. A server owns its ports and its folder, so any number run side by side.
+//! `stop` asks politely (SIGTERM), `kill` does not (SIGKILL); `start_again` continues with the same folder, ports and flags.
+//!
+//! **Failure.** A server that does not become ready, or dies, panics the test with the last lines of its log.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// etcd needs about a second; the rest is for a busy machine.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const LOG_LINES_KEPT: usize = 60;
+/// What every launcher of etcd waits for.
+const READY_LINE: &str = "ready to serve client requests";
+
+/// Which program answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// The binary of this workspace.
+    Sternpost,
+    /// etcd 3.7.3, built by `benches/peers/build.sh`.
+    Etcd,
+}
+
+impl Program {
+    /// The binary, or why there is none here.
+    pub fn binary(self) -> Result<PathBuf, String> {
+        match self {
+            Program::Sternpost => option_env!("CARGO_BIN_EXE_sternpost")
+                .map(PathBuf::from)
+                .ok_or_else(|| "no server yet".to_owned()),
+            Program::Etcd => peer("etcd"),
+        }
+    }
+}
+
+/// A program of the peers' folder (`STERNPOST_PEERS`, or the cache folder that `build.sh` uses by default).
+pub fn peer(name: &str) -> Result<PathBuf, String> {
+    let path = peers_folder().join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(format!("no {} (benches/peers/build.sh builds it)", path.display()))
+    }
+}
+
+fn peers_folder() -> PathBuf {
+    cache_folder("STERNPOST_PEERS", "peers")
+}
+
+/// The folder that an environment variable names, else the one of this name in the user's cache.
+pub fn cache_folder(variable: &str, name: &str) -> PathBuf {
+    if let Some(folder) = std::env::var_os(variable).filter(|folder| !folder.is_empty()) {
+        return PathBuf::from(folder);
+    }
+    let cache = std::env::var_os("XDG_CACHE_HOME")
+        .filter(|folder| !folder.is_empty())
+        .map(PathBuf::from)
+        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")))
+        .unwrap_or_else(std::env::temp_dir);
+    cache.join("sternpost").join(name)
+}
+
+/// Is this requirement switched on (`1`)? CI sets them, so that a missing program is a failure there and a note elsewhere.
+pub fn required(variable: &str) -> bool {
+    std::env::var(variable).is_ok_and(|value| value == "1")
+}
+
+/// One running (or stopped) server with its folder and ports.
+pub struct Server {
+    program: Program,
+    binary: PathBuf,
+    flags: Vec<String>,
+    client_port: u16,
+    peer_port: u16,
+    folder: tempfile::TempDir,
+    child: Option<Child>,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Server {
+    /// Starts a server on an empty folder and free ports, and waits until it serves. `flags` are etcd's.
+    pub fn start(program: Program, flags: &[String]) -> Server {
+        let binary = program.binary().unwrap_or_else(|missing| panic!("{missing}"));
+        let folder =
+            tempfile::Builder::new().prefix("sternpost-test-").tempdir().expect("a temporary folder");
+        let (client_port, peer_port) = free_ports();
+        let mut server = Server {
+            program,
+            binary,
+            flags: flags.to_vec(),
+            client_port,
+            peer_port,
+            folder,
+            child: None,
+            log: Arc::default(),
+        };
+        server.start_again();
+        server
+    }
+
+    /// The client URL, without a path.
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Host and port of the client listener.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.client_port)
+    }
+
+    /// Starts the stopped server on what it left behind.
+    pub fn start_again(&mut self) {
+        assert!(self.child.is_none(), "the server still runs");
+        let client_url = self.endpoint();
+        let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
+        let mut child = Command::new(&self.binary)
+            .arg("--name=default")
+            .arg(format!("--data-dir={}", self.folder.path().join("data").display()))
+            .arg(format!("--listen-client-urls={client_url}"))
+            .arg(format!("--advertise-client-urls={client_url}"))
+            .arg(format!("--listen-peer-urls={peer_url}"))
+            .arg(format!("--initial-advertise-peer-urls={peer_url}"))
+            .arg(format!("--initial-cluster=default={peer_url}"))
+            .args(&self.flags)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .current_dir(self.folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{} does not start: {error}", self.binary.display()));
+
+        // The reader keeps the pipe empty for as long as the server lives; it ends with the server.
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let (ready, is_ready) = mpsc::channel();
+        let log = Arc::clone(&self.log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if line.contains(READY_LINE) {
+                    let _ = ready.send(());
+                }
+                let mut log = log.lock().expect("no reader panics");
+                if log.len() == LOG_LINES_KEPT {
+                    log.pop_front();
+                }
+                log.push_back(line);
+            }
+        });
+        self.child = Some(child);
+        // The sender is dropped when the log ends: a server that dies at start fails at once, not after the limit.
+        if is_ready.recv_timeout(READY_WITHIN).is_err() {
+            panic!("{:?} did not become ready; its log ends:\n{}", self.program, self.log_tail());
+        }
+    }
+
+    /// SIGTERM, then waits for the end of the process.
+    pub fn stop(&mut self) {
+        self.signal_and_wait(Signal::TERM);
+    }
+
+    /// SIGKILL: what a power cut would leave of the process, though not of the machine.
+    pub fn kill(&mut self) {
+        self.signal_and_wait(Signal::KILL);
+    }
+
+    fn signal_and_wait(&mut self, signal: Signal) {
+        let mut child = self.child.take().expect("the server runs");
+        kill_process(Pid::from_child(&child), signal).expect("the process is ours");
+        child.wait().expect("the process is ours");
+    }
+
+    /// The last lines the server logged.
+    pub fn log_tail(&self) -> String {
+        self.log.lock().expect("no reader panics").iter().cloned().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Two ports that nobody listens on. They lie below the range that the kernel draws outgoing ports from, so that no
+/// connection takes them between this look and the server's start; test programs start at different places by process id.
+fn free_ports() -> (u16, u16) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut free = std::iter::repeat_with(|| {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 20_000 + (std::process::id().wrapping_mul(97).wrapping_add(step)) % 12_000;
+        u16::try_from(port).expect("below 32,000")
+    })
+    .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    let mut next = || free.next().expect("the iterator has no end");
+    (next(), next())
+}
