@@ -180,7 +180,7 @@ impl<'a> Key<'a> {
 
     /// One level of the tower.
     #[inline]
-    fn tower(&self, level: usize) -> &'a AtomicU32 {
+    fn link(&self, level: usize) -> &'a AtomicU32 {
         debug_assert!(level < self.fields().height as usize, "K4: the level is in the tower");
         // SAFETY: the tower has `height` entries behind the fixed fields, and a node is reached on a level only if it
         // has it (K4). 12 and 4 keep the alignment of the entries.
@@ -190,7 +190,7 @@ impl<'a> Key<'a> {
     /// The key behind this one.
     #[inline]
     fn next(&self) -> Option<Key<'a>> {
-        self.list.key_at(self.tower(0))
+        self.list.key_at(self.link(0))
     }
 
     /// The newest version in this list, published or not.
@@ -372,7 +372,7 @@ impl SkipList {
     #[inline]
     fn link<'a>(&'a self, key: Option<Key<'a>>, level: usize) -> &'a AtomicU32 {
         match key {
-            Some(key) => key.tower(level),
+            Some(key) => key.link(level),
             None => &self.head[level],
         }
     }
@@ -569,11 +569,11 @@ impl SkipListWriter {
         unsafe {
             let start = list.arena.address(at);
             start.cast::<KeyNode>().write(node);
-            let tower = start.add(KEY_NODE_BYTES);
+            let links = start.add(KEY_NODE_BYTES);
             for level in 0..height {
-                tower.add(4 * level).cast::<AtomicU32>().write(AtomicU32::new(0));
+                links.add(4 * level).cast::<AtomicU32>().write(AtomicU32::new(0));
             }
-            tower.add(4 * height).copy_from_nonoverlapping(key.as_ptr(), key.len());
+            links.add(4 * height).copy_from_nonoverlapping(key.as_ptr(), key.len());
         }
         let mut before: [Option<Key<'_>>; HEIGHT_MAX] = [None; HEIGHT_MAX];
         if height > list.height.load(Ordering::Relaxed) {
@@ -585,7 +585,7 @@ impl SkipListWriter {
         // Bottom-up, so that a node found on a level is on all levels below (K4).
         for (level, before) in before.iter().enumerate().take(height) {
             let link = list.link(*before, level);
-            new.tower(level).store(link.load(Ordering::Relaxed), Ordering::Relaxed);
+            new.link(level).store(link.load(Ordering::Relaxed), Ordering::Relaxed);
             link.store(at, Ordering::Release);
         }
         list.index.insert(hash, at);

@@ -9,6 +9,8 @@
 //!
 //! Invariants:
 //! - M4: tables are in strictly descending order of revisions.
+//! - M7: a memtable may still hold a record whose tombstone, in a newer memtable, a merge has dropped. Every record
+//!   knows the revision that replaced it, so the newest version found counts only if it was not replaced by then.
 //! - M2: a reader at revision r ≥ the compact revision sees the same answer as long as it holds the view set.
 use super::operation::{KeyRange, KeyValue};
 use crate::base::ids::Revision;
@@ -67,11 +69,19 @@ pub(crate) fn is_dead(version: &Version<'_>, compact_revision: i64) -> bool {
         || (version.is_tombstone() && version.main() < compact_revision)
 }
 
+/// False if the version was replaced at or before `main`: then what replaced it was a tombstone that a compaction has
+/// dropped (M7), and the key does not exist.
+fn is_newest_at(version: &Version<'_>, main: i64) -> bool {
+    let next_main = version.next_main();
+    next_main == 0 || next_main > main
+}
+
 impl ViewSet {
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
     #[inline]
     pub(crate) fn newest(&self, key: &[u8], hash: u32, main: i64) -> Option<Version<'_>> {
-        self.tables.iter().find_map(|table| table.at_or_below(key, hash, main))
+        let found = self.tables.iter().find_map(|table| table.at_or_below(key, hash, main));
+        found.filter(|version| is_newest_at(version, main))
     }
 
     /// The state of a key at `main`, if it exists there.
@@ -131,6 +141,7 @@ impl ViewSet {
                 }
                 if let Some(version) = key.at_or_below(at)
                     && !version.is_tombstone()
+                    && is_newest_at(&version, main)
                     && !visit(bytes, version)
                 {
                     return;
@@ -162,6 +173,7 @@ impl ViewSet {
             }
             if let Some(version) = found
                 && !version.is_tombstone()
+                && is_newest_at(&version, main)
                 && !visit(bytes, version)
             {
                 return;
