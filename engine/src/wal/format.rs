@@ -251,7 +251,8 @@ pub struct GroupHeader {
     pub salt_lo: u32,
     /// Promise (W4): the first byte that was not known to be durable when this group was submitted.
     pub durable_lsn: Lsn,
-    /// [`GroupHeader::chain`] of the group before (W1); 0 in the first group of a log.
+    /// Header checksum of the group before (W1), which covers that group's `payload_crc`; 0 in the first group of
+    /// a log.
     pub prev_crc: u32,
     /// Checksum of everything behind the header, padding included.
     pub payload_crc: u32,
@@ -293,9 +294,12 @@ impl GroupHeader {
         Self::chain(bytes)
     }
 
-    /// What the next group repeats as `prev_crc`: the checksum of all 64 bytes, and with them of the payload.
+    /// What the next group repeats as `prev_crc`: the header's own checksum. (Not a checksum over all 64 bytes: a
+    /// CRC over bytes that end in their own CRC is the same for all of them.)
     pub fn chain(bytes: &[u8]) -> u32 {
-        crc32(&bytes[..GROUP_HEADER_BYTES])
+        let mut chain = [0; 4];
+        chain.copy_from_slice(&bytes[GROUP_HEADER_BYTES - 4..GROUP_HEADER_BYTES]);
+        u32::from_le_bytes(chain)
     }
 
     /// Reads a header and verifies its checksum and that its lengths are possible. Whether it belongs where it
@@ -562,6 +566,15 @@ mod tests {
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(matches!(GroupHeader::decode(&bad), Err(GroupHeaderFault::Damaged(_))), "bit {bit}");
         }
+    }
+
+    #[test]
+    fn the_chain_depends_on_every_field() {
+        let chain = |header: GroupHeader| header.encode(&mut [0; GROUP_HEADER_BYTES]);
+        let plain = chain(group_header());
+        assert_ne!(plain, chain(GroupHeader { payload_crc: 9, ..group_header() }));
+        assert_ne!(plain, chain(GroupHeader { prev_crc: 9, ..group_header() }));
+        assert_ne!(plain, chain(GroupHeader { durable_lsn: Lsn(1), ..group_header() }));
     }
 
     #[test]

@@ -179,10 +179,10 @@ impl Pool {
         }
     }
 
-    /// Spares worth keeping: half of the steady number more than the least, as TiKV's raft-engine does, so that a
+    /// Spares worth keeping: the next segment, and half of the steady number more than the least, as TiKV's raft-engine does, so that a
     /// burst finds some.
     pub(super) fn spares_max(&self) -> usize {
-        self.spares_min + self.live.len() / 2
+        self.spares_min + 1 + self.live.len() / 2
     }
 
     /// Takes over what recovery found.

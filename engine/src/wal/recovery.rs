@@ -447,13 +447,22 @@ fn settle_names(io: &mut dyn Io, inventory: &mut Inventory, first: u64, pool: &m
         renamed = true;
         spares.push(spare);
     }
+    // Somebody renamed segments by hand. Two steps, because one may have the name of another; a power cut between
+    // them is harmless, since names are hints.
+    let mut moved = Vec::new();
     for (seq, segment) in live {
         let name = segment_name(seq);
         if segment.name != name {
-            run(io, Operation::Rename { from: path(&segment.name), to: path(&name) })?;
-            renamed = true;
+            let aside = spare_name(inventory.spare_number);
+            inventory.spare_number += 1;
+            run(io, Operation::Rename { from: path(&segment.name), to: path(&aside) })?;
+            moved.push((aside, name.clone()));
         }
         pool.live.push_back(LiveSegment { seq, name });
+    }
+    for (aside, name) in moved {
+        run(io, Operation::Rename { from: path(&aside), to: path(&name) })?;
+        renamed = true;
     }
     if renamed {
         run(io, Operation::SyncDirectory { path: PathBuf::from(DIRECTORY) })?;
