@@ -1,13 +1,18 @@
 //! Sternpost's storage engine: a multi-version key-value store with etcd's data model, on its own.
 #![deny(unsafe_code)]
 pub mod base;
+pub mod db;
 pub mod error;
 #[allow(unsafe_code, reason = "system calls and aligned buffers; each use is argued in place")]
 pub mod io;
+pub mod log;
 mod memtable;
 pub mod mvcc;
+pub mod options;
 pub mod superblock;
 pub mod wal;
 
 pub use bytes::Bytes;
+pub use db::{Batch, Db, RangeReader, Snapshot, Start, WatchOptions, Watcher};
 pub use error::{Error, OperationError, Result};
+pub use options::{DurabilityLevel, Options};

@@ -114,6 +114,11 @@ impl Memtable {
         self.list.seek(key)
     }
 
+    /// The last key below `end`, or the last of all.
+    pub(crate) fn last_below(&self, end: Option<&[u8]>) -> Option<Key<'_>> {
+        self.list.last_below(end)
+    }
+
     /// Number of records, published or not.
     pub(crate) fn events_count(&self) -> usize {
         self.list.events_count()

@@ -5,6 +5,7 @@ pub mod encoding;
 mod lease_index;
 pub mod operation;
 mod range;
+pub mod scan;
 pub mod store;
 mod view_set;
 mod write_txn;
@@ -12,6 +13,7 @@ mod writer;
 
 pub use duplicate_keys::check_duplicate_keys;
 pub use operation::*;
+pub use scan::Scan;
 pub use store::{
     AnyLease, EventBatch, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
 };

@@ -6,7 +6,9 @@
 //! **Does not know** what a command means: commands are bytes.
 pub mod entry_format;
 pub mod replicator;
+pub mod solo;
 pub mod state_machine;
 
 pub use replicator::{Class, Genesis, ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
+pub use solo::{Solo, SoloOptions};
 pub use state_machine::{Entry, Rejection, StateMachine};

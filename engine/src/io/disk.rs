@@ -1,5 +1,6 @@
 //! The trait between the engine and a device, and the values that cross it.
 use super::buffer::IoBuffer;
+use crate::base::clock::Clock;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
@@ -261,6 +262,9 @@ pub trait Io: Send {
 
     /// Monotonic time in microseconds; simulated time on the simulated disk.
     fn now_us(&self) -> u64;
+
+    /// The clock behind [`Io::now_us`], for other threads.
+    fn clock(&self) -> Arc<dyn Clock>;
 
     /// See [`Backend`].
     fn backend(&self) -> Backend;

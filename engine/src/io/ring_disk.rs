@@ -74,7 +74,7 @@ pub struct RingDisk {
     /// Empty between waits; kept for its memory.
     results: Vec<Completed>,
     buffers: BufferPool,
-    clock: MonotonicClock,
+    clock: Arc<MonotonicClock>,
     backend: Backend,
     wake: Arc<Wake>,
     /// A descriptor of the directory's lock; each ring registers it.
@@ -135,7 +135,7 @@ impl RingDisk {
             completed: Vec::new(),
             results: Vec::new(),
             buffers: BufferPool::default(),
-            clock: MonotonicClock::default(),
+            clock: Arc::new(MonotonicClock::default()),
             backend,
             wake,
             held,
@@ -393,6 +393,10 @@ impl Io for RingDisk {
 
     fn now_us(&self) -> u64 {
         self.clock.now_us()
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
     }
 
     fn backend(&self) -> Backend {

@@ -29,6 +29,7 @@ use super::disk::{
 };
 use super::fault_plan::{Effect, Fault, FaultPlan, Latency, OperationKind};
 use super::sim_content::{Block, Blocks, Covers, Name, SimContent};
+use crate::base::clock::Clock;
 use crate::base::rng::Rng;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
@@ -271,6 +272,13 @@ impl SimDisk {
     }
 }
 
+/// Simulated time.
+impl Clock for SimDisk {
+    fn now_us(&self) -> u64 {
+        self.device().now_us
+    }
+}
+
 impl Io for SimDisk {
     fn submit(&mut self, token: Token, operation: Operation) {
         let in_flight_max = self.in_flight_max();
@@ -310,6 +318,10 @@ impl Io for SimDisk {
 
     fn now_us(&self) -> u64 {
         self.device().now_us
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::new(self.clone())
     }
 
     fn backend(&self) -> Backend {

@@ -44,7 +44,7 @@ pub struct ThreadDisk {
     /// Empty between waits; kept for its memory.
     taken: Vec<Finished>,
     buffers: BufferPool,
-    clock: MonotonicClock,
+    clock: Arc<MonotonicClock>,
     backend: Backend,
     /// Keeps the directory locked until the workers have ended.
     _lock: Option<File>,
@@ -111,7 +111,7 @@ impl ThreadDisk {
             in_flight: 0,
             taken: Vec::new(),
             buffers: BufferPool::default(),
-            clock: MonotonicClock::default(),
+            clock: Arc::new(MonotonicClock::default()),
             backend,
             _lock: held,
         };
@@ -213,6 +213,10 @@ impl Io for ThreadDisk {
 
     fn now_us(&self) -> u64 {
         self.clock.now_us()
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.clock.clone()
     }
 
     fn backend(&self) -> Backend {

@@ -418,6 +418,22 @@ impl SkipList {
         Keys { next: self.search(key, |_, _| {}) }
     }
 
+    /// The last key below `end`, or the last of all.
+    pub(crate) fn last_below(&self, end: Option<&[u8]>) -> Option<Key<'_>> {
+        if let Some(end) = end {
+            let mut below = None;
+            self.search(end, |_, last| below = last);
+            return below;
+        }
+        let mut last = None;
+        for level in (0..self.height.load(Ordering::Acquire)).rev() {
+            while let Some(next) = self.key_at(self.link(last, level)) {
+                last = Some(next);
+            }
+        }
+        last
+    }
+
     /// How many versions were inserted.
     #[inline]
     pub(crate) fn events_count(&self) -> usize {

@@ -134,6 +134,13 @@ impl Store {
         }
     }
 
+    /// A view set and the main revision to read in it, for a read that asks for `revision`.
+    pub(super) fn readable(&self, revision: i64) -> Result<(Guard<Arc<ViewSet>>, i64), OperationError> {
+        let (head, view) = self.moment();
+        let main = readable_revision(revision, head, &view)?;
+        Ok((view, main))
+    }
+
     /// The current main revision: every change up to it is visible.
     pub fn revision(&self) -> i64 {
         self.shared.head.load(Ordering::Acquire)

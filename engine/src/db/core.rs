@@ -1,0 +1,498 @@
+//! What the engine's thread does, one round at a time, without the thread.
+//!
+//! **States of a write**: queued → appended (has a log position) → durable → applied → answered. At level `Group` the
+//! answer is the last step. At the other levels a write is applied and answered when it is appended, and the log is
+//! pushed to the device when the interval has passed, enough bytes have gathered, or somebody asks.
+//!
+//! **Invariant D1**: at level `Group` a write is applied only when its position is below the durable position.
+//! **Invariant D2**: the durable revision never exceeds the revision of the last write below the durable position.
+use super::reply::{Reply, WriteFuture, pair};
+use crate::base::ids::{GroupId, Lsn};
+use crate::error::{Error, Result};
+use crate::io::Waker;
+use crate::log::Log;
+use crate::mvcc::encoding::{LogOperation, decode, encode};
+use crate::mvcc::{AnyLease, DeleteRangeOutcome, PutOutcome, Store, StoreWriter, TxnOutcome};
+use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
+use crate::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+/// Writers wait once this many bytes of operations are queued.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// Only one log group exists in an embedded database.
+const GROUP: GroupId = GroupId(0);
+
+/// The answer to one write.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Answer {
+    /// To a put.
+    Put(PutOutcome),
+    /// To a delete.
+    DeleteRange(DeleteRangeOutcome),
+    /// To a transaction.
+    Txn(TxnOutcome),
+    /// To a compaction or a system record: the current revision.
+    Done(i64),
+    /// To a sync: the durable revision.
+    Synced(i64),
+}
+
+impl Answer {
+    /// The store's revision after the write.
+    pub fn revision(&self) -> i64 {
+        match self {
+            Self::Put(outcome) => outcome.revision,
+            Self::DeleteRange(outcome) => outcome.revision,
+            Self::Txn(outcome) => outcome.revision,
+            Self::Done(revision) | Self::Synced(revision) => *revision,
+        }
+    }
+}
+
+/// What callers and the engine's thread share. `queue` is the only lock that both hold, for a few instructions.
+pub(crate) struct Shared {
+    queue: Mutex<Queue>,
+    /// Signalled when the queue was taken: writers that wait for room go on.
+    taken: Condvar,
+    level: DurabilityLevel,
+    durable_revision: AtomicI64,
+    waker: OnceLock<Waker>,
+    /// Changes of the durable revision and the end of the database, for watchers.
+    progress: Mutex<Progress>,
+    progressed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    requests: VecDeque<Request>,
+    bytes: usize,
+    closing: bool,
+    closed: bool,
+    stats: Option<WalStats>,
+    stats_wanted: bool,
+}
+
+#[derive(Default)]
+struct Progress {
+    closed: bool,
+    wakers: Vec<std::task::Waker>,
+}
+
+enum Request {
+    Write { body: Vec<u8>, reply: Reply },
+    Sync { reply: Reply },
+}
+
+impl Shared {
+    pub(crate) fn new(level: DurabilityLevel) -> Self {
+        Self {
+            queue: Mutex::default(),
+            taken: Condvar::new(),
+            level,
+            durable_revision: AtomicI64::new(1),
+            waker: OnceLock::new(),
+            progress: Mutex::default(),
+            progressed: Condvar::new(),
+        }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker();
+        }
+    }
+
+    /// Queues a write; blocks while the queue is full.
+    pub(crate) fn write(&self, operation: &LogOperation) -> WriteFuture {
+        let mut body = Vec::new();
+        if let Err(error) = encode(operation, &mut body) {
+            return WriteFuture::ready(Err(Error::Refused(error.to_string())));
+        }
+        let (reply, future) = pair();
+        {
+            let mut queue = self.queue();
+            while queue.bytes > QUEUE_BYTES_MAX && !queue.closing {
+                queue = self.taken.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+            if queue.closing || queue.closed {
+                return WriteFuture::ready(Err(Error::Closed));
+            }
+            queue.bytes += body.len();
+            queue.requests.push_back(Request::Write { body, reply });
+        }
+        self.wake();
+        future
+    }
+
+    pub(crate) fn sync(&self) -> WriteFuture {
+        let (reply, future) = pair();
+        {
+            let mut queue = self.queue();
+            if queue.closing || queue.closed {
+                return WriteFuture::ready(Err(Error::Closed));
+            }
+            queue.requests.push_back(Request::Sync { reply });
+        }
+        self.wake();
+        future
+    }
+
+    pub(crate) fn start_closing(&self) {
+        self.queue().closing = true;
+        self.taken.notify_all();
+        self.wake();
+    }
+
+    pub(crate) fn durable_revision(&self) -> i64 {
+        self.durable_revision.load(Ordering::Acquire)
+    }
+
+    /// The newest statistics the thread has left; asks for fresher ones.
+    pub(crate) fn wal_stats(&self) -> Option<WalStats> {
+        let stats = {
+            let mut queue = self.queue();
+            queue.stats_wanted = true;
+            queue.stats.clone()
+        };
+        self.wake();
+        stats
+    }
+
+    /// Blocks until `ready()` or the database is closed or `timeout` has passed; returns `ready()`.
+    pub(crate) fn wait_until(&self, timeout: Option<Duration>, ready: impl Fn() -> bool) -> bool {
+        let progress = self.progress();
+        let waiting = |progress: &mut Progress| !ready() && !progress.closed;
+        match timeout {
+            None => drop(self.progressed.wait_while(progress, waiting)),
+            Some(timeout) => drop(self.progressed.wait_timeout_while(progress, timeout, waiting)),
+        }
+        ready()
+    }
+
+    /// Registers a waker for the next progress; false when the database is closed.
+    pub(crate) fn register(&self, waker: &std::task::Waker) -> bool {
+        let mut progress = self.progress();
+        if progress.closed {
+            return false;
+        }
+        if !progress.wakers.iter().any(|known| known.will_wake(waker)) {
+            progress.wakers.push(waker.clone());
+        }
+        true
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.progress().closed
+    }
+
+    /// Wakes every watcher. A waiter checks its condition under this lock, so none can miss the change.
+    fn announce(&self, closed: bool) {
+        let wakers = {
+            let mut progress = self.progress();
+            progress.closed |= closed;
+            std::mem::take(&mut progress.wakers)
+        };
+        self.progressed.notify_all();
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+}
+
+/// A write that is appended and waits to be durable.
+enum Pending {
+    /// At level `Group`: applied when durable.
+    Unapplied { lsn: Lsn, index: u64, body: Vec<u8>, reply: Reply },
+    /// At the other levels: applied already; `revision` is durable with it.
+    Applied { lsn: Lsn, revision: i64 },
+    /// A sync: answered when everything before it is durable.
+    Sync { lsn: Lsn, reply: Reply },
+}
+
+impl Pending {
+    fn lsn(&self) -> Lsn {
+        match self {
+            Self::Unapplied { lsn, .. } | Self::Applied { lsn, .. } | Self::Sync { lsn, .. } => *lsn,
+        }
+    }
+}
+
+/// The engine's thread without the thread.
+pub(crate) struct Core {
+    log: Log,
+    writer: StoreWriter,
+    shared: Arc<Shared>,
+    /// In log order. Bounded by what the log lets gather.
+    pending: VecDeque<Pending>,
+    /// Running index of `Batch` records.
+    next_index: u64,
+    /// Position of the newest record.
+    last_lsn: Option<Lsn>,
+    /// When the oldest record that nobody pushed was appended (levels other than `Group`).
+    unsynced_since_us: Option<u64>,
+    /// Push until this position is durable.
+    push_to: Option<Lsn>,
+}
+
+impl Core {
+    pub(crate) fn open(
+        open: impl FnOnce(&mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<(Log, RecoveryReport, bool)>,
+        mut writer: StoreWriter,
+        shared: Arc<Shared>,
+    ) -> Result<Self> {
+        let mut last_index = 0;
+        let (log, _, _) = open(&mut |record| replay(&mut writer, &mut last_index, record))?;
+        writer.notify();
+        let core = Self {
+            log,
+            writer,
+            shared,
+            pending: VecDeque::new(),
+            next_index: last_index + 1,
+            last_lsn: None,
+            unsynced_since_us: None,
+            push_to: None,
+        };
+        core.shared.durable_revision.store(core.writer.store().revision(), Ordering::Release);
+        let _ = core.shared.waker.set(core.log.waker());
+        Ok(core)
+    }
+
+    /// The store's reading side.
+    #[cfg(feature = "sim")]
+    pub(crate) fn store(&self) -> &Store {
+        self.writer.store()
+    }
+
+    /// One round; blocks for at most `wait_us_max` when there is nothing to do. False when it is time to end.
+    pub(crate) fn step(&mut self, wait_us_max: u64) -> bool {
+        let closing = self.take_queue();
+        if let Some(reason) = self.log.poisoned() {
+            let error = Error::LogPoisoned(reason.to_owned());
+            self.answer_all(&error);
+            // Reads go on; writes are refused one by one until the database is closed.
+            if closing {
+                return false;
+            }
+            self.log.wait(wait_us_max);
+            return true;
+        }
+        if self.wants_push(closing) {
+            self.log.submit();
+        }
+        let progressed = self.settle_durable();
+        if progressed {
+            return true;
+        }
+        if self.pending.is_empty() {
+            if closing {
+                return false;
+            }
+            if self.writer.maintain() {
+                self.log.wait(0);
+                return true;
+            }
+        }
+        self.log.wait(wait_us_max.min(self.push_in_us()));
+        true
+    }
+
+    fn take_queue(&mut self) -> bool {
+        let (requests, closing) = {
+            let mut queue = self.shared.queue();
+            queue.bytes = 0;
+            if std::mem::take(&mut queue.stats_wanted) {
+                queue.stats = Some(self.log.wal_stats());
+            }
+            (std::mem::take(&mut queue.requests), queue.closing)
+        };
+        if !requests.is_empty() {
+            self.shared.taken.notify_all();
+        }
+        let applied_from = self.writer.store().revision();
+        for request in requests {
+            match request {
+                Request::Write { body, reply } => self.append(body, reply),
+                Request::Sync { reply } => match self.last_lsn {
+                    Some(lsn) if lsn >= self.log.durable_lsn() => {
+                        self.push_to = Some(lsn);
+                        self.pending.push_back(Pending::Sync { lsn, reply });
+                    }
+                    _ => reply.send(Ok(Answer::Synced(self.shared.durable_revision()))),
+                },
+            }
+        }
+        if self.writer.store().revision() != applied_from {
+            self.writer.notify();
+            self.shared.announce(false);
+        }
+        closing
+    }
+
+    fn append(&mut self, body: Vec<u8>, reply: Reply) {
+        let meta = RecordMeta {
+            kind: RecordKind::Batch,
+            entry_type: 0,
+            group: GROUP,
+            term: 0,
+            index: self.next_index,
+        };
+        let lsn = match self.log.append(meta, &body, Reserve::Ordinary) {
+            Ok(lsn) => lsn,
+            Err(error) => return reply.send(Err(error)),
+        };
+        self.next_index += 1;
+        self.last_lsn = Some(lsn);
+        if self.shared.level == DurabilityLevel::Group {
+            self.pending.push_back(Pending::Unapplied { lsn, index: meta.index, body, reply });
+            return;
+        }
+        let answer = apply(&mut self.writer, &body, meta.index);
+        self.pending.push_back(Pending::Applied { lsn, revision: self.writer.store().revision() });
+        self.unsynced_since_us.get_or_insert(self.log.now_us());
+        reply.send(answer);
+    }
+
+    /// Whether what is appended goes to the device now.
+    fn wants_push(&mut self, closing: bool) -> bool {
+        if self.shared.level == DurabilityLevel::Group || closing {
+            return true;
+        }
+        if self.log.pending_bytes() >= UNSYNCED_BYTES_MAX || self.push_in_us() == 0 {
+            self.push_to = self.last_lsn;
+            self.unsynced_since_us = None;
+        }
+        self.push_to.is_some_and(|lsn| lsn >= self.log.durable_lsn())
+    }
+
+    /// Microseconds until the interval asks for a push; a very long time when none does.
+    fn push_in_us(&self) -> u64 {
+        match (self.shared.level, self.unsynced_since_us) {
+            (DurabilityLevel::Interval(interval), Some(since)) => {
+                let due = since.saturating_add(u64::try_from(interval.as_micros()).unwrap_or(u64::MAX));
+                due.saturating_sub(self.log.now_us())
+            }
+            _ => u64::MAX,
+        }
+    }
+
+    /// Applies and answers what has become durable; true if there was anything.
+    fn settle_durable(&mut self) -> bool {
+        let durable = self.log.durable_lsn();
+        let mut durable_revision = None;
+        let mut answers = Vec::new();
+        while self.pending.front().is_some_and(|pending| pending.lsn() < durable) {
+            match self.pending.pop_front() {
+                Some(Pending::Unapplied { lsn, index, body, reply }) => {
+                    // D1.
+                    assert!(lsn < durable, "D1: applied at {lsn}, durable up to {durable}");
+                    answers.push((reply, apply(&mut self.writer, &body, index)));
+                    durable_revision = Some(self.writer.store().revision());
+                }
+                Some(Pending::Applied { revision, .. }) => durable_revision = Some(revision),
+                Some(Pending::Sync { reply, .. }) => {
+                    let revision = durable_revision.unwrap_or_else(|| self.shared.durable_revision());
+                    answers.push((reply, Ok(Answer::Synced(revision))));
+                }
+                None => break,
+            }
+        }
+        if let Some(revision) = durable_revision {
+            // D2: only what lies below the durable position was taken from the queue.
+            self.shared.durable_revision.store(revision, Ordering::Release);
+            self.writer.notify();
+            self.shared.announce(false);
+        }
+        let progressed = durable_revision.is_some() || !answers.is_empty();
+        for (reply, answer) in answers {
+            reply.send(answer);
+        }
+        progressed
+    }
+
+    fn answer_all(&mut self, error: &Error) {
+        for pending in std::mem::take(&mut self.pending) {
+            match pending {
+                Pending::Unapplied { reply, .. } | Pending::Sync { reply, .. } => {
+                    reply.send(Err(error.clone()))
+                }
+                Pending::Applied { .. } => {}
+            }
+        }
+    }
+
+    /// Makes everything durable and writes the closing group.
+    pub(crate) fn close(self) -> Result<()> {
+        let requests = {
+            let mut queue = self.shared.queue();
+            queue.closing = true;
+            queue.closed = true;
+            std::mem::take(&mut queue.requests)
+        };
+        drop(requests);
+        let result = match self.log.poisoned() {
+            Some(reason) => Err(Error::LogPoisoned(reason.to_owned())),
+            None => self.log.close(),
+        };
+        if result.is_ok() {
+            self.shared.durable_revision.store(self.writer.store().revision(), Ordering::Release);
+        }
+        self.shared.announce(true);
+        self.shared.taken.notify_all();
+        result
+    }
+}
+
+/// Applies one body to the store. The body was encoded by this process or verified by the log.
+fn apply(writer: &mut StoreWriter, body: &[u8], index: u64) -> Result<Answer> {
+    let operation = decode(body).map_err(|error| Error::Refused(format!("operation {index}: {error}")))?;
+    let answer = match &operation {
+        LogOperation::Put(put) => writer.put(put, &AnyLease).map(Answer::Put),
+        LogOperation::DeleteRange(delete) => writer.delete_range(delete).map(Answer::DeleteRange),
+        LogOperation::Txn(txn) => writer.txn(txn, &AnyLease).map(Answer::Txn),
+        LogOperation::Compact(revision) => {
+            writer.compact(*revision).map(|()| Answer::Done(writer.store().revision()))
+        }
+        LogOperation::DeleteLeaseKeys(lease) => Ok(Answer::DeleteRange(writer.delete_lease_keys(*lease))),
+        LogOperation::SystemPut(key, value) => {
+            writer.system_put(key.clone(), value.clone());
+            Ok(Answer::Done(writer.store().revision()))
+        }
+        LogOperation::SystemDelete(key) => {
+            writer.system_delete(key);
+            Ok(Answer::Done(writer.store().revision()))
+        }
+    };
+    // A refused operation is applied too: it changes nothing, on every replay.
+    writer.set_applied(index, 0);
+    Ok(answer?)
+}
+
+fn replay(writer: &mut StoreWriter, last_index: &mut u64, record: &Record<'_>) -> Result<()> {
+    if record.meta.kind != RecordKind::Batch {
+        return Ok(());
+    }
+    if record.meta.index != *last_index + 1 {
+        return Err(Error::Refused(format!(
+            "the log goes from operation {last_index} to {} at position {}",
+            record.meta.index, record.lsn
+        )));
+    }
+    *last_index = record.meta.index;
+    match apply(writer, record.body, record.meta.index) {
+        // Refused then as now.
+        Ok(_) | Err(Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}

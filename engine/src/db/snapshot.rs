@@ -1,0 +1,178 @@
+//! Reading at one revision, page by page.
+use crate::error::{Error, Result};
+use crate::mvcc::{KeyRange, KeyValue, Range, Scan, Store};
+use bytes::Bytes;
+use std::ops::{Bound, RangeBounds};
+
+/// Keys are fetched in pages of this many, so that a long iteration holds little memory.
+const PAGE_KEYS: usize = 256;
+
+/// The keys as they were at one revision. Cheap to clone; pins no files and blocks nobody. Once a compaction has
+/// passed its revision, reads fail with `Compacted`.
+#[derive(Clone)]
+pub struct Snapshot {
+    store: Store,
+    revision: i64,
+}
+
+impl Snapshot {
+    pub(super) fn new(store: Store, revision: i64) -> Self {
+        Self { store, revision }
+    }
+
+    /// The revision that is read.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// One key.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<KeyValue>> {
+        let range = KeyRange { key: Bytes::copy_from_slice(key.as_ref()), end: Bytes::new() };
+        let request = Range { range, revision: self.revision, limit: 1, ..Range::default() };
+        Ok(self.store.range(&request)?.kvs.into_iter().next())
+    }
+
+    /// The keys of a range in key order; `.reversed()` for the other way.
+    pub fn range<K: AsRef<[u8]>>(&self, bounds: impl RangeBounds<K>) -> RangeReader {
+        let lower = match bounds.start_bound() {
+            Bound::Included(key) => Bytes::copy_from_slice(key.as_ref()),
+            Bound::Excluded(key) => after(key.as_ref()),
+            Bound::Unbounded => Bytes::new(),
+        };
+        let upper = match bounds.end_bound() {
+            Bound::Included(key) => Some(after(key.as_ref())),
+            Bound::Excluded(key) => Some(Bytes::copy_from_slice(key.as_ref())),
+            Bound::Unbounded => None,
+        };
+        RangeReader {
+            store: self.store.clone(),
+            scan: Scan { lower, upper, revision: self.revision, reverse: false, limit: 0, keys_only: false },
+            remaining: usize::MAX,
+            page: Vec::new().into_iter(),
+            end: false,
+            failed: None,
+        }
+    }
+
+    /// The keys that start with `prefix`.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> RangeReader {
+        let prefix = prefix.as_ref();
+        let mut reader = self.range::<&[u8]>(..);
+        reader.scan.lower = Bytes::copy_from_slice(prefix);
+        reader.scan.upper = prefix_end(prefix);
+        reader
+    }
+
+    /// How many keys a range holds.
+    pub fn count<K: AsRef<[u8]>>(&self, bounds: impl RangeBounds<K>) -> Result<u64> {
+        let scan = self.range(bounds).scan;
+        if scan.upper.as_ref().is_some_and(|upper| *upper <= scan.lower) {
+            return Ok(0);
+        }
+        // An empty lower bound is the smallest key there can be, and etcd's ranges have no empty key.
+        let key = if scan.lower.is_empty() { Bytes::from_static(b"\0") } else { scan.lower };
+        let end = scan.upper.unwrap_or(Bytes::from_static(b"\0"));
+        let range = KeyRange { key, end };
+        let request = Range { range, revision: self.revision, count_only: true, ..Range::default() };
+        Ok(u64::try_from(self.store.range(&request)?.count).unwrap_or(0))
+    }
+}
+
+/// The smallest key after `key`.
+fn after(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    Bytes::from(next)
+}
+
+/// The smallest key after all that start with `prefix`; none if there is none.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|&byte| byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(Bytes::from(end))
+}
+
+/// Iterates over the keys of a range. After an error it stays failed: it never skips a key silently.
+pub struct RangeReader {
+    store: Store,
+    scan: Scan,
+    remaining: usize,
+    page: std::vec::IntoIter<KeyValue>,
+    end: bool,
+    failed: Option<Error>,
+}
+
+impl RangeReader {
+    /// Stops after `keys` keys.
+    pub fn limit(mut self, keys: usize) -> Self {
+        self.remaining = keys;
+        self
+    }
+
+    /// Leaves values out.
+    pub fn keys_only(mut self) -> Self {
+        self.scan.keys_only = true;
+        self
+    }
+
+    /// Largest key first. To be called before the first `next`.
+    pub fn reversed(mut self) -> Self {
+        self.scan.reverse = true;
+        self
+    }
+
+    fn next_page(&mut self) -> Result<()> {
+        self.scan.limit = PAGE_KEYS.min(self.remaining);
+        let page = self.store.scan(&self.scan)?;
+        self.end = page.len() < self.scan.limit;
+        if let Some(last) = page.last() {
+            if self.scan.reverse {
+                self.scan.upper = Some(last.key.clone());
+            } else {
+                self.scan.lower = after(&last.key);
+            }
+        }
+        self.page = page.into_iter();
+        Ok(())
+    }
+}
+
+impl Iterator for RangeReader {
+    type Item = Result<KeyValue>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = &self.failed {
+            return Some(Err(error.clone()));
+        }
+        if self.remaining == 0 {
+            return None;
+        }
+        if self.page.len() == 0 {
+            if self.end {
+                return None;
+            }
+            if let Err(error) = self.next_page() {
+                self.failed = Some(error.clone());
+                return Some(Err(error));
+            }
+        }
+        let kv = self.page.next()?;
+        self.remaining -= 1;
+        Some(Ok(kv))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_where_the_next_one_starts() {
+        assert_eq!(prefix_end(b"ab"), Some(Bytes::from_static(b"ac")));
+        assert_eq!(prefix_end(b"a\xff"), Some(Bytes::from_static(b"b")));
+        assert_eq!(prefix_end(b"\xff\xff"), None);
+        assert_eq!(prefix_end(b""), None);
+    }
+}

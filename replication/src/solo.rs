@@ -1,0 +1,598 @@
+//! One node without Raft: append, durable, apply.
+//!
+//! **Contract.** Commands are applied in the order in which they were taken over, each after it is durable; a result
+//! is therefore acknowledged only for what a crash cannot take back. The log holds what a one-voter group in term 1
+//! would have written: genesis at index 1, hard state with a vote for itself, entries from index 2 on.
+//!
+//! **Shape.** Proposers push into one bounded queue. One thread (`solo`) owns the log and the state machine and
+//! repeats: take the queue, append it as one entry, start the I/O, apply what has become durable meanwhile, wait. So
+//! entries are applied while the next group is being written, and whatever arrives during a write shares the next one.
+//!
+//! **Reads** need no barrier: every acknowledged command has been applied, so the state is linearizable at any moment
+//! and never behind a sync.
+//!
+//! **Failure.** When the log fails, nothing more is acknowledged: the machine is told once, later proposals are
+//! refused with the reason. When the device is full, ordinary commands are rejected one by one and privileged ones
+//! use the log's reserve.
+use crate::entry_format::{
+    FEATURE_LEVEL, GENESIS_INDEX, GENESIS_TERM, add_command, decode_entry, decode_genesis, encode_genesis,
+    encode_hard_state, start_entry,
+};
+use crate::replicator::{Class, Genesis, ProposeError, ReadBarrier, Replicator, ReplicatorStatus};
+use crate::state_machine::{Entry, Rejection, StateMachine};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use sternpost_engine::base::ids::{GroupId, Lsn};
+#[cfg(feature = "sim")]
+use sternpost_engine::io::Io;
+use sternpost_engine::io::{Backend, Waker};
+use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, WriteAge};
+use sternpost_engine::options::LogOptions;
+use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
+use sternpost_engine::{Error, Result};
+
+/// At most this many commands wait to be applied; etcd answers `too many requests` beyond the same gap.
+pub const PENDING_COMMANDS_MAX: u64 = 5_000;
+/// At most this many bytes of commands wait in the queue.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// An entry takes no further command once it holds this much, so that one entry does not hold up the log.
+const ENTRY_BYTES_MAX: usize = 256 << 10;
+/// Group of the log's records: there is one.
+const GROUP: GroupId = GroupId(0);
+
+/// What a single node is started with.
+pub struct SoloOptions {
+    /// The data directory.
+    pub directory: PathBuf,
+    /// The log and its device.
+    pub log: LogOptions,
+    /// Used when the directory is new; an existing directory keeps its own.
+    pub genesis: Genesis,
+    /// Called while the log is replayed, every few MiB.
+    pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
+}
+
+/// What was found when the node was opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Identity of the cluster, from the directory.
+    pub cluster_id: u64,
+    /// Identity of the member, from the directory.
+    pub member_id: u64,
+    /// True when the directory was made by this start.
+    pub created: bool,
+    /// The device backend in use.
+    pub backend: Backend,
+    /// What the log held.
+    pub recovery: RecoveryReport,
+}
+
+/// A running single node.
+pub struct Solo {
+    shared: Arc<Shared>,
+    opened: Opened,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+}
+
+/// What proposers and the `solo` thread share. `queue` is the only lock; nothing else is taken while it is held.
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Commands taken over and not yet applied or rejected.
+    pending_count: AtomicU64,
+    committed_index: AtomicU64,
+    applied_index: AtomicU64,
+    member_id: AtomicU64,
+    waker: OnceLock<Waker>,
+    write_age: OnceLock<WriteAge>,
+    /// Newest statistics of the log, refreshed by the thread when somebody asks.
+    stats: Mutex<Option<WalStats>>,
+}
+
+#[derive(Default)]
+struct Queue {
+    commands: VecDeque<(Class, Vec<u8>)>,
+    bytes: usize,
+    /// Set when nothing more is taken over; holds the reason.
+    stopped: Option<String>,
+    /// Set when the thread shall finish what is queued and end.
+    closing: bool,
+    stats_wanted: bool,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // The queue is plain data: a panic elsewhere leaves it usable.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker();
+        }
+    }
+}
+
+impl Solo {
+    /// Opens the directory, replays its log into `machine` and starts serving. Returns when the machine holds
+    /// everything that was ever acknowledged.
+    pub fn start(options: SoloOptions, machine: impl StateMachine) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            queue: Mutex::default(),
+            pending_count: AtomicU64::new(0),
+            committed_index: AtomicU64::new(0),
+            applied_index: AtomicU64::new(0),
+            member_id: AtomicU64::new(0),
+            waker: OnceLock::new(),
+            write_age: OnceLock::new(),
+            stats: Mutex::new(None),
+        });
+        let (report, opened) = mpsc::sync_channel(1);
+        let thread_shared = Arc::clone(&shared);
+        // A ring belongs to the thread that made it, so the log is opened where it will be driven.
+        let thread = std::thread::Builder::new()
+            .name("solo".into())
+            .spawn(move || {
+                let mut progress = options.progress;
+                match SoloCore::open(
+                    |visit| {
+                        Log::open(
+                            &options.directory,
+                            &options.log,
+                            &identity(&options.genesis),
+                            visit,
+                            &mut *progress,
+                        )
+                    },
+                    &options.genesis,
+                    machine,
+                    thread_shared,
+                ) {
+                    Ok((mut core, opened)) => {
+                        let _ = report.send(Ok(opened));
+                        core.run();
+                        core.close()
+                    }
+                    Err(error) => {
+                        let _ = report.send(Err(error));
+                        Ok(())
+                    }
+                }
+            })
+            .map_err(|error| Error::Refused(format!("cannot start the thread of the log: {error}")))?;
+        let opened = opened.recv().unwrap_or_else(|_| {
+            Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
+        })?;
+        Ok(Self { shared, opened, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// What was found at the start.
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// Statistics of the log as of the last time the thread had a moment; asks for fresher ones.
+    pub fn wal_stats(&self) -> Option<WalStats> {
+        self.shared.queue().stats_wanted = true;
+        self.shared.wake();
+        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn identity(genesis: &Genesis) -> LogIdentity {
+    LogIdentity { mode: Mode::Replicated, cluster_id: genesis.cluster_id, member_id: genesis.member_id }
+}
+
+impl Replicator for Solo {
+    fn propose(&self, command: Vec<u8>, class: Class) -> Result<(), ProposeError> {
+        {
+            let mut queue = self.shared.queue();
+            if let Some(reason) = &queue.stopped {
+                return Err(ProposeError::Stopped(reason.clone()));
+            }
+            if queue.closing {
+                return Err(ProposeError::Stopped("the server is stopping".into()));
+            }
+            let pending = self.shared.pending_count.load(Ordering::Relaxed);
+            if class == Class::Ordinary
+                && (pending >= PENDING_COMMANDS_MAX || queue.bytes + command.len() > QUEUE_BYTES_MAX)
+            {
+                return Err(ProposeError::TooManyRequests);
+            }
+            // Privileged commands are few, and bounded by twice the gap.
+            if pending >= 2 * PENDING_COMMANDS_MAX {
+                return Err(ProposeError::TooManyRequests);
+            }
+            queue.bytes += command.len();
+            queue.commands.push_back((class, command));
+            self.shared.pending_count.fetch_add(1, Ordering::Relaxed);
+        }
+        self.shared.wake();
+        Ok(())
+    }
+
+    fn read_barrier(&self) -> ReadBarrier {
+        ReadBarrier::ready(Ok(self.shared.applied_index.load(Ordering::Acquire)))
+    }
+
+    fn status(&self) -> ReplicatorStatus {
+        ReplicatorStatus {
+            term: GENESIS_TERM,
+            leader: self.opened.member_id,
+            committed_index: self.shared.committed_index.load(Ordering::Acquire),
+            applied_index: self.shared.applied_index.load(Ordering::Acquire),
+            pending_count: self.shared.pending_count.load(Ordering::Relaxed),
+        }
+    }
+
+    fn oldest_write_age_us(&self) -> u64 {
+        self.shared.write_age.get().map_or(0, WriteAge::oldest_us)
+    }
+
+    fn shutdown(&self) -> Result<(), String> {
+        self.shared.queue().closing = true;
+        self.shared.wake();
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match thread {
+            None => Ok(()),
+            Some(thread) => match thread.join() {
+                Ok(result) => result.map_err(|error| error.to_string()),
+                Err(_) => Err("the thread of the log ended with a broken invariant".into()),
+            },
+        }
+    }
+}
+
+impl Drop for Solo {
+    fn drop(&mut self) {
+        let _ = self.shutdown();
+    }
+}
+
+/// An entry that is appended and waits to be durable.
+struct Unapplied {
+    lsn: Lsn,
+    index: u64,
+    commands: Vec<Vec<u8>>,
+}
+
+/// The state machine of the thread, without the thread: the simulator drives the same `step`.
+struct SoloCore<M> {
+    log: Log,
+    machine: M,
+    shared: Arc<Shared>,
+    /// Index of the next entry; entries are consecutive.
+    next_index: u64,
+    /// Entries in log order, appended and not yet applied. Bounded by `PENDING_COMMANDS_MAX` commands.
+    unapplied: VecDeque<Unapplied>,
+    /// Scratch for the body of an entry.
+    body: Vec<u8>,
+    member_id: u64,
+    /// True after the machine was told that the log failed.
+    failed: bool,
+}
+
+impl<M: StateMachine> SoloCore<M> {
+    /// Opens a log through `open`, replays it, and writes the genesis when it is new.
+    fn open(
+        open: impl FnOnce(&mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<(Log, RecoveryReport, bool)>,
+        genesis: &Genesis,
+        mut machine: M,
+        shared: Arc<Shared>,
+    ) -> Result<(Self, Opened)> {
+        let mut replay = Replay::default();
+        let (log, recovery, created) = open(&mut |record| replay.visit(&mut machine, record))?;
+        machine.flush();
+        let superblock = log.identity();
+        let mut core = Self {
+            log,
+            machine,
+            shared,
+            next_index: replay.last_index + 1,
+            unapplied: VecDeque::new(),
+            body: Vec::new(),
+            member_id: superblock.member_id,
+            failed: false,
+        };
+        if replay.genesis.is_none() {
+            // New, or the first start died before its genesis was durable: nothing was acknowledged before that.
+            if replay.last_index != 0 {
+                return Err(Error::Refused(
+                    "the log holds entries but no genesis record; it is not ours".into(),
+                ));
+            }
+            core.write_genesis(&Genesis {
+                cluster_id: superblock.cluster_id,
+                member_id: superblock.member_id,
+                ..genesis.clone()
+            })?;
+        }
+        let shared = &core.shared;
+        shared.member_id.store(core.member_id, Ordering::Relaxed);
+        shared.committed_index.store(core.next_index - 1, Ordering::Release);
+        shared.applied_index.store(core.next_index - 1, Ordering::Release);
+        let _ = shared.waker.set(core.log.waker());
+        let _ = shared.write_age.set(core.log.write_age());
+        let opened = Opened {
+            cluster_id: superblock.cluster_id,
+            member_id: superblock.member_id,
+            created,
+            backend: core.log.backend(),
+            recovery,
+        };
+        Ok((core, opened))
+    }
+
+    fn write_genesis(&mut self, genesis: &Genesis) -> Result<()> {
+        let mark = RecordMeta {
+            kind: RecordKind::SnapshotMark,
+            entry_type: 0,
+            group: GROUP,
+            term: GENESIS_TERM,
+            index: GENESIS_INDEX,
+        };
+        self.log.append(mark, &encode_genesis(genesis), Reserve::Privileged)?;
+        let hard_state = RecordMeta { kind: RecordKind::HardState, ..mark };
+        let lsn = self.log.append(hard_state, &encode_hard_state(genesis.member_id), Reserve::Privileged)?;
+        while self.log.durable_lsn() <= lsn {
+            self.log.wait(1_000_000);
+            if let Some(reason) = self.log.poisoned() {
+                return Err(Error::LogPoisoned(reason.to_owned()));
+            }
+        }
+        self.machine.restore(GENESIS_INDEX, GENESIS_TERM, &genesis.state);
+        self.next_index = GENESIS_INDEX + 1;
+        Ok(())
+    }
+
+    /// Runs until closed or failed.
+    fn run(&mut self) {
+        while self.step(u64::MAX) {}
+    }
+
+    /// One round; blocks for at most `wait_us_max` when there is nothing to do. False when it is time to end.
+    fn step(&mut self, wait_us_max: u64) -> bool {
+        let closing = self.take_queue();
+        self.log.submit();
+        let applied = self.apply_durable();
+        if let Some(reason) = self.log.poisoned() {
+            let reason = reason.to_owned();
+            self.fail(&reason);
+            return false;
+        }
+        if applied {
+            return true;
+        }
+        if self.unapplied.is_empty() {
+            if closing {
+                return false;
+            }
+            if self.machine.maintain() {
+                self.log.wait(0);
+                return true;
+            }
+        }
+        self.log.wait(wait_us_max);
+        true
+    }
+
+    /// Moves what is queued into entries of the log. Returns whether the thread shall end.
+    fn take_queue(&mut self) -> bool {
+        let (commands, closing) = {
+            let mut queue = self.shared.queue();
+            queue.bytes = 0;
+            if std::mem::take(&mut queue.stats_wanted) {
+                *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(self.log.wal_stats());
+            }
+            (std::mem::take(&mut queue.commands), queue.closing)
+        };
+        let mut entry = Vec::new();
+        let mut entry_class = Class::Ordinary;
+        let mut entry_bytes = 0;
+        for (class, command) in commands {
+            // A privileged command travels alone, so that a full device refuses only its neighbours.
+            if !entry.is_empty() && (entry_bytes + command.len() > ENTRY_BYTES_MAX || class != entry_class) {
+                self.append_entry(std::mem::take(&mut entry), entry_class);
+                entry_bytes = 0;
+            }
+            entry_bytes += command.len();
+            entry_class = class;
+            entry.push(command);
+        }
+        if !entry.is_empty() {
+            self.append_entry(entry, entry_class);
+        }
+        closing
+    }
+
+    fn append_entry(&mut self, commands: Vec<Vec<u8>>, class: Class) {
+        self.body.clear();
+        start_entry(&mut self.body);
+        for command in &commands {
+            add_command(&mut self.body, command);
+        }
+        let index = self.next_index;
+        let meta = RecordMeta {
+            kind: RecordKind::RaftEntry,
+            entry_type: 0,
+            group: GROUP,
+            term: GENESIS_TERM,
+            index,
+        };
+        let reserve = match class {
+            Class::Ordinary => Reserve::Ordinary,
+            Class::Privileged => Reserve::Privileged,
+        };
+        match self.log.append(meta, &self.body, reserve) {
+            Ok(lsn) => {
+                self.next_index += 1;
+                self.unapplied.push_back(Unapplied { lsn, index, commands });
+            }
+            Err(error) => {
+                let rejection = match error {
+                    Error::NoSpace(_) => Rejection::NoSpace,
+                    other => Rejection::Stopped(other.to_string()),
+                };
+                for command in &commands {
+                    self.machine.rejected(command, &rejection);
+                }
+                self.shared.pending_count.fetch_sub(commands.len() as u64, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Applies every entry that is durable; true if there was one.
+    fn apply_durable(&mut self) -> bool {
+        let durable = self.log.durable_lsn();
+        let mut last = None;
+        while self.unapplied.front().is_some_and(|entry| entry.lsn < durable) {
+            let Some(entry) = self.unapplied.pop_front() else { break };
+            let commands = entry.commands.iter().map(Vec::as_slice).collect::<Vec<_>>();
+            let count = commands.len() as u64;
+            // R1: applied <= committed, and both are durable.
+            self.shared.committed_index.store(entry.index, Ordering::Release);
+            self.machine.apply(&Entry { index: entry.index, term: GENESIS_TERM, commands, replay: false });
+            self.shared.applied_index.store(entry.index, Ordering::Release);
+            self.shared.pending_count.fetch_sub(count, Ordering::Relaxed);
+            last = Some(entry.index);
+        }
+        if let Some(index) = last {
+            self.log.note_commit(GROUP, index);
+            self.machine.flush();
+        }
+        last.is_some()
+    }
+
+    fn fail(&mut self, reason: &str) {
+        if std::mem::replace(&mut self.failed, true) {
+            return;
+        }
+        let commands = {
+            let mut queue = self.shared.queue();
+            queue.stopped = Some(reason.to_owned());
+            queue.bytes = 0;
+            std::mem::take(&mut queue.commands)
+        };
+        let rejection = Rejection::Stopped(reason.to_owned());
+        for (_, command) in &commands {
+            self.machine.rejected(command, &rejection);
+        }
+        self.machine.stopped(reason);
+    }
+
+    fn close(self) -> Result<()> {
+        self.shared.queue().stopped.get_or_insert_with(|| "the server has stopped".into());
+        if self.failed { Ok(()) } else { self.log.close() }
+    }
+}
+
+/// What replaying the log has found so far.
+#[derive(Default)]
+struct Replay {
+    genesis: Option<Genesis>,
+    last_index: u64,
+}
+
+impl Replay {
+    fn visit<M: StateMachine>(&mut self, machine: &mut M, record: &Record<'_>) -> Result<()> {
+        let refused = |what: String| {
+            Error::Refused(format!(
+                "record of index {} at log position {}: {what}",
+                record.meta.index, record.lsn
+            ))
+        };
+        match record.meta.kind {
+            RecordKind::SnapshotMark if self.genesis.is_none() => {
+                let (genesis, feature_level) =
+                    decode_genesis(record.body).map_err(|error| refused(error.to_string()))?;
+                if feature_level > FEATURE_LEVEL {
+                    return Err(refused(format!(
+                        "needs feature level {feature_level}, this build has {FEATURE_LEVEL}; use a newer build"
+                    )));
+                }
+                machine.restore(record.meta.index, record.meta.term, &genesis.state);
+                self.last_index = record.meta.index;
+                self.genesis = Some(genesis);
+            }
+            RecordKind::RaftEntry => {
+                if self.genesis.is_none()
+                    || record.meta.index != self.last_index + 1
+                    || record.meta.term != GENESIS_TERM
+                {
+                    return Err(refused(format!(
+                        "expected index {} in term {GENESIS_TERM}, found term {}; a directory of a Raft group is opened \
+                         by the build with Raft",
+                        self.last_index + 1,
+                        record.meta.term
+                    )));
+                }
+                let commands = decode_entry(record.body).map_err(|error| refused(error.to_string()))?;
+                let entry =
+                    Entry { index: record.meta.index, term: record.meta.term, commands, replay: true };
+                machine.apply(&entry);
+                self.last_index = record.meta.index;
+            }
+            // Repeated at the start of each segment, or nothing that a single node acts on.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Opens a core over any device, without a thread: for simulated runs.
+#[cfg(feature = "sim")]
+pub mod simulated {
+    use super::*;
+
+    /// A single node whose rounds a test makes one by one.
+    pub struct SimulatedSolo<M> {
+        core: SoloCore<M>,
+        solo: Arc<Shared>,
+    }
+
+    impl<M: StateMachine> SimulatedSolo<M> {
+        /// Opens over `io`.
+        pub fn open(
+            io: Box<dyn Io>,
+            options: &LogOptions,
+            seed: u64,
+            genesis: &Genesis,
+            machine: M,
+        ) -> Result<Self> {
+            let solo = Arc::new(Shared {
+                queue: Mutex::default(),
+                pending_count: AtomicU64::new(0),
+                committed_index: AtomicU64::new(0),
+                applied_index: AtomicU64::new(0),
+                member_id: AtomicU64::new(0),
+                waker: OnceLock::new(),
+                write_age: OnceLock::new(),
+                stats: Mutex::new(None),
+            });
+            let open = |visit: &mut dyn FnMut(&Record<'_>) -> Result<()>| {
+                Log::open_over(io, options, seed, &identity(genesis), visit, &mut |_| {})
+            };
+            let (core, _) = SoloCore::open(open, genesis, machine, Arc::clone(&solo))?;
+            Ok(Self { core, solo })
+        }
+
+        /// Queues a command.
+        pub fn propose(&self, class: Class, command: Vec<u8>) {
+            self.solo.queue().commands.push_back((class, command));
+            self.solo.pending_count.fetch_add(1, Ordering::Relaxed);
+        }
+
+        /// One round of the thread's loop.
+        pub fn step(&mut self, wait_us_max: u64) -> bool {
+            self.core.step(wait_us_max)
+        }
+
+        /// The state machine.
+        pub fn machine(&self) -> &M {
+            &self.core.machine
+        }
+    }
+}

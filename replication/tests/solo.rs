@@ -1,0 +1,178 @@
+//! A single node: order, durability before acknowledgement, restart, refusals. Real threads over a real directory, and
+//! the same rounds over the simulated disk under power cuts.
+use std::sync::mpsc::{Receiver, Sender, channel};
+use sternpost_engine::base::rng::Rng;
+use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
+use sternpost_engine::options::LogOptions;
+use sternpost_replication::solo::simulated::SimulatedSolo;
+use sternpost_replication::solo::{Solo, SoloOptions};
+use sternpost_replication::{Class, Entry, Genesis, ProposeError, Rejection, Replicator, StateMachine};
+
+/// Remembers what it was given, and tells.
+struct Recorder {
+    state: Vec<u8>,
+    applied: Vec<Vec<u8>>,
+    index: u64,
+    tell: Sender<Told>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Told {
+    Restored(Vec<u8>),
+    Applied { index: u64, command: Vec<u8>, replay: bool },
+    Rejected(Vec<u8>, Rejection),
+    Stopped,
+}
+
+fn recorder() -> (Recorder, Receiver<Told>) {
+    let (tell, told) = channel();
+    (Recorder { state: Vec::new(), applied: Vec::new(), index: 0, tell }, told)
+}
+
+impl StateMachine for Recorder {
+    fn apply(&mut self, entry: &Entry<'_>) {
+        assert_eq!(entry.index, self.index + 1, "entries are consecutive");
+        self.index = entry.index;
+        for command in &entry.commands {
+            self.applied.push(command.to_vec());
+            let _ = self.tell.send(Told::Applied {
+                index: entry.index,
+                command: command.to_vec(),
+                replay: entry.replay,
+            });
+        }
+    }
+    fn restore(&mut self, index: u64, _term: u64, state: &[u8]) {
+        assert_eq!(self.index, 0, "restored first, and once");
+        self.index = index;
+        self.state = state.to_vec();
+        let _ = self.tell.send(Told::Restored(state.to_vec()));
+    }
+    fn applied_index(&self) -> u64 {
+        self.index
+    }
+    fn rejected(&mut self, command: &[u8], rejection: &Rejection) {
+        let _ = self.tell.send(Told::Rejected(command.to_vec(), rejection.clone()));
+    }
+    fn stopped(&mut self, _reason: &str) {
+        let _ = self.tell.send(Told::Stopped);
+    }
+}
+
+fn genesis() -> Genesis {
+    Genesis { cluster_id: 11, member_id: 22, voters: vec![22], state: b"members".to_vec() }
+}
+
+fn log_options() -> LogOptions {
+    LogOptions { segment_bytes: Some(64 << 10), ..LogOptions::default() }
+}
+
+fn start(directory: &std::path::Path) -> (Solo, Receiver<Told>) {
+    let (machine, told) = recorder();
+    let options = SoloOptions {
+        directory: directory.to_path_buf(),
+        log: log_options(),
+        genesis: genesis(),
+        progress: Box::new(|_| {}),
+    };
+    (Solo::start(options, machine).expect("starts"), told)
+}
+
+#[test]
+fn commands_are_applied_in_order_and_found_again_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let (solo, told) = start(directory.path());
+    assert!(solo.opened().created);
+    assert_eq!(told.recv().unwrap(), Told::Restored(b"members".to_vec()));
+    for number in 0..500_u32 {
+        solo.propose(number.to_le_bytes().to_vec(), Class::Ordinary).unwrap();
+    }
+    let mut last = 1;
+    for number in 0..500_u32 {
+        let Told::Applied { index, command, replay } = told.recv().unwrap() else { panic!("applied") };
+        assert_eq!(command, number.to_le_bytes());
+        assert!(!replay && index >= last && index >= 2);
+        last = index;
+    }
+    assert_eq!(solo.status().applied_index, last);
+    assert_eq!(solo.status().leader, 22);
+    solo.shutdown().unwrap();
+    assert!(matches!(solo.propose(vec![1], Class::Ordinary), Err(ProposeError::Stopped(_))));
+    drop(solo);
+
+    let (solo, told) = start(directory.path());
+    assert!(!solo.opened().created);
+    assert_eq!((solo.opened().cluster_id, solo.opened().member_id), (11, 22));
+    let told = told.try_iter().collect::<Vec<_>>();
+    assert_eq!(told.len(), 501);
+    assert!(told[1..].iter().all(|told| matches!(told, Told::Applied { replay: true, .. })));
+    assert_eq!(solo.status().applied_index, last);
+}
+
+#[test]
+fn a_directory_in_use_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let (_solo, _told) = start(directory.path());
+    let (machine, _told) = recorder();
+    let options = SoloOptions {
+        directory: directory.path().to_path_buf(),
+        log: LogOptions { lock_wait: std::time::Duration::ZERO, ..log_options() },
+        genesis: genesis(),
+        progress: Box::new(|_| {}),
+    };
+    assert!(matches!(Solo::start(options, machine), Err(sternpost_engine::Error::Locked(_))));
+}
+
+#[test]
+fn an_embedded_database_does_not_open_a_replicated_directory() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(start(directory.path()));
+    let opened = sternpost_engine::Db::open(directory.path(), sternpost_engine::Options::new());
+    assert!(matches!(opened.map(|_| ()), Err(sternpost_engine::Error::Refused(_))));
+}
+
+/// Runs 40 commands, a few at a time, and cuts the power after every step.
+#[test]
+fn after_every_power_cut_the_applied_commands_are_a_prefix_of_the_proposed_ones() {
+    for seed in 0..10 {
+        let mut rng = Rng::new(seed);
+        let disk = SimDisk::new(seed);
+        disk.record_images();
+        let (machine, _told) = recorder();
+        let mut solo = SimulatedSolo::open(Box::new(disk.clone()), &log_options(), seed, &genesis(), machine)
+            .expect("opens");
+        let mut proposed = Vec::new();
+        let mut cuts = Vec::new();
+        while solo.machine().applied.len() < 40 {
+            for _ in 0..rng.below(4) {
+                let mut command = vec![0; 1 + rng.below(3_000) as usize];
+                rng.fill(&mut command);
+                proposed.push(command.clone());
+                solo.propose(Class::Ordinary, command);
+            }
+            let applied = solo.machine().applied.len();
+            assert!(solo.step(1_000_000));
+            cuts.extend(disk.take_images().into_iter().map(|image| (image, applied)));
+            disk.record_images();
+        }
+        for (image, acknowledged) in cuts {
+            for policy in [CrashPolicy::KeepAll, CrashPolicy::DropAll, CrashPolicy::Random(rng.next_u64())] {
+                let (machine, _told) = recorder();
+                let io = Box::new(image.crash(&policy));
+                let solo =
+                    SimulatedSolo::open(io, &log_options(), !seed, &genesis(), machine).expect("opens again");
+                let found = &solo.machine().applied;
+                assert!(
+                    found.len() >= acknowledged,
+                    "seed {seed}, {policy:?}: an acknowledged command is gone"
+                );
+                assert_eq!(
+                    found[..],
+                    proposed[..found.len()],
+                    "seed {seed}, {policy:?}: not what was proposed"
+                );
+                assert_eq!(solo.machine().state, b"members");
+            }
+        }
+    }
+}
