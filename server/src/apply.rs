@@ -269,3 +269,6 @@ impl StateMachine for Machine {
         self.results.stop();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+use crate::support::*;
+use sternpost_server::wire::etcdserverpb::*;
+use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+#[tokio::test]
+async fn the_member_list_knows_this_member_and_says_no_revision() {
+    let mut server = start().await;
+    let request = MemberListRequest { linearizable: true };
+    let response = server.cluster.member_list(request).await.unwrap().into_inner();
+    let header = response.header.unwrap();
+    assert_eq!((header.revision, header.raft_term), (0, 1));
+    let [member] = &response.members[..] else { panic!("{:?}", response.members) };
+    assert_eq!((member.id, member.name.as_str(), member.is_learner), (header.member_id, "default", false));
+    assert_eq!(member.peer_ur_ls, ["http://localhost:2380"]);
+    assert_eq!(member.client_ur_ls, ["http://localhost:2379"]);
+}
+
+#[tokio::test]
+async fn membership_cannot_change_without_replication_and_the_answer_says_where_it_can() {
+    let mut server = start().await;
+    let status = server.cluster.member_add(MemberAddRequest::default()).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unimplemented);
+    assert!(status.message().contains("feature `raft`"), "{status}");
+}
+
+#[tokio::test]
+async fn health_serves_the_empty_name_only() {
+    let server = start().await;
+    let mut health = HealthClient::new(server.channel.clone());
+    let check = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let answer = health.check(check("")).await.unwrap().into_inner();
+    assert_eq!(answer.status, tonic_health::pb::health_check_response::ServingStatus::Serving as i32);
+    assert_eq!(health.check(check("etcd")).await.unwrap_err().code(), Code::NotFound);
+    server.server.announce_stop().await;
+    let answer = health.check(check("")).await.unwrap().into_inner();
+    assert_eq!(answer.status, tonic_health::pb::health_check_response::ServingStatus::NotServing as i32);
+}
+
+#[tokio::test]
+async fn services_of_later_builds_are_unimplemented() {
+    let server = start().await;
+    let mut auth = auth_client::AuthClient::new(server.channel.clone());
+    let answer = auth.auth_status(AuthStatusRequest {}).await;
+    refused(answer, Code::Unimplemented, "unknown service etcdserverpb.Auth");
+}
