@@ -5,6 +5,8 @@ pub mod apply;
 pub mod config;
 pub mod identity;
 pub mod lease;
+pub mod logging;
+pub mod metrics;
 pub mod request;
 pub mod server;
 pub mod services;

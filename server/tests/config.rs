@@ -19,3 +19,8 @@ fn assert_current(document: &str, generated: &str) {
 fn config_document_is_current() {
     assert_current("config.md", &sternpost_server::config::document());
 }
+
+#[test]
+fn metrics_document_is_current() {
+    assert_current("metrics.md", &sternpost_server::metrics::export::document());
+}

@@ -1,0 +1,331 @@
+//! What `/metrics` answers: values sampled at that moment, then all families as Prometheus text.
+//!
+//! **Contract.** [`MetricSource`] is asked once for each scrape; it must not block on a disk or a network. Process numbers come from
+//! `/proc/self`; where that cannot be read their series keep their last value.
+use super::{HistogramSample, Metrics, Registrar, SampledCounter, SampledHistogram};
+use prometheus::{Encoder, Gauge, GaugeVec, TextEncoder};
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+/// Numbers that other layers keep, as of one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Sample {
+    /// A leader is known.
+    pub has_leader: bool,
+    /// This member leads.
+    pub is_leader: bool,
+    /// This member is a learner.
+    pub is_learner: bool,
+    /// Leader changes seen.
+    pub leader_changes: u64,
+    /// Last committed index.
+    pub committed_index: u64,
+    /// Last applied index.
+    pub applied_index: u64,
+    /// Commands proposed and not yet applied.
+    pub pending_count: u64,
+    /// Quota in bytes, 0 for none.
+    pub quota_bytes: u64,
+    /// This member's id.
+    pub member_id: u64,
+    /// The cluster's version as `3.7`; none while it is not decided.
+    pub cluster_version: Option<String>,
+    /// Feature gates: name, stage, on.
+    pub feature_gates: Vec<(&'static str, &'static str, bool)>,
+    /// Raised alarms: member and type (`NOSPACE`, `CORRUPT`).
+    pub alarms: Vec<(u64, &'static str)>,
+    /// Bytes that the data takes.
+    pub db_bytes: u64,
+    /// Bytes of retained records.
+    pub db_in_use_bytes: u64,
+    /// Live keys.
+    pub keys_count: u64,
+    /// Current revision.
+    pub revision: i64,
+    /// Compact revision.
+    pub compact_revision: i64,
+    /// Durable writes of the log, in seconds, over the bounds of `etcd_disk_wal_fsync_duration_seconds`.
+    pub wal_sync: HistogramSample,
+    /// Bytes written to the log.
+    pub wal_write_bytes: u64,
+    /// Bytes of request bodies held.
+    pub inflight_bytes: u64,
+}
+
+/// Who knows the numbers of a [`Sample`].
+pub trait MetricSource: Send + Sync {
+    /// The numbers now.
+    fn sample(&self) -> Sample;
+}
+
+/// Handles that are set at a scrape.
+pub(super) struct Sampled {
+    has_leader: Gauge,
+    is_leader: Gauge,
+    is_learner: Gauge,
+    leader_changes: SampledCounter,
+    committed_index: Gauge,
+    applied_index: Gauge,
+    pending: Gauge,
+    quota_bytes: Gauge,
+    member_id: GaugeVec,
+    version: GaugeVec,
+    cluster_version: GaugeVec,
+    feature_enabled: GaugeVec,
+    alarms: GaugeVec,
+    db_bytes: Gauge,
+    db_in_use_bytes: Gauge,
+    keys: Gauge,
+    revision: Gauge,
+    compact_revision: Gauge,
+    wal_sync: SampledHistogram,
+    wal_write_bytes: Gauge,
+    inflight_bytes: Gauge,
+    cpu_s: SampledCounter,
+    open_fds: Gauge,
+    max_fds: Gauge,
+    resident_bytes: Gauge,
+    virtual_bytes: Gauge,
+}
+
+impl Sampled {
+    #[expect(clippy::disallowed_methods, reason = "the start of the process is a wall clock time")]
+    pub(super) fn new(r: &Registrar<'_>) -> Self {
+        let started = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        r.gauge("process_start_time_seconds").set(started.as_secs_f64());
+        Self {
+            has_leader: r.gauge("etcd_server_has_leader"),
+            is_leader: r.gauge("etcd_server_is_leader"),
+            is_learner: r.gauge("etcd_server_is_learner"),
+            leader_changes: r.sampled_counter("etcd_server_leader_changes_seen_total"),
+            committed_index: r.gauge("etcd_server_proposals_committed_total"),
+            applied_index: r.gauge("etcd_server_proposals_applied_total"),
+            pending: r.gauge("etcd_server_proposals_pending"),
+            quota_bytes: r.gauge("etcd_server_quota_backend_bytes"),
+            member_id: r.gauge_by("etcd_server_id"),
+            version: r.gauge_by("etcd_server_version"),
+            cluster_version: r.gauge_by("etcd_cluster_version"),
+            feature_enabled: r.gauge_by("etcd_server_feature_enabled"),
+            alarms: r.gauge_by("etcd_debugging_server_alarms"),
+            db_bytes: r.gauge("etcd_mvcc_db_total_size_in_bytes"),
+            db_in_use_bytes: r.gauge("etcd_mvcc_db_total_size_in_use_in_bytes"),
+            keys: r.gauge("etcd_debugging_mvcc_keys_total"),
+            revision: r.gauge("etcd_debugging_mvcc_current_revision"),
+            compact_revision: r.gauge("etcd_debugging_mvcc_compact_revision"),
+            wal_sync: r.sampled_histogram("etcd_disk_wal_fsync_duration_seconds"),
+            wal_write_bytes: r.gauge("etcd_disk_wal_write_bytes_total"),
+            inflight_bytes: r.gauge("sternpost_request_inflight_bytes"),
+            cpu_s: r.sampled_counter("process_cpu_seconds_total"),
+            open_fds: r.gauge("process_open_fds"),
+            max_fds: r.gauge("process_max_fds"),
+            resident_bytes: r.gauge("process_resident_memory_bytes"),
+            virtual_bytes: r.gauge("process_virtual_memory_bytes"),
+        }
+    }
+
+    fn set(&self, sample: Sample) {
+        self.has_leader.set(f64::from(sample.has_leader));
+        self.is_leader.set(f64::from(sample.is_leader));
+        self.is_learner.set(f64::from(sample.is_learner));
+        self.leader_changes.0.set(number(sample.leader_changes));
+        self.committed_index.set(number(sample.committed_index));
+        self.applied_index.set(number(sample.applied_index));
+        self.pending.set(number(sample.pending_count));
+        self.quota_bytes.set(number(sample.quota_bytes));
+        self.member_id.reset();
+        self.member_id.with_label_values(&[&format!("{:x}", sample.member_id)]).set(1.0);
+        self.version.with_label_values(&[crate::config::ETCD_VERSION]).set(1.0);
+        self.cluster_version.reset();
+        if let Some(version) = &sample.cluster_version {
+            self.cluster_version.with_label_values(&[version]).set(1.0);
+        }
+        for (name, stage, on) in &sample.feature_gates {
+            self.feature_enabled.with_label_values(&[name, stage]).set(f64::from(*on));
+        }
+        self.alarms.reset();
+        for (member, alarm) in &sample.alarms {
+            self.alarms.with_label_values(&[format!("{member:x}").as_str(), alarm]).set(1.0);
+        }
+        self.db_bytes.set(number(sample.db_bytes));
+        self.db_in_use_bytes.set(number(sample.db_in_use_bytes));
+        self.keys.set(number(sample.keys_count));
+        self.revision.set(number(sample.revision.unsigned_abs()));
+        self.compact_revision.set(if sample.compact_revision < 0 {
+            -1.0
+        } else {
+            number(sample.compact_revision.unsigned_abs())
+        });
+        self.wal_sync.set(sample.wal_sync);
+        self.wal_write_bytes.set(number(sample.wal_write_bytes));
+        self.inflight_bytes.set(number(sample.inflight_bytes));
+        self.set_process();
+    }
+
+    fn set_process(&self) {
+        use rustix::process::{Resource, getrlimit};
+        let cpu = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+        #[expect(clippy::cast_precision_loss, reason = "a metric is a double")]
+        self.cpu_s.0.set(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9);
+        if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
+            // The directory's own descriptor is among them.
+            self.open_fds.set(number(entries.count().saturating_sub(1) as u64));
+        }
+        if let Some(limit) = getrlimit(Resource::Nofile).current {
+            self.max_fds.set(number(limit));
+        }
+        if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
+            for (name, gauge) in [("VmRSS:", &self.resident_bytes), ("VmSize:", &self.virtual_bytes)] {
+                if let Some(kib) = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix(name))
+                    .and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok())
+                {
+                    gauge.set(number(kib * 1024));
+                }
+            }
+        }
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a metric is a double")]
+fn number(value: u64) -> f64 {
+    value as f64
+}
+
+impl Metrics {
+    /// The text of `/metrics`.
+    pub fn scrape(&self, source: &dyn MetricSource) -> Vec<u8> {
+        self.sampled.set(source.sample());
+        let mut text = Vec::with_capacity(128 << 10);
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        text
+    }
+}
+
+/// Turns a histogram kept elsewhere, as (upper bound in microseconds, count) pairs in rising order, into a sample over the bounds (in
+/// seconds) of the named metric. A count is put under the first bound that is not below its own upper bound.
+pub fn resample(name: &str, counts_us: impl IntoIterator<Item = (u64, u64)>, sum_us: u64) -> HistogramSample {
+    let bounds = Registrar::spec(name).kind.bounds();
+    let mut cumulative = vec![0; bounds.len()];
+    let mut total = 0;
+    for (upper_us, count) in counts_us {
+        total += count;
+        let upper_s = number(upper_us) / 1e6;
+        for (bound, slot) in bounds.iter().zip(&mut cumulative) {
+            if upper_s <= *bound {
+                *slot += count;
+            }
+        }
+    }
+    HistogramSample { cumulative, count: total, sum: number(sum_us) / 1e6 }
+}
+
+/// Bytes of request bodies held now, shared between the limiter and the scrape.
+pub type InflightBytes = AtomicU64;
+
+/// `docs/metrics.md`, generated from the table.
+pub fn document() -> String {
+    use std::fmt::Write;
+    let mut text = String::from(
+        "# Metrics\n\n\
+         Generated from `server/src/metrics/names.rs`; the test `metrics_document_is_current` compares them.\n\n\
+         `GET /metrics` on a client URL or on `--listen-metrics-urls`, Prometheus text. Names, labels and buckets are etcd 3.7's, those that\n\
+         start with `sternpost_` are our own. A metric of etcd that has no true source here is absent rather than constant.\n\n\
+         | Name | Type | Labels | Meaning |\n|---|---|---|---|\n",
+    );
+    for spec in super::METRICS {
+        let _ = writeln!(text, "| `{}` | {} | {} | {} |", spec.name, spec.kind.name(), spec.labels.join(", "), spec.help);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::names::METRICS;
+    use super::*;
+
+    struct Fixed;
+
+    impl MetricSource for Fixed {
+        fn sample(&self) -> Sample {
+            Sample {
+                has_leader: true,
+                member_id: 0xabc,
+                cluster_version: Some("3.7".into()),
+                feature_gates: vec![("LeaseCheckpoint", "ALPHA", false)],
+                alarms: vec![(0xabc, "NOSPACE")],
+                compact_revision: -1,
+                leader_changes: 1,
+                wal_sync: resample("etcd_disk_wal_fsync_duration_seconds", [(900, 3), (1_500, 2), (99_000_000, 1)], 104_000_000),
+                ..Sample::default()
+            }
+        }
+    }
+
+    fn text(metrics: &Metrics) -> String {
+        String::from_utf8(metrics.scrape(&Fixed)).unwrap()
+    }
+
+    #[test]
+    fn every_row_of_the_table_is_on_the_endpoint() {
+        let metrics = Metrics::new(&["etcdserverpb.KV"], true);
+        metrics.client_versions.count("3.7.0", true);
+        metrics.apply_duration_s.with_label_values(&["v3", "Put", "true"]).observe(0.1);
+        metrics.healthcheck.with_label_values(&["livez", "serializable_read"]).set(1.0);
+        metrics.healthchecks.with_label_values(&["livez", "serializable_read", "success"]).inc();
+        let text = text(&metrics);
+        for spec in METRICS {
+            assert!(text.contains(&format!("# TYPE {} {}\n", spec.name, spec.kind.name())), "{}", spec.name);
+        }
+    }
+
+    #[test]
+    fn methods_are_there_with_zero_before_the_first_call() {
+        let metrics = Metrics::new(&["etcdserverpb.Watch"], false);
+        let text = text(&metrics);
+        for line in [
+            "grpc_server_started_total{grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"} 0",
+            "grpc_server_handled_total{grpc_code=\"Canceled\",grpc_method=\"Watch\",grpc_service=\"etcdserverpb.Watch\",grpc_type=\"bidi_stream\"} 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}");
+        }
+        assert!(!text.contains("etcdserverpb.KV"), "only what is served");
+        assert!(!text.contains("grpc_server_handling_seconds"), "only with --metrics=extensive");
+    }
+
+    #[test]
+    fn sampled_values_are_those_of_the_moment() {
+        let metrics = Metrics::new(&[], false);
+        let text = text(&metrics);
+        for line in [
+            "etcd_server_has_leader 1",
+            "etcd_server_leader_changes_seen_total 1",
+            "etcd_server_id{server_id=\"abc\"} 1",
+            "etcd_server_version{server_version=\"3.7.3\"} 1",
+            "etcd_debugging_mvcc_compact_revision -1",
+            "etcd_debugging_server_alarms{alarm_type=\"NOSPACE\",server_id=\"abc\"} 1",
+            "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.001\"} 3",
+            "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"0.002\"} 5",
+            "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"8.192\"} 5",
+            "etcd_disk_wal_fsync_duration_seconds_bucket{le=\"+Inf\"} 6",
+            "etcd_disk_wal_fsync_duration_seconds_sum 104",
+            "etcd_disk_wal_fsync_duration_seconds_count 6",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+        let resident = text.lines().find(|line| line.starts_with("process_resident_memory_bytes")).unwrap();
+        assert!(resident.split(' ').nth(1).unwrap().parse::<f64>().unwrap() > 1e6, "{resident}");
+    }
+
+    #[test]
+    fn clients_cannot_make_up_series_without_bound() {
+        let metrics = Metrics::new(&[], false);
+        for version in 0..1000 {
+            metrics.client_versions.count(&version.to_string(), true);
+        }
+        let series = text(&metrics).lines().filter(|line| line.starts_with("etcd_server_client_requests_total{")).count();
+        assert_eq!(series, 2 * 33);
+    }
+}

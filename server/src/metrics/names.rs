@@ -1,0 +1,239 @@
+//! The table of metrics: every name that `/metrics` shows, with its type, labels and meaning, and the table of gRPC methods.
+//!
+//! **Contract.** N1: a metric is registered only through its row here, and every row is registered, so that `docs/metrics.md`, generated
+//! from this table, is what the endpoint shows. N2: every metric has a true source; a name that etcd has and that would be a constant here
+//! is absent.
+//!
+//! **Source**: names, labels and buckets are those of etcd 3.7.3 and of go-grpc-middleware's Prometheus provider, because dashboards and
+//! alerts are written against them. Names that start with `sternpost_` are ours.
+
+/// Type of a metric.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Kind {
+    /// Only grows.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Buckets: `count` upper bounds from `start`, each `factor` times the one before.
+    Histogram {
+        /// First upper bound.
+        start: f64,
+        /// Ratio of neighbours.
+        factor: f64,
+        /// How many, besides +Inf.
+        count: usize,
+    },
+    /// Prometheus' default buckets, 5 ms to 10 s.
+    HistogramDefault,
+}
+
+impl Kind {
+    /// Upper bounds of the buckets, empty for the other types.
+    pub fn bounds(self) -> Vec<f64> {
+        match self {
+            Kind::Counter | Kind::Gauge => Vec::new(),
+            Kind::HistogramDefault => prometheus::DEFAULT_BUCKETS.to_vec(),
+            Kind::Histogram { start, factor, count } => {
+                std::iter::successors(Some(start), |bound| Some(bound * factor)).take(count).collect()
+            }
+        }
+    }
+
+    /// The type as the text format names it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram { .. } | Kind::HistogramDefault => "histogram",
+        }
+    }
+}
+
+/// One row.
+#[derive(Clone, Copy, Debug)]
+pub struct MetricSpec {
+    /// Full name.
+    pub name: &'static str,
+    /// Type.
+    pub kind: Kind,
+    /// Label names; empty for a single series.
+    pub labels: &'static [&'static str],
+    /// Meaning and unit.
+    pub help: &'static str,
+}
+
+const fn counter(name: &'static str, help: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: Kind::Counter, labels: &[], help }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: Kind::Gauge, labels: &[], help }
+}
+
+const fn histogram(name: &'static str, start: f64, factor: f64, count: usize, help: &'static str) -> MetricSpec {
+    MetricSpec { name, kind: Kind::Histogram { start, factor, count }, labels: &[], help }
+}
+
+impl MetricSpec {
+    const fn by(mut self, labels: &'static [&'static str]) -> Self {
+        self.labels = labels;
+        self
+    }
+}
+
+const GRPC_LABELS: &[&str] = &["grpc_type", "grpc_service", "grpc_method"];
+
+/// All metrics, in the order of the document.
+#[rustfmt::skip]
+pub static METRICS: &[MetricSpec] = &[
+    // Server.
+    gauge("etcd_server_has_leader", "1 if a leader is known."),
+    gauge("etcd_server_is_leader", "1 if this member leads."),
+    gauge("etcd_server_is_learner", "1 if this member is a learner."),
+    counter("etcd_server_leader_changes_seen_total", "Leader changes seen."),
+    gauge("etcd_server_proposals_committed_total", "Index of the last committed log entry."),
+    gauge("etcd_server_proposals_applied_total", "Index of the last applied log entry."),
+    gauge("etcd_server_proposals_pending", "Commands proposed and not yet applied."),
+    counter("etcd_server_proposals_failed_total", "Commands refused or given up."),
+    counter("etcd_server_slow_apply_total", "Applied entries that took longer than --warning-apply-duration."),
+    histogram("etcd_server_apply_duration_seconds", 0.0001, 2.0, 20, "Time to apply a command, by operation.").by(&["version", "op", "success"]),
+    histogram("etcd_server_range_duration_seconds", 0.0001, 2.0, 20, "Time to read a range.").by(&["success"]),
+    gauge("etcd_server_quota_backend_bytes", "Quota in bytes; 0 when there is none."),
+    gauge("etcd_server_id", "1 for this member's id in hexadecimal.").by(&["server_id"]),
+    gauge("etcd_server_version", "1 for the release of etcd that is reproduced.").by(&["server_version"]),
+    gauge("etcd_cluster_version", "1 for the cluster's version, major and minor.").by(&["cluster_version"]),
+    gauge("etcd_server_feature_enabled", "1 for a feature gate that is on, 0 for one that is off.").by(&["name", "stage"]),
+    counter("etcd_server_client_requests_total", "Requests by the API version that the client names.").by(&["type", "client_api_version"]),
+    counter("etcd_server_health_success", "Answers of /health that said healthy."),
+    counter("etcd_server_health_failures", "Answers of /health that said unhealthy."),
+    gauge("etcd_server_healthcheck", "Last result of a check of /livez or /readyz.").by(&["type", "name"]),
+    counter("etcd_server_healthchecks_total", "Checks of /livez and /readyz by result.").by(&["type", "name", "status"]),
+    gauge("etcd_debugging_server_alarms", "1 for a raised alarm.").by(&["server_id", "alarm_type"]),
+    counter("etcd_debugging_server_lease_expired_total", "Leases that expired."),
+    // Disk.
+    histogram("etcd_disk_wal_fsync_duration_seconds", 0.001, 2.0, 14, "Time of a durable write of the log, from submission to completion."),
+    gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log."),
+    // Data.
+    gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes that the data takes, as in Status.dbSize."),
+    gauge("etcd_mvcc_db_total_size_in_use_in_bytes", "Bytes of retained records, as in Status.dbSizeInUse."),
+    counter("etcd_mvcc_range_total", "Ranges read."),
+    counter("etcd_mvcc_put_total", "Keys put, those in transactions included."),
+    counter("etcd_mvcc_delete_total", "Keys deleted, those in transactions included."),
+    counter("etcd_mvcc_txn_total", "Transactions."),
+    gauge("etcd_debugging_mvcc_keys_total", "Live keys."),
+    gauge("etcd_debugging_mvcc_current_revision", "Current revision."),
+    gauge("etcd_debugging_mvcc_compact_revision", "Compact revision."),
+    gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put since the start."),
+    // Watch.
+    gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams."),
+    gauge("etcd_debugging_mvcc_watcher_total", "Watchers."),
+    gauge("etcd_debugging_mvcc_slow_watcher_total", "Watchers behind the head: reading history, or of a stream that is not read."),
+    counter("etcd_debugging_mvcc_events_total", "Events put into the queues of watch streams."),
+    gauge("etcd_debugging_mvcc_pending_events_total", "Events in the queues of watch streams."),
+    gauge("sternpost_watch_queued_bytes", "Encoded bytes in the queues of watch streams."),
+    counter("sternpost_watch_lagged_total", "Times that a watcher fell behind because its stream was not read."),
+    // Lease.
+    counter("etcd_debugging_lease_granted_total", "Leases granted."),
+    counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
+    counter("etcd_debugging_lease_renewed_total", "Leases renewed."),
+    histogram("etcd_debugging_lease_ttl_total", 1.0, 2.0, 24, "Granted TTLs, seconds."),
+    // Network.
+    counter("etcd_network_client_grpc_received_bytes_total", "Bytes of gRPC messages from clients."),
+    counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of gRPC messages to clients."),
+    gauge("sternpost_client_connections", "Open client connections."),
+    counter("sternpost_client_connections_accepted_total", "Client connections accepted."),
+    gauge("sternpost_request_inflight_bytes", "Bytes of request bodies held."),
+    counter("sternpost_request_refused_total", "Requests refused because --max-inflight-bytes was reached."),
+    counter("grpc_server_started_total", "RPCs started.").by(GRPC_LABELS),
+    counter("grpc_server_handled_total", "RPCs completed, by code.").by(&["grpc_code", "grpc_type", "grpc_service", "grpc_method"]),
+    counter("grpc_server_msg_received_total", "Messages received.").by(GRPC_LABELS),
+    counter("grpc_server_msg_sent_total", "Messages sent.").by(GRPC_LABELS),
+    MetricSpec {
+        name: "grpc_server_handling_seconds",
+        kind: Kind::HistogramDefault,
+        labels: GRPC_LABELS,
+        help: "Time from an RPC's start to its end; only with --metrics=extensive.",
+    },
+    // Process.
+    counter("process_cpu_seconds_total", "CPU time, seconds."),
+    gauge("process_open_fds", "Open file descriptors."),
+    gauge("process_max_fds", "Limit of open file descriptors."),
+    gauge("process_resident_memory_bytes", "Resident memory."),
+    gauge("process_virtual_memory_bytes", "Virtual memory."),
+    gauge("process_start_time_seconds", "Start of the process, seconds since 1970."),
+];
+
+/// How messages flow in a method.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MethodKind {
+    /// One request, one response.
+    Unary,
+    /// One request, many responses.
+    ServerStream,
+    /// Many requests, many responses.
+    BidiStream,
+}
+
+impl MethodKind {
+    /// The value of the label `grpc_type`.
+    pub fn label(self) -> &'static str {
+        match self {
+            MethodKind::Unary => "unary",
+            MethodKind::ServerStream => "server_stream",
+            MethodKind::BidiStream => "bidi_stream",
+        }
+    }
+}
+
+use MethodKind::{BidiStream, ServerStream, Unary};
+
+/// Methods of the services on the client port, by service. A service counts only if the server was built with it.
+#[rustfmt::skip]
+pub static METHODS: &[(&str, &[(&str, MethodKind)])] = &[
+    ("etcdserverpb.KV", &[
+        ("Range", Unary), ("RangeStream", ServerStream), ("Put", Unary), ("DeleteRange", Unary), ("Txn", Unary), ("Compact", Unary),
+    ]),
+    ("etcdserverpb.Watch", &[("Watch", BidiStream)]),
+    ("etcdserverpb.Lease", &[
+        ("LeaseGrant", Unary), ("LeaseRevoke", Unary), ("LeaseKeepAlive", BidiStream), ("LeaseTimeToLive", Unary), ("LeaseLeases", Unary),
+    ]),
+    ("etcdserverpb.Cluster", &[
+        ("MemberAdd", Unary), ("MemberRemove", Unary), ("MemberUpdate", Unary), ("MemberList", Unary), ("MemberPromote", Unary),
+    ]),
+    ("etcdserverpb.Maintenance", &[
+        ("Alarm", Unary), ("Status", Unary), ("Defragment", Unary), ("Hash", Unary), ("HashKV", Unary), ("Snapshot", ServerStream),
+        ("MoveLeader", Unary), ("Downgrade", Unary),
+    ]),
+    ("etcdserverpb.Auth", &[
+        ("AuthEnable", Unary), ("AuthDisable", Unary), ("AuthStatus", Unary), ("Authenticate", Unary), ("UserAdd", Unary), ("UserGet", Unary),
+        ("UserList", Unary), ("UserDelete", Unary), ("UserChangePassword", Unary), ("UserGrantRole", Unary), ("UserRevokeRole", Unary),
+        ("RoleAdd", Unary), ("RoleGet", Unary), ("RoleList", Unary), ("RoleDelete", Unary), ("RoleGrantPermission", Unary),
+        ("RoleRevokePermission", Unary),
+    ]),
+    ("v3lockpb.Lock", &[("Lock", Unary), ("Unlock", Unary)]),
+    ("v3electionpb.Election", &[
+        ("Campaign", Unary), ("Proclaim", Unary), ("Leader", Unary), ("Observe", ServerStream), ("Resign", Unary),
+    ]),
+    ("grpc.health.v1.Health", &[("Check", Unary), ("Watch", ServerStream)]),
+];
+
+/// gRPC codes in the order of their numbers, as the label `grpc_code` spells them.
+pub static CODES: [&str; 17] = [
+    "OK",
+    "Canceled",
+    "Unknown",
+    "InvalidArgument",
+    "DeadlineExceeded",
+    "NotFound",
+    "AlreadyExists",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "FailedPrecondition",
+    "Aborted",
+    "OutOfRange",
+    "Unimplemented",
+    "Internal",
+    "Unavailable",
+    "DataLoss",
+    "Unauthenticated",
+];
