@@ -12,6 +12,7 @@ pub mod options;
 pub mod url;
 pub mod validate;
 
+pub use url::Url;
 pub use validate::{Config, LogFormat, LogLevel, LogOutput};
 
 use flags::{Arguments, Settings};

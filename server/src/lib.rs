@@ -3,8 +3,12 @@
 
 pub mod apply;
 pub mod config;
+pub mod grpc;
+pub mod grpc_limits;
+pub mod http;
 pub mod identity;
 pub mod lease;
+pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod request;

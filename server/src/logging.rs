@@ -42,13 +42,11 @@ pub fn start(config: &Config) -> Result<(), String> {
         outputs.push(match output {
             LogOutput::Stderr => Output::Stderr,
             LogOutput::Stdout => Output::Stdout,
-            LogOutput::File(path) => Output::File(
-                OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(path)
-                    .map_err(|error| format!("couldn't open sink {:?}: {error}", path.display().to_string()))?,
-            ),
+            LogOutput::File(path) => {
+                Output::File(OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
+                    format!("couldn't open sink {:?}: {error}", path.display().to_string())
+                })?)
+            }
         });
     }
     let logger = Logger { level: config.log_level, format: config.log_format, outputs: Mutex::new(outputs) };
@@ -119,7 +117,8 @@ impl Subscriber for ZapShape {
         let Some(logger) = LOGGER.get() else { return false };
         let ours = metadata.target().starts_with("sternpost");
         metadata.is_event()
-            && level_of(*metadata.level()).is_some_and(|level| level >= logger.level && (ours || level >= LogLevel::Warn))
+            && level_of(*metadata.level())
+                .is_some_and(|level| level >= logger.level && (ours || level >= LogLevel::Warn))
     }
 
     fn max_level_hint(&self) -> Option<tracing::level_filters::LevelFilter> {
@@ -285,7 +284,10 @@ fn format_line(
     let mut text = String::with_capacity(128 + message.len() + fields.len());
     match format {
         LogFormat::Json => {
-            let _ = write!(text, "{{\"level\":\"{level}\",\"ts\":\"{time}\",\"caller\":\"{caller}:{line}\",\"msg\":");
+            let _ = write!(
+                text,
+                "{{\"level\":\"{level}\",\"ts\":\"{time}\",\"caller\":\"{caller}:{line}\",\"msg\":"
+            );
             write_text(&mut text, message);
             if !fields.is_empty() {
                 text.push(',');

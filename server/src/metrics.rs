@@ -14,7 +14,8 @@ use parking_lot::RwLock;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts,
+    Registry,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -153,7 +154,10 @@ pub(crate) struct Registrar<'a> {
 
 impl Registrar<'_> {
     fn spec(name: &str) -> &'static MetricSpec {
-        METRICS.iter().find(|spec| spec.name == name).unwrap_or_else(|| panic!("no row for the metric {name}"))
+        METRICS
+            .iter()
+            .find(|spec| spec.name == name)
+            .unwrap_or_else(|| panic!("no row for the metric {name}"))
     }
 
     fn register<C: Collector + Clone + 'static>(&self, handle: C) -> C {
@@ -208,7 +212,9 @@ impl Registrar<'_> {
     pub(crate) fn histogram_by(&self, name: &str) -> HistogramVec {
         let spec = Self::spec(name);
         assert!(!spec.labels.is_empty(), "{name}");
-        self.register(HistogramVec::new(Self::histogram_opts(spec), spec.labels).expect("rows have valid names"))
+        self.register(
+            HistogramVec::new(Self::histogram_opts(spec), spec.labels).expect("rows have valid names"),
+        )
     }
 
     /// A counter whose value another layer keeps.
@@ -374,7 +380,8 @@ impl GrpcMetrics {
                     started: started.with_label_values(&labels),
                     received: received.with_label_values(&labels),
                     sent: sent.with_label_values(&labels),
-                    handled: CODES.map(|code| handled.with_label_values(&[code, kind.label(), service, method])),
+                    handled: CODES
+                        .map(|code| handled.with_label_values(&[code, kind.label(), service, method])),
                     handling_s: handling.as_ref().map(|handling| handling.with_label_values(&labels)),
                 };
                 methods.insert(path, Arc::new(metrics));
@@ -418,7 +425,11 @@ impl ClientVersions {
     pub fn count(&self, version: &str, unary: bool) {
         let known = self.known.read();
         if let Some(entry) = known.iter().find(|entry| *entry.version == *version) {
-            if unary { entry.unary.inc() } else { entry.stream.inc() }
+            if unary {
+                entry.unary.inc()
+            } else {
+                entry.stream.inc()
+            }
             return;
         }
         let full = known.len() >= CLIENT_VERSIONS_MAX;

@@ -236,7 +236,14 @@ pub fn document() -> String {
          | Name | Type | Labels | Meaning |\n|---|---|---|---|\n",
     );
     for spec in super::METRICS {
-        let _ = writeln!(text, "| `{}` | {} | {} | {} |", spec.name, spec.kind.name(), spec.labels.join(", "), spec.help);
+        let _ = writeln!(
+            text,
+            "| `{}` | {} | {} | {} |",
+            spec.name,
+            spec.kind.name(),
+            spec.labels.join(", "),
+            spec.help
+        );
     }
     text
 }
@@ -258,7 +265,11 @@ mod tests {
                 alarms: vec![(0xabc, "NOSPACE")],
                 compact_revision: -1,
                 leader_changes: 1,
-                wal_sync: resample("etcd_disk_wal_fsync_duration_seconds", [(900, 3), (1_500, 2), (99_000_000, 1)], 104_000_000),
+                wal_sync: resample(
+                    "etcd_disk_wal_fsync_duration_seconds",
+                    [(900, 3), (1_500, 2), (99_000_000, 1)],
+                    104_000_000,
+                ),
                 ..Sample::default()
             }
         }
@@ -325,7 +336,10 @@ mod tests {
         for version in 0..1000 {
             metrics.client_versions.count(&version.to_string(), true);
         }
-        let series = text(&metrics).lines().filter(|line| line.starts_with("etcd_server_client_requests_total{")).count();
+        let series = text(&metrics)
+            .lines()
+            .filter(|line| line.starts_with("etcd_server_client_requests_total{"))
+            .count();
         assert_eq!(series, 2 * 33);
     }
 }

@@ -70,7 +70,13 @@ const fn gauge(name: &'static str, help: &'static str) -> MetricSpec {
     MetricSpec { name, kind: Kind::Gauge, labels: &[], help }
 }
 
-const fn histogram(name: &'static str, start: f64, factor: f64, count: usize, help: &'static str) -> MetricSpec {
+const fn histogram(
+    name: &'static str,
+    start: f64,
+    factor: f64,
+    count: usize,
+    help: &'static str,
+) -> MetricSpec {
     MetricSpec { name, kind: Kind::Histogram { start, factor, count }, labels: &[], help }
 }
 

@@ -1,0 +1,304 @@
+//! From an HTTP/2 request to a gRPC service: finds the method, keeps the bounds, counts, and calls.
+//!
+//! **Layout.** One map from path to (handles of the method, the service's handler), built at the start, so that a request costs one look-up
+//! and no routing. The services are tonic's generated servers, or anything with their shape.
+//!
+//! **Contract.**
+//! - Services are added with `max_decoding_message_size(usize::MAX)`: sizes are judged here (`grpc_limits`).
+//! - Every RPC is counted once as started and once as handled, whatever ends it; one whose client is gone counts as Canceled.
+//! - An unknown service or method is `Unimplemented` with grpc-go's text.
+//!
+//! **Does not know** what any method does.
+use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
+use crate::metrics::names::{METHODS, MethodKind};
+use crate::metrics::{MethodMetrics, Metrics};
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::fmt::Display;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tower::Service;
+
+/// What a service is called with.
+pub type GrpcRequest = Request<RequestBody<Incoming>>;
+type GrpcFuture = Pin<Box<dyn Future<Output = Response<tonic::body::Body>> + Send>>;
+type Handler = Arc<dyn Fn(GrpcRequest) -> GrpcFuture + Send + Sync>;
+
+/// The services of a server.
+#[derive(Clone, Default)]
+pub struct GrpcServices {
+    handlers: Vec<(&'static str, Handler)>,
+}
+
+impl GrpcServices {
+    /// Adds a service.
+    #[must_use]
+    pub fn with<S>(mut self, service: S) -> Self
+    where
+        S: Service<GrpcRequest, Response = Response<tonic::body::Body>, Error = Infallible>
+            + NamedService
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        let handler: Handler = Arc::new(move |request| {
+            let future = service.clone().call(request);
+            Box::pin(async move {
+                match future.await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            })
+        });
+        self.handlers.push((S::NAME, handler));
+        self
+    }
+
+    /// Names of the services, as [`Metrics::new`] wants them.
+    pub fn names(&self) -> Vec<&'static str> {
+        self.handlers.iter().map(|(name, _)| *name).collect()
+    }
+}
+
+/// Bounds of the gRPC side.
+#[derive(Clone, Debug)]
+pub struct GrpcBounds {
+    /// Largest message.
+    pub message_bytes_max: usize,
+    /// A slower unary request is logged.
+    pub warning_unary_duration: Duration,
+}
+
+/// All methods, ready to be called.
+pub struct Grpc {
+    methods: HashMap<String, Method>,
+    bounds: GrpcBounds,
+    budget: Arc<InflightBudget>,
+    metrics: Arc<Metrics>,
+}
+
+struct Method {
+    metrics: Arc<MethodMetrics>,
+    handler: Handler,
+}
+
+impl Grpc {
+    /// Puts services, bounds and metrics together. Every service must be in the table of methods.
+    pub fn new(
+        services: &GrpcServices,
+        bounds: GrpcBounds,
+        budget: Arc<InflightBudget>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let mut methods = HashMap::new();
+        for (name, handler) in &services.handlers {
+            let (_, rows) = METHODS
+                .iter()
+                .find(|(service, _)| service == name)
+                .unwrap_or_else(|| panic!("the service {name} is not in the table of methods"));
+            for (method, _) in *rows {
+                let path = format!("/{name}/{method}");
+                let handles =
+                    metrics.grpc.method(&path).expect("metrics were made for these services").clone();
+                methods.insert(path, Method { metrics: handles, handler: handler.clone() });
+            }
+        }
+        Self { methods, bounds, budget, metrics }
+    }
+
+    /// Answers one request.
+    pub async fn call(
+        &self,
+        request: Request<Incoming>,
+        remote: &(dyn Display + Sync),
+    ) -> Response<GrpcBody> {
+        let Some(method) = self.methods.get(request.uri().path()) else {
+            return GrpcBody::status(&self.unimplemented(request.uri().path()));
+        };
+        let unary = method.metrics.kind == MethodKind::Unary;
+        let mut rpc = Rpc::start(method.metrics.clone());
+        if let Err(status) = self.count_client(request.headers(), unary) {
+            rpc.finish(status.code());
+            return GrpcBody::status(&status);
+        }
+        let (parts, body) = request.into_parts();
+        let mut inflight = InflightBytes::new(self.budget.clone());
+        let body = if method.metrics.kind == MethodKind::BidiStream {
+            let (handles, metrics) = (method.metrics.clone(), self.metrics.clone());
+            let observe = Box::new(move |messages, bytes: usize| {
+                handles.receive(messages);
+                metrics.client_received_bytes.inc_by(bytes as u64);
+            });
+            RequestBody::Arriving(LimitedBody::new(
+                body,
+                self.bounds.message_bytes_max,
+                std::mem::replace(&mut inflight, InflightBytes::new(self.budget.clone())),
+                observe,
+            ))
+        } else {
+            match WholeBody::read(body, self.bounds.message_bytes_max, &mut inflight).await {
+                Ok((whole, messages, bytes)) => {
+                    method.metrics.receive(messages);
+                    self.metrics.client_received_bytes.inc_by(bytes as u64);
+                    RequestBody::Whole(whole)
+                }
+                Err(status) => {
+                    if status.code() == Code::ResourceExhausted {
+                        self.metrics.requests_refused.inc();
+                    }
+                    rpc.finish(status.code());
+                    return GrpcBody::status(&status);
+                }
+            }
+        };
+        let response = (method.handler)(Request::from_parts(parts, body)).await;
+        // A response without a body carries its status in the headers.
+        if let Some(code) = code_of(response.headers()) {
+            rpc.finish(code);
+        } else if unary {
+            rpc.finish(Code::Ok);
+        }
+        if unary {
+            self.warn_if_slow(&rpc, remote);
+        }
+        response.map(|inner| GrpcBody {
+            inner,
+            sent: Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone() }),
+        })
+    }
+
+    fn count_client(&self, headers: &HeaderMap, unary: bool) -> Result<(), Status> {
+        let version = match headers.get("client-api-version") {
+            None => "unknown",
+            Some(value) => std::str::from_utf8(value.as_bytes())
+                .map_err(|_| Status::invalid_argument("etcdserver: invalid client api version"))?,
+        };
+        self.metrics.client_versions.count(version, unary);
+        Ok(())
+    }
+
+    /// grpc-go's texts for paths that lead nowhere.
+    fn unimplemented(&self, path: &str) -> Status {
+        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.rsplit_once('/')) else {
+            return Status::unimplemented(format!("malformed method name: {path:?}"));
+        };
+        let known = self.methods.keys().any(|known| {
+            known
+                .strip_prefix('/')
+                .and_then(|known| known.rsplit_once('/'))
+                .is_some_and(|(known, _)| known == service)
+        });
+        Status::unimplemented(if known {
+            format!("unknown method {method} for service {service}")
+        } else {
+            format!("unknown service {service}")
+        })
+    }
+
+    fn warn_if_slow(&self, rpc: &Rpc, remote: &(dyn Display + Sync)) {
+        let spent = rpc.started.elapsed();
+        if spent > self.bounds.warning_unary_duration {
+            tracing::warn!(
+                time_spent = ?spent,
+                remote = %remote,
+                response_type = rpc.method.path,
+                "request stats"
+            );
+        }
+    }
+}
+
+/// One RPC in progress: counts itself as handled, by the code it was given, or as Canceled if it was dropped.
+struct Rpc {
+    method: Arc<MethodMetrics>,
+    started: Instant,
+    finished: bool,
+}
+
+impl Rpc {
+    fn start(method: Arc<MethodMetrics>) -> Self {
+        method.start();
+        Self { method, started: Instant::now(), finished: false }
+    }
+
+    fn finish(&mut self, code: Code) {
+        if !self.finished {
+            self.finished = true;
+            let seconds = if self.method.is_timed() { self.started.elapsed().as_secs_f64() } else { 0.0 };
+            self.method.finish(code as usize, seconds);
+        }
+    }
+}
+
+impl Drop for Rpc {
+    fn drop(&mut self) {
+        self.finish(Code::Cancelled);
+    }
+}
+
+fn code_of(headers: &HeaderMap) -> Option<Code> {
+    headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// A response body that counts what it carries.
+pub struct GrpcBody {
+    inner: tonic::body::Body,
+    sent: Option<Sent>,
+}
+
+struct Sent {
+    rpc: Rpc,
+    walker: crate::grpc_limits::FrameWalker,
+    metrics: Arc<Metrics>,
+}
+
+impl GrpcBody {
+    fn status(status: &Status) -> Response<Self> {
+        status.clone().into_http().map(|inner| Self { inner, sent: None })
+    }
+}
+
+impl Body for GrpcBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = self.get_mut();
+        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        if let (Some(sent), Some(Ok(frame))) = (&mut this.sent, &frame) {
+            if let Some(chunk) = frame.data_ref() {
+                let before = sent.walker.messages();
+                // Our own messages have no limit: nothing to refuse.
+                let _ = sent.walker.advance(chunk, u64::MAX);
+                sent.rpc.method.send(sent.walker.messages() - before);
+                sent.metrics.client_sent_bytes.inc_by(chunk.len() as u64);
+            } else if let Some(trailers) = frame.trailers_ref() {
+                sent.rpc.finish(code_of(trailers).unwrap_or(Code::Unknown));
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
