@@ -258,6 +258,15 @@ impl Pair {
         (1..=3).try_for_each(|lease| self.check_lease(lease))?;
         let stats = self.store.stats();
         equal("keys", stats.keys_count as usize, self.model.state(self.model.head).len())?;
-        equal("retained bytes", stats.retained_bytes, self.model.retained_bytes())
+        // A large compaction is accounted in pieces; until then the count is above.
+        let retained_bytes = self.model.retained_bytes();
+        if stats.retained_bytes < retained_bytes {
+            return equal("retained bytes", stats.retained_bytes, retained_bytes);
+        }
+        if rng.chance(1, 2) {
+            while self.writer.maintain() {}
+            equal("retained bytes", self.store.stats().retained_bytes, retained_bytes)?;
+        }
+        Ok(())
     }
 }

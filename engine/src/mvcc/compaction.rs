@@ -23,12 +23,18 @@ use crate::memtable::{Memtable, MemtableWriter, Version, record_bytes};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Changes accounted within one call: about a millisecond.
+/// Changes accounted within one call: about a millisecond. Less where memtables are smaller than usual, here and below.
 const ACCOUNT_EVENTS_MAX: usize = 16_384;
 /// Records looked at by one step of a merge.
 const MERGE_RECORDS_MAX: usize = 1024;
 /// Bytes copied by one step of a merge, unless a single record is larger.
-const MERGE_BYTES_MAX: u64 = 256 << 10;
+const MERGE_BYTES_MAX: usize = 256 << 10;
+
+/// `max` with memtables of the usual size, in proportion below.
+fn step_size(max: usize, memtable_bytes: usize) -> usize {
+    const USUAL_BYTES: usize = 64 << 20;
+    (memtable_bytes / (USUAL_BYTES / max)).clamp(1, max)
+}
 
 /// A merge of neighbouring frozen memtables into one.
 pub(super) struct Merge {
@@ -87,7 +93,14 @@ impl StoreWriter {
         if self.merge.is_none() {
             self.merge = self.next_merge();
         }
-        let Some(mut merge) = self.merge.take() else { return false };
+        let Some(mut merge) = self.merge.take() else {
+            debug_assert_eq!(
+                self.view.tables.iter().map(|table| live_bytes(table)).sum::<u64>(),
+                self.store.shared.retained_bytes.load(Ordering::Relaxed),
+                "C3: what is not dead is retained"
+            );
+            return false;
+        };
         if self.merge_step(&mut merge) {
             self.finish_merge(merge);
         } else {
@@ -122,7 +135,7 @@ impl StoreWriter {
 
     /// The revision up to which the next piece of accounting goes.
     fn account_target(&self, from: i64) -> i64 {
-        let mut left = ACCOUNT_EVENTS_MAX;
+        let mut left = step_size(ACCOUNT_EVENTS_MAX, self.options.memtable_bytes);
         for table in self.view.tables_from(from) {
             let first = table.first_event_at_or_above(from);
             let count = table.events_count() - first;
@@ -189,8 +202,10 @@ impl StoreWriter {
 
     /// Copies a piece; true when everything is copied.
     fn merge_step(&mut self, merge: &mut Merge) -> bool {
+        let records_max = step_size(MERGE_RECORDS_MAX, self.options.memtable_bytes);
+        let bytes_max = step_size(MERGE_BYTES_MAX, self.options.memtable_bytes) as u64;
         let mut copied_bytes = 0;
-        for _ in 0..MERGE_RECORDS_MAX {
+        for _ in 0..records_max {
             while merge.event == merge.sources[merge.source].events_count() {
                 merge.source += 1;
                 merge.event = 0;
@@ -198,7 +213,7 @@ impl StoreWriter {
                     return true;
                 }
             }
-            if copied_bytes >= MERGE_BYTES_MAX {
+            if copied_bytes >= bytes_max {
                 return false;
             }
             let version = merge.sources[merge.source].event(merge.event);
@@ -219,11 +234,24 @@ impl StoreWriter {
         let newest = merge.sources.last().expect("a merge has a source");
         let place = self.view.tables.iter().position(|table| Arc::ptr_eq(table, newest));
         let place = place.expect("C1: the sources of a merge stay in the view set");
+        debug_assert_eq!(
+            merge.target.table().dead_bytes(),
+            dead_bytes_counted(merge.target.table(), self.accounted_revision),
+            "C3: dead bytes at {}",
+            self.accounted_revision
+        );
         let mut tables = self.view.tables.clone();
         let target = Some(merge.target.table().clone()).filter(|target| target.events_count() > 0);
         tables.splice(place..place + merge.sources.len(), target);
         self.publish_view(tables, self.view.compact_revision);
     }
+}
+
+/// What C3 says, counted record by record.
+fn dead_bytes_counted(table: &Memtable, accounted_revision: i64) -> u64 {
+    let versions = (0..table.events_count()).map(|index| table.event(index));
+    let dead = versions.filter(|version| is_dead(version, accounted_revision));
+    dead.map(|version| record_bytes(version.key().len(), version.value_bytes() as usize)).sum()
 }
 
 fn live_bytes(table: &Memtable) -> u64 {

@@ -48,6 +48,17 @@ fn to_absolute(revision: &mut i64, head: i64) {
 }
 
 impl Operation {
+    /// Makes a revision that counts from the head smaller by one.
+    fn move_closer(&mut self) {
+        if let Operation::Compact(revision)
+        | Operation::Retained(revision)
+        | Operation::Events { start: revision, .. } = self
+            && *revision < FROM_HEAD
+        {
+            *revision += 1;
+        }
+    }
+
     /// The operation with the revisions that it means at this head.
     pub(crate) fn absolute(&self, head: i64) -> Operation {
         let mut operation = self.clone();
@@ -279,8 +290,13 @@ pub(crate) fn shrink(
                 let end = (start + piece).min(operations.len());
                 let mut shorter = operations.clone();
                 shorter.drain(start..end);
+                // A dropped change moves the head, and with it what compactions and reads behind it mean.
+                let mut moved = shorter.clone();
+                moved[start..].iter_mut().for_each(Operation::move_closer);
                 if fails(&shorter) {
                     operations = shorter;
+                } else if piece == 1 && fails(&moved) {
+                    operations = moved;
                 } else {
                     start = end;
                 }
