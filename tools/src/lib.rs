@@ -1,6 +1,14 @@
-//! Tools around Sternpost: the client and benchmark program `sternctl`, and the checks of this repository.
+//! Tools around Sternpost: the client and load generator `sternctl`, and the checks of this repository.
 //!
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
-//! Reading order: `tidy` (checks of the repository).
+//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
+//! the checks in `tidy`.
+#![forbid(unsafe_code)]
+
+pub mod ctl;
+mod endpoint;
+mod kv;
+mod lease;
 pub mod tidy;
+mod watch;

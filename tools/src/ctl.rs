@@ -1,0 +1,139 @@
+//! The command line of `sternctl`: etcdctl's commands, flags, output forms and exit codes, and our own commands beside
+//! them.
+//!
+//! **Contract.** A script written for `etcdctl put`, `get`, `del`, `txn`, `watch`, `lease` and `endpoint status` works
+//! with `sternctl` in its place: same arguments, same standard output, same exit codes, same `Error:` line on
+//! standard error. Different on purpose: no log lines beside the error; a server that is not there is named after
+//! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
+//! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
+//!
+//! **Does not know** storage: it speaks to a server and reads no data directory.
+//!
+//! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
+//!
+//! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
+//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`.
+pub(crate) mod connect;
+pub(crate) mod failure;
+pub(crate) mod json;
+pub(crate) mod options;
+pub(crate) mod printer;
+pub(crate) mod quote;
+pub(crate) mod table;
+
+use crate::{endpoint, kv, lease, watch};
+use clap::{Parser, Subcommand};
+use connect::Client;
+use failure::{Exit, Failure};
+use options::GlobalOptions;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+/// The command line client of Sternpost and of any server that speaks etcd's v3 API.
+#[derive(Parser)]
+#[command(name = "sternctl", version, infer_subcommands = true, arg_required_else_help = true)]
+struct CommandLine {
+    #[command(flatten)]
+    options: GlobalOptions,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Put the given key into the store
+    Put(kv::PutOptions),
+    /// Get a key or a range of keys
+    Get(kv::GetOptions),
+    /// Remove a key or a range of keys [key, range_end)
+    Del(kv::DelOptions),
+    /// Process requests read from standard input in one transaction
+    Txn(kv::TxnOptions),
+    /// Watch events on keys, ranges or prefixes
+    Watch(watch::WatchOptions),
+    /// Grant, revoke, renew and list leases
+    Lease(lease::LeaseCommand),
+    /// Print the status of each endpoint (short for `endpoint status`)
+    Status,
+    /// Endpoint related commands
+    Endpoint(endpoint::EndpointCommand),
+}
+
+/// Runs `sternctl` with these arguments, the first being the program's name.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let command_line = match CommandLine::try_parse_from(arguments) {
+        Ok(command_line) => command_line,
+        Err(error) => return report_usage(&error),
+    };
+    match run(command_line) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                eprintln!("Error: {}", failure.message);
+            }
+            ExitCode::from(failure.exit as u8)
+        }
+    }
+}
+
+fn run(command_line: CommandLine) -> Result<(), Failure> {
+    let CommandLine { options, command } = command_line;
+    let printer = options.printer()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::Error, format!("start the runtime: {error}")))?;
+    let client = Client::new(options);
+    runtime.block_on(async {
+        match command {
+            Command::Put(put) => kv::put(&client, printer, put).await,
+            Command::Get(get) => kv::get(&client, printer, get).await,
+            Command::Del(del) => kv::del(&client, printer, del).await,
+            Command::Txn(txn) => kv::txn(&client, printer, txn).await,
+            Command::Watch(watch) => watch::run(&client, printer, watch).await,
+            Command::Lease(lease) => lease::run(&client, printer, lease).await,
+            Command::Status => endpoint::status(&client, printer).await,
+            Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
+        }
+    })
+}
+
+/// Help and version go to standard output with success, as does the help of a command that needs a subcommand; anything
+/// else is etcdctl's usage error: code 1.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::{ContextKind, ErrorKind};
+    if !error.use_stderr() || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        print!("{error}");
+        return ExitCode::SUCCESS;
+    }
+    let context = |kind| error.get(kind).map(ToString::to_string).unwrap_or_default();
+    let unknown = context(ContextKind::InvalidArg);
+    match error.kind() {
+        ErrorKind::InvalidSubcommand => {
+            eprintln!(
+                "Error: unknown command {:?} for \"sternctl\"",
+                context(ContextKind::InvalidSubcommand)
+            );
+            eprintln!("Run 'sternctl --help' for usage.");
+        }
+        ErrorKind::UnknownArgument if unknown.starts_with("--") => {
+            eprintln!("Error: unknown flag: {unknown}")
+        }
+        _ => {
+            let text = error.to_string();
+            eprintln!("Error: {}", text.strip_prefix("error: ").unwrap_or(&text).trim_end());
+        }
+    }
+    ExitCode::from(Exit::Error as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,133 @@
+//! Connections to a server, and calls with a bound on their time.
+//!
+//! A server that is being started right now is waited for: all endpoints are tried in turn until one answers or
+//! `--dial-timeout` is over, so that `sternpost & sternctl put a b` works.
+use super::failure::{Exit, Failure, status_text};
+use super::options::GlobalOptions;
+use std::time::Duration;
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
+use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
+use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Response, Status};
+
+/// Pause between two rounds over the endpoints: short against the time a server takes to start.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
+
+/// The least interval of probes: etcd ends a connection that probes more often than every 5 s.
+const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
+
+/// The way to a server, as the global flags say.
+pub(crate) struct Client {
+    options: GlobalOptions,
+}
+
+impl Client {
+    pub(crate) fn new(options: GlobalOptions) -> Self {
+        Self { options }
+    }
+
+    /// The endpoints as typed.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.options.endpoints()
+    }
+
+    pub(crate) async fn kv(&self) -> Result<KvClient<Channel>, Failure> {
+        let client = KvClient::new(self.connect(&self.endpoints()).await?);
+        Ok(client
+            .max_encoding_message_size(self.options.request_bytes_max())
+            .max_decoding_message_size(self.options.response_bytes_max()))
+    }
+
+    pub(crate) async fn watch(&self) -> Result<WatchClient<Channel>, Failure> {
+        let client = WatchClient::new(self.connect(&self.endpoints()).await?);
+        Ok(client.max_decoding_message_size(self.options.response_bytes_max()))
+    }
+
+    pub(crate) async fn lease(&self) -> Result<LeaseClient<Channel>, Failure> {
+        let client = LeaseClient::new(self.connect(&self.endpoints()).await?);
+        Ok(client.max_decoding_message_size(self.options.response_bytes_max()))
+    }
+
+    /// The maintenance service of one endpoint.
+    pub(crate) async fn maintenance(&self, endpoint: &str) -> Result<MaintenanceClient<Channel>, Failure> {
+        Ok(MaintenanceClient::new(self.connect(&[endpoint.to_owned()]).await?))
+    }
+
+    /// The answer to one call, or the end of `--command-timeout`.
+    pub(crate) async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Failure> {
+        match tokio::time::timeout(self.options.command_timeout, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(status.into()),
+            Err(_) => Err(Failure::new(Exit::Error, "context deadline exceeded")),
+        }
+    }
+
+    async fn connect(&self, endpoints: &[String]) -> Result<Channel, Failure> {
+        let mut parsed = Vec::new();
+        for endpoint in endpoints {
+            parsed.push((endpoint, self.endpoint(endpoint)?));
+        }
+        let mut last_error = String::new();
+        let rounds = async {
+            loop {
+                for (endpoint, parsed) in &parsed {
+                    match parsed.connect().await {
+                        Ok(channel) => return channel,
+                        Err(error) => last_error = format!("{endpoint}: {}", source_text(&error)),
+                    }
+                }
+                tokio::time::sleep(ROUND_PAUSE).await;
+            }
+        };
+        match tokio::time::timeout(self.options.dial_timeout, rounds).await {
+            Ok(channel) => Ok(channel),
+            Err(_) if last_error.is_empty() => {
+                let message = format!("cannot connect to {}: no answer", endpoints.join(", "));
+                Err(Failure::new(Exit::BadConnection, message))
+            }
+            Err(_) => Err(Failure::new(Exit::BadConnection, format!("cannot connect to {last_error}"))),
+        }
+    }
+
+    fn endpoint(&self, endpoint: &str) -> Result<Endpoint, Failure> {
+        let url = endpoint_url(endpoint)?;
+        let endpoint = Endpoint::from_shared(url)
+            .map_err(|error| Failure::bad_arguments(format!("bad endpoint {endpoint:?}: {error}")))?;
+        Ok(endpoint
+            .connect_timeout(self.options.dial_timeout)
+            .http2_keep_alive_interval(self.options.keepalive_time.max(KEEPALIVE_MIN))
+            .keep_alive_timeout(self.options.keepalive_timeout)
+            .tcp_nodelay(true))
+    }
+}
+
+/// What is typed as an endpoint, as a URL: a bare `host:port` is plain HTTP.
+pub(crate) fn endpoint_url(endpoint: &str) -> Result<String, Failure> {
+    if endpoint.starts_with("https://") || endpoint.starts_with("unixs://") {
+        let message = format!("endpoint {endpoint:?} needs TLS, which sternctl does not speak yet");
+        return Err(Failure::bad_arguments(message));
+    }
+    Ok(if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") })
+}
+
+/// The innermost cause of an error: what the system said.
+pub(crate) fn source_text(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    innermost.to_string()
+}
+
+/// The text of a status that ends a stream; connection losses by their cause.
+pub(crate) fn stream_error_text(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(source) if !status.message().starts_with("etcdserver: ") => source_text(source),
+        _ => status_text(status),
+    }
+}

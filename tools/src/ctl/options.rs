@@ -1,0 +1,186 @@
+//! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`.
+//!
+//! `ETCDCTL_ENDPOINTS` is honoured when neither the flag nor `STERNCTL_ENDPOINTS` is given: it is the one variable that
+//! people have set already. Flags for TLS and users arrive with TLS and users.
+use super::failure::Failure;
+use super::printer::{Format, Printer};
+use clap::Args;
+use std::time::Duration;
+
+const ENDPOINTS_DEFAULT: &str = "127.0.0.1:2379";
+
+/// Flags that every command takes.
+#[derive(Args, Clone)]
+pub(crate) struct GlobalOptions {
+    /// Endpoints of the server, separated by commas [default: 127.0.0.1:2379]
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_ENDPOINTS",
+        value_delimiter = ',',
+        help_heading = "Global options"
+    )]
+    endpoints: Vec<String>,
+
+    /// Form of the output: simple, json, fields or table
+    #[arg(
+        long,
+        short = 'w',
+        global = true,
+        env = "STERNCTL_WRITE_OUT",
+        default_value = "simple",
+        help_heading = "Global options"
+    )]
+    write_out: String,
+
+    /// Print byte strings as hexadecimal
+    #[arg(long, global = true, env = "STERNCTL_HEX", help_heading = "Global options")]
+    pub(crate) hex: bool,
+
+    /// How long to try for a connection
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_DIAL_TIMEOUT",
+        default_value = "2s",
+        value_parser = parse_duration,
+        help_heading = "Global options"
+    )]
+    pub(crate) dial_timeout: Duration,
+
+    /// How long a command may take, without the connecting; not for watch and lease keep-alive
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_COMMAND_TIMEOUT",
+        default_value = "5s",
+        value_parser = parse_duration,
+        help_heading = "Global options"
+    )]
+    pub(crate) command_timeout: Duration,
+
+    /// Time without traffic after which a watching connection is probed; at least 10s
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_KEEPALIVE_TIME",
+        default_value = "10s",
+        value_parser = parse_duration,
+        help_heading = "Global options"
+    )]
+    pub(crate) keepalive_time: Duration,
+
+    /// How long to wait for the answer to a probe
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_KEEPALIVE_TIMEOUT",
+        default_value = "6s",
+        value_parser = parse_duration,
+        help_heading = "Global options"
+    )]
+    pub(crate) keepalive_timeout: Duration,
+
+    /// Largest request that is sent, in bytes; 0 is 2 MiB
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_MAX_REQUEST_BYTES",
+        default_value_t = 0,
+        help_heading = "Global options"
+    )]
+    max_request_bytes: usize,
+
+    /// Largest response that is taken, in bytes; 0 is 2 GiB
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_MAX_RECV_BYTES",
+        default_value_t = 0,
+        help_heading = "Global options"
+    )]
+    max_recv_bytes: usize,
+}
+
+impl GlobalOptions {
+    /// The endpoints as typed: flag, else `STERNCTL_ENDPOINTS`, else `ETCDCTL_ENDPOINTS`, else the default.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        let typed = if self.endpoints.is_empty() {
+            let from_environment = std::env::var("ETCDCTL_ENDPOINTS").unwrap_or_default();
+            from_environment.split(',').map(str::to_owned).collect()
+        } else {
+            self.endpoints.clone()
+        };
+        let mut endpoints: Vec<String> =
+            typed.iter().map(|endpoint| endpoint.trim().to_owned()).filter(|e| !e.is_empty()).collect();
+        if endpoints.is_empty() {
+            endpoints.push(ENDPOINTS_DEFAULT.to_owned());
+        }
+        endpoints
+    }
+
+    /// The printer of the wanted form.
+    pub(crate) fn printer(&self) -> Result<Printer, Failure> {
+        let format = match self.write_out.as_str() {
+            "simple" => Format::Simple,
+            "json" => Format::Json,
+            "fields" => Format::Fields,
+            "table" => Format::Table,
+            _ => return Err(Failure::bad_feature("unsupported output format")),
+        };
+        Ok(Printer::new(format, self.hex))
+    }
+
+    /// Largest request in bytes.
+    pub(crate) fn request_bytes_max(&self) -> usize {
+        if self.max_request_bytes == 0 { 2 << 20 } else { self.max_request_bytes }
+    }
+
+    /// Largest response in bytes.
+    pub(crate) fn response_bytes_max(&self) -> usize {
+        if self.max_recv_bytes == 0 { i32::MAX as usize } else { self.max_recv_bytes }
+    }
+}
+
+/// A duration in Go's form: `1h2m3s`, `1.5s`, `300ms`, `0`.
+pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
+    let invalid = || format!("invalid duration {text:?}: write it as 300ms, 1.5s or 1h2m");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
+        let number: f64 = rest[..number_end].parse().map_err(|_| invalid())?;
+        rest = &rest[number_end..];
+        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        seconds += number
+            * match &rest[..unit_end] {
+                "ns" => 1e-9,
+                "us" | "µs" => 1e-6,
+                "ms" => 1e-3,
+                "s" => 1.0,
+                "m" => 60.0,
+                "h" => 3600.0,
+                _ => return Err(invalid()),
+            };
+        rest = &rest[unit_end..];
+    }
+    if text.is_empty() { Err(invalid()) } else { Duration::try_from_secs_f64(seconds).map_err(|_| invalid()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_in_gos_form() {
+        for (text, ms) in [("5s", 5_000), ("1m30s", 90_000), ("1.5h", 5_400_000), ("300ms", 300), ("0", 0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for text in ["", "5", "s", "5x", "-5s", "1s2", "1e400s", "..s"] {
+            assert!(parse_duration(text).is_err(), "{text}");
+        }
+    }
+}
