@@ -337,6 +337,7 @@ impl<M: StateMachine> SoloCore<M> {
         let hard_state = RecordMeta { kind: RecordKind::HardState, ..mark };
         let lsn = self.log.append(hard_state, &encode_hard_state(genesis.member_id), Reserve::Privileged)?;
         while self.log.durable_lsn() <= lsn {
+            self.log.submit();
             self.log.wait(1_000_000);
             if let Some(reason) = self.log.poisoned() {
                 return Err(Error::LogPoisoned(reason.to_owned()));
