@@ -20,7 +20,8 @@ use sternpost_engine::mvcc::{
 use sternpost_engine::{Bytes, Error, Options};
 
 const OPERATIONS_PER_SEED: usize = 60;
-const SEEDS_DEFAULT: u64 = 20;
+/// The share of `cargo test`; the log alone is crashed far more often in `crash.rs`.
+const SEEDS_DEFAULT: u64 = 4;
 
 /// Head, compact revision, and every retained record as comparable text.
 type Dump = (i64, i64, Vec<String>);
@@ -224,7 +225,7 @@ fn check_seed(seed: u64) -> usize {
         if !all.is_empty() {
             policies.push(all[rng.below(all.len() as u64) as usize].clone());
         }
-        for policy in policies {
+        for policy in [plain, ugly] {
             let story = format!("seed {seed}, step {step}, {policy:?}");
             check(&image.crash(&policy), seed, acknowledged, &dumps, &story);
             disks += 1;

@@ -11,8 +11,10 @@ use crate::base::ids::{GroupId, Lsn};
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::Log;
+#[cfg(feature = "sim")]
+use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode};
-use crate::mvcc::{AnyLease, DeleteRangeOutcome, PutOutcome, Store, StoreWriter, TxnOutcome};
+use crate::mvcc::{AnyLease, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
 use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
 use crate::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
 use std::collections::VecDeque;
