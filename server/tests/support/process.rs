@@ -44,6 +44,20 @@ impl Program {
     }
 }
 
+/// The program that tests of clients and of crashes are about: ours. `STERNPOST_TESTS_AGAINST=etcd` runs the same against the
+/// real etcd, since a test that fails there says nothing about us. `None`, after saying so, if it is not there.
+pub fn subject() -> Option<Program> {
+    let against_etcd = std::env::var("STERNPOST_TESTS_AGAINST").is_ok_and(|name| name == "etcd");
+    let program = if against_etcd { Program::Etcd } else { Program::Sternpost };
+    match program.binary() {
+        Ok(_) => Some(program),
+        Err(missing) => {
+            eprintln!("skipped: {missing}");
+            None
+        }
+    }
+}
+
 /// A program of the peers' folder (`STERNPOST_PEERS`, or the cache folder that `build.sh` uses by default).
 pub fn peer(name: &str) -> Result<PathBuf, String> {
     let path = peers_folder().join(name);
@@ -121,6 +135,36 @@ impl Server {
 
     /// Starts the stopped server on what it left behind.
     pub fn start_again(&mut self) {
+        let lines = self.launch();
+        loop {
+            // The channel closes when the log ends: a server that dies at start fails at once, not after the limit.
+            match lines.recv_timeout(READY_WITHIN) {
+                Ok(line) if line.contains(READY_LINE) => return,
+                Ok(_) => {}
+                Err(_) => {
+                    panic!("{:?} did not become ready; its log ends:\n{}", self.program, self.log_tail())
+                }
+            }
+        }
+    }
+
+    /// Starts the stopped server and kills it (SIGKILL) when it has logged so many lines, or is ready before that.
+    pub fn start_and_kill(&mut self, lines_logged: usize) {
+        let lines = self.launch();
+        for _ in 0..lines_logged {
+            match lines.recv_timeout(READY_WITHIN) {
+                Ok(line) if line.contains(READY_LINE) => break,
+                Ok(_) => {}
+                Err(_) => {
+                    panic!("{:?} did not become ready; its log ends:\n{}", self.program, self.log_tail())
+                }
+            }
+        }
+        self.kill();
+    }
+
+    /// Starts the process; what it logs is kept, and also comes through the channel for as long as somebody listens.
+    fn launch(&mut self) -> mpsc::Receiver<String> {
         assert!(self.child.is_none(), "the server still runs");
         let client_url = self.endpoint();
         let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
@@ -141,16 +185,13 @@ impl Server {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", self.binary.display()));
-
         // The reader keeps the pipe empty for as long as the server lives; it ends with the server.
         let stderr = child.stderr.take().expect("stderr is piped");
-        let (ready, is_ready) = mpsc::channel();
+        let (sender, lines) = mpsc::channel();
         let log = Arc::clone(&self.log);
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if line.contains(READY_LINE) {
-                    let _ = ready.send(());
-                }
+                let _ = sender.send(line.clone());
                 let mut log = log.lock().expect("no reader panics");
                 if log.len() == LOG_LINES_KEPT {
                     log.pop_front();
@@ -159,10 +200,7 @@ impl Server {
             }
         });
         self.child = Some(child);
-        // The sender is dropped when the log ends: a server that dies at start fails at once, not after the limit.
-        if is_ready.recv_timeout(READY_WITHIN).is_err() {
-            panic!("{:?} did not become ready; its log ends:\n{}", self.program, self.log_tail());
-        }
+        lines
     }
 
     /// SIGTERM, then waits for the end of the process.

@@ -283,10 +283,10 @@ fn print_inner(
 ) {
     for (field, value) in message.fields() {
         match value {
+            // The outermost header has been printed before everything else.
+            Value::Message(_) if outermost && field.name() == "header" => {}
             Value::Message(header) if field.name() == "header" => {
-                if !outermost {
-                    lines.push(format!("{:indent$}{}", "", print_header(header, names)));
-                }
+                lines.push(format!("{:indent$}{}", "", print_header(header, names)));
             }
             Value::Message(inner) => print_under(field.name(), inner, names, indent, lines),
             Value::List(items) => {
