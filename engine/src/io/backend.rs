@@ -62,3 +62,55 @@ fn open_ring(
     let error = std::io::Error::from(std::io::ErrorKind::Unsupported);
     Err(IoError::from_system("make an io_uring".to_string(), &error))
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    /// Makes every later io_uring_setup of this thread fail, as the default seccomp profile of containers does.
+    #[cfg(target_arch = "x86_64")]
+    fn forbid_rings() {
+        let instruction = |code: u32, jump_true, jump_false, k| libc::sock_filter {
+            code: u16::try_from(code).expect("16 bits"),
+            jt: jump_true,
+            jf: jump_false,
+            k,
+        };
+        let setup = u32::try_from(libc::SYS_io_uring_setup).expect("a small number");
+        let errno = libc::SECCOMP_RET_ERRNO | u32::try_from(libc::EPERM).expect("a small number");
+        let mut program = [
+            // The number of the call is at the start of what the filter sees.
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, setup),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, errno),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let filter = libc::sock_fprog { len: 4, filter: program.as_mut_ptr() };
+        // SAFETY: the first call takes no pointers. `filter` and the program it points to live until the second
+        // returns, and the kernel copies them.
+        let results = unsafe {
+            [
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+                libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter),
+            ]
+        };
+        assert_eq!(results, [0, 0], "{}", std::io::Error::last_os_error());
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn where_rings_are_forbidden_threads_do_it_and_the_log_says_why() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let thread = std::thread::spawn(move || {
+            forbid_rings();
+            let disk = open_backend(directory.path(), None, BackendChoice::Auto).expect("a backend");
+            let backend = disk.backend();
+            assert_eq!(backend.name, "syscall");
+            assert!(backend.detail.contains("no io_uring (make an io_uring: "), "{}", backend.detail);
+            assert!(backend.detail.contains("not permitted"), "{}", backend.detail);
+            let error = open_backend(directory.path(), None, BackendChoice::Ring).err().expect("no ring");
+            assert_eq!(error.kind, crate::io::IoErrorKind::PermissionDenied);
+        });
+        thread.join().expect("no panic");
+    }
+}

@@ -201,3 +201,35 @@ pub(crate) fn write_dsync(file: &File, bytes: &[u8], offset: u64) -> io::Result<
 pub(crate) fn write_dsync(_: &File, _: &[u8], _: u64) -> io::Result<()> {
     Err(io::Error::from(io::ErrorKind::Unsupported))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::{Durability, Io, Token, Wait};
+    use super::super::thread_disk::ThreadDisk;
+    use super::*;
+
+    #[test]
+    fn without_direct_io_and_dsync_a_file_system_is_used_all_the_same() {
+        let root = tempfile::tempdir().expect("a directory");
+        let probed = Directory::open(root.path()).expect("a directory");
+        println!("direct {}, dsync {}", probed.direct, probed.dsync);
+        let directory = Directory { direct: false, dsync: false, detail: "no direct I/O".into(), ..probed };
+        let mut disk = ThreadDisk::new(directory, "as asked", None).expect("a disk");
+        assert_eq!(disk.backend().detail, "4 threads, as asked, no direct I/O");
+        let mut finish = |operation| {
+            disk.submit(Token(0), operation);
+            let mut completions = Vec::new();
+            while completions.is_empty() {
+                disk.wait(Wait::AtMostUs(1_000_000), &mut completions);
+            }
+            completions.pop().and_then(|completion| completion.result.ok()).expect("it succeeds")
+        };
+        let opened = finish(Operation::Open { path: "file".into(), open: Open::CreateNew });
+        let Outcome::Opened(file) = opened else { panic!("open gave {opened:?}") };
+        let mut buffer = IoBuffer::zeroed(BLOCK_BYTES);
+        buffer.fill(3);
+        finish(Operation::Write { file, offset: 0, buffer, durability: Durability::Dsync });
+        assert_eq!(fs::read(root.path().join("file")).expect("the file"), vec![3; BLOCK_BYTES]);
+        assert!(fs::read_dir(root.path()).expect("a list").count() == 1, "the probe left nothing behind");
+    }
+}

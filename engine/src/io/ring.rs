@@ -65,7 +65,16 @@ pub(crate) struct Wake {
 impl Ring {
     /// A ring for `entries` unsubmitted entries that `wake` wakes and that keeps `held` open until it has ended.
     pub(crate) fn new(entries: u32, wake: Arc<Wake>, held: Option<&File>) -> Result<Self, IoError> {
-        let (uring, flags) = build(entries).map_err(|error| failed("make an io_uring", &error))?;
+        Self::with_flags(entries, wake, held, &FLAGS)
+    }
+
+    fn with_flags(
+        entries: u32,
+        wake: Arc<Wake>,
+        held: Option<&File>,
+        rows: &[&'static str],
+    ) -> Result<Self, IoError> {
+        let (uring, flags) = build(entries, rows).map_err(|error| failed("make an io_uring", &error))?;
         let parameters = uring.params();
         if !parameters.is_feature_ext_arg() || !parameters.is_feature_nodrop() {
             let old = io::Error::from(io::ErrorKind::Unsupported);
@@ -213,37 +222,34 @@ fn failed(what: &str, error: &io::Error) -> IoError {
     IoError::from_system(what.to_string(), error)
 }
 
-fn build(entries: u32) -> io::Result<(IoUring, &'static str)> {
-    let mut result = IoUring::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .setup_taskrun_flag()
-        .setup_submit_all()
-        .setup_r_disabled()
-        .build(entries)
-        .map(|uring| (uring, "SINGLE_ISSUER DEFER_TASKRUN SUBMIT_ALL"));
-    if is_refusal(&result) {
-        result = IoUring::builder()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_r_disabled()
-            .build(entries)
-            .map(|uring| (uring, "SINGLE_ISSUER COOP_TASKRUN SUBMIT_ALL"));
-    }
-    if is_refusal(&result) {
-        result = IoUring::builder()
-            .setup_coop_taskrun()
-            .setup_taskrun_flag()
-            .setup_submit_all()
-            .setup_r_disabled()
-            .build(entries)
-            .map(|uring| (uring, "COOP_TASKRUN SUBMIT_ALL"));
-    }
-    if is_refusal(&result) {
-        let plain = IoUring::builder().setup_r_disabled().build(entries);
-        result = plain.map(|uring| (uring, "no flags"));
+/// The rows of the table in the module's documentation, best first.
+const FLAGS: [&str; 4] = [
+    "SINGLE_ISSUER DEFER_TASKRUN SUBMIT_ALL",
+    "SINGLE_ISSUER COOP_TASKRUN SUBMIT_ALL",
+    "COOP_TASKRUN SUBMIT_ALL",
+    "no flags",
+];
+
+/// The first of these rows that the kernel takes.
+fn build(entries: u32, rows: &[&'static str]) -> io::Result<(IoUring, &'static str)> {
+    let mut result = Err(io::Error::from(io::ErrorKind::Unsupported));
+    for flags in rows {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled();
+        for flag in flags.split(' ') {
+            match flag {
+                "SINGLE_ISSUER" => builder.setup_single_issuer(),
+                // The flag in the queue says when completions wait to be run; without it a poll would not see them.
+                "DEFER_TASKRUN" => builder.setup_defer_taskrun().setup_taskrun_flag(),
+                "COOP_TASKRUN" => builder.setup_coop_taskrun().setup_taskrun_flag(),
+                "SUBMIT_ALL" => builder.setup_submit_all(),
+                _ => &mut builder,
+            };
+        }
+        result = builder.build(entries).map(|uring| (uring, *flags));
+        if !is_refusal(&result) {
+            break;
+        }
     }
     result
 }
@@ -251,4 +257,68 @@ fn build(entries: u32) -> io::Result<(IoUring, &'static str)> {
 /// True if the kernel knows rings and does not know one of the flags.
 fn is_refusal(result: &io::Result<(IoUring, &'static str)>) -> bool {
     result.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::EINVAL))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring with exactly these flags, or nothing where the machine has none.
+    fn ring(flags: &'static str) -> Option<(Ring, Arc<Wake>)> {
+        if let Err(error) = Ring::probe() {
+            println!("no ring here: {error}");
+            return None;
+        }
+        let wake = Arc::new(Wake::new().expect("an eventfd"));
+        Some((Ring::with_flags(8, wake.clone(), None, &[flags]).expect("a ring"), wake))
+    }
+
+    #[test]
+    fn every_row_of_flags_submits_waits_and_wakes() {
+        for flags in FLAGS {
+            let Some((mut ring, wake)) = ring(flags) else { return };
+            assert_eq!(ring.flags, flags);
+            let mut completed = Vec::new();
+            for round in 0..3 {
+                // SAFETY: a no-op has no buffer and no descriptor.
+                unsafe { ring.push(&[opcode::Nop::new().build().user_data(round)]) };
+                while completed.len() <= round as usize {
+                    ring.enter(10_000_000).expect("it enters");
+                    ring.completed(&mut completed);
+                }
+                assert_eq!(completed[round as usize].user_data, round, "{flags}");
+                wake.wake();
+                assert!(
+                    ring.enter(60_000_000).expect("it enters"),
+                    "{flags}: a wake before the wait ends it"
+                );
+                assert!(!ring.enter(0).expect("it enters"), "{flags}: each wake is answered once");
+                let waker = wake.clone();
+                let thread = std::thread::spawn(move || {
+                    while !waker.sleeping.load(Ordering::SeqCst) {
+                        std::thread::yield_now();
+                    }
+                    waker.wake();
+                });
+                let mut woken = false;
+                while !woken {
+                    woken = ring.enter(60_000_000).expect("it enters");
+                    ring.completed(&mut completed);
+                }
+                thread.join().expect("no panic");
+            }
+        }
+    }
+
+    #[test]
+    fn flags_that_the_kernel_refuses_are_stepped_down_from() {
+        if Ring::probe().is_err() {
+            return;
+        }
+        // DEFER_TASKRUN without SINGLE_ISSUER is EINVAL on every kernel, as an unknown flag is.
+        let rows = ["DEFER_TASKRUN", "DEFER_TASKRUN SUBMIT_ALL", "COOP_TASKRUN SUBMIT_ALL"];
+        let (_, flags) = build(8, &rows).expect("the last row is taken");
+        assert_eq!(flags, "COOP_TASKRUN SUBMIT_ALL");
+        assert!(build(8, &rows[..2]).is_err());
+    }
 }
