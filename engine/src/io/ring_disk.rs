@@ -12,9 +12,9 @@
 //! | sync, sync of a directory | fsync |
 //! | open, close, rename, unlink, list, length, make a directory | none: a blocking call inside `submit` |
 //!
-//! **Invariants.** D1: a buffer lives in its slot from before its entries are pushed until the results of all of them
-//! were seen; only then it goes back. D2: a `Synced` write is durable only if every byte was written by entries whose
-//! linked sync, or a later one, succeeded after them. D3: no failed write or sync is ever tried again. What is pushed
+//! **Invariants.** U1: a buffer lives in its slot from before its entries are pushed until the results of all of them
+//! were seen; only then it goes back. U2: a `Synced` write is durable only if every byte was written by entries whose
+//! linked sync, or a later one, succeeded after them. U3: no failed write or sync is ever tried again. What is pushed
 //! again is the rest of a short transfer (a short write breaks the link: its sync ends with ECANCELED, and the rest
 //! brings its own), and a transfer that never began (EINTR, EAGAIN).
 //!
@@ -157,7 +157,7 @@ impl RingDisk {
             return;
         }
         if self.thread.is_some() {
-            assert_eq!(self.in_flight(), 0, "a ring changes its thread only while nothing is in flight (D1)");
+            assert_eq!(self.in_flight(), 0, "a ring changes its thread only while nothing is in flight (U1)");
             match Ring::new(RING_ENTRIES, self.wake.clone(), self.held.as_ref()) {
                 Ok(ring) => self.ring = ring,
                 Err(error) => self.broken = Some(error),
@@ -249,7 +249,7 @@ impl RingDisk {
         in_flight.results = [0; 2];
         self.slots[slot] = Some(in_flight);
         // SAFETY: the buffer and the file are in the slot now and stay there, untouched, until the results of all
-        // entries pushed here were seen (D1): `complete` takes them out only then, and whoever cannot see them any
+        // entries pushed here were seen (U1): `complete` takes them out only then, and whoever cannot see them any
         // more (`give_up`) leaks them. The buffer is a map of its own, so moving the slot does not move its bytes.
         unsafe {
             match sync {
@@ -267,7 +267,7 @@ impl RingDisk {
             let (slot, part) = ((user_data / 2) as usize, (user_data % 2) as usize);
             let in_flight = self.slots.get_mut(slot).and_then(Option::as_mut);
             let in_flight =
-                in_flight.unwrap_or_else(|| panic!("a result for slot {slot}, which is empty (D1)"));
+                in_flight.unwrap_or_else(|| panic!("a result for slot {slot}, which is empty (U1)"));
             in_flight.results[part] = result;
             in_flight.parts_left -= 1;
             if in_flight.parts_left == 0 {
@@ -432,7 +432,7 @@ impl InFlight {
         })
     }
 
-    /// What the results mean (D2, D3). Counts what is done.
+    /// What the results mean (U2, U3). Counts what is done.
     fn ended(&mut self) -> Ended {
         let count = match usize::try_from(self.results[0]) {
             Ok(count) => count,

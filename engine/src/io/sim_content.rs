@@ -11,12 +11,12 @@
 //! Bytes are kept in blocks of 4 KiB behind `Arc`s, and a copy of everything copies pointers: thousands of crash
 //! images of one run share their blocks.
 //!
-//! **Invariants.** N1: `current` is `durable` with every completed write of `unsynced` applied in order of completion
-//! (except where a fault lost a write or a sync). N2: a name is durable only by a sync of its directory; syncing the
-//! file does not help. N3: a power cut leaves `durable` plus any subset of `unsynced`, each write whole or torn; of
+//! **Invariants.** P1: `current` is `durable` with every completed write of `unsynced` applied in order of completion
+//! (except where a fault lost a write or a sync). P2: a name is durable only by a sync of its directory; syncing the
+//! file does not help. P3: a power cut leaves `durable` plus any subset of `unsynced`, each write whole or torn; of
 //! two kept writes to one block the one that completed later wins.
 //!
-//! N2 is stricter than ext4, which makes a new file's name durable with the file; it is what POSIX promises.
+//! P2 is stricter than ext4, which makes a new file's name durable with the file; it is what POSIX promises.
 //!
 //! **Does not know** time, tokens, or which fault comes when.
 use super::disk::BLOCK_BYTES;
@@ -446,7 +446,7 @@ impl SimContent {
                 let Some(at) = file.unsynced.iter().position(|write| write.id == id) else { return };
                 let write = file.unsynced.remove(at);
                 durable.write(&write.blocks);
-                // An older write to the same block can no longer win (N3).
+                // An older write to the same block can no longer win (P3).
                 for older in &mut file.unsynced[..at] {
                     let newer = |index: &u64| write.blocks.iter().any(|(written, _)| written == index);
                     older.blocks = older.blocks.iter().filter(|(index, _)| !newer(index)).cloned().collect();
@@ -515,7 +515,7 @@ impl SimContent {
         names.chain(writes).collect()
     }
 
-    /// What the disk holds after the power failed now (N3).
+    /// What the disk holds after the power failed now (P3).
     pub(crate) fn after_power_cut(&self, policy: &CrashPolicy) -> Self {
         let mut image = Self { sequence: self.sequence, ..Self::default() };
         let mut index = 0;
