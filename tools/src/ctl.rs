@@ -21,7 +21,7 @@ pub(crate) mod printer;
 pub(crate) mod quote;
 pub(crate) mod table;
 
-use crate::{endpoint, kv, lease, watch};
+use crate::{bench, endpoint, kv, lease, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -57,6 +57,8 @@ enum Command {
     Status,
     /// Endpoint related commands
     Endpoint(endpoint::EndpointCommand),
+    /// Put load on a server and measure it
+    Bench(bench::BenchCommand),
 }
 
 /// Runs `sternctl` with these arguments, the first being the program's name.
@@ -78,6 +80,10 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 
 fn run(command_line: CommandLine) -> Result<(), Failure> {
     let CommandLine { options, command } = command_line;
+    // The load generator brings its own threads.
+    if let Command::Bench(command) = command {
+        return bench::run(command, &options);
+    }
     let printer = options.printer()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,6 +100,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Lease(lease) => lease::run(&client, printer, lease).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
+            Command::Bench(_) => unreachable!("handled above"),
         }
     })
 }

@@ -3,9 +3,10 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
-//! the checks in `tidy`.
+//! the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod ctl;
 mod endpoint;
 mod kv;
