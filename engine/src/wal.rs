@@ -26,7 +26,9 @@
 //! **Source.** Two groups in flight, greedy closing of groups and the choice of what a group repeats: the design
 //! notes in `docs/durability.md`. Torn tail or damage: `docs/recovery.md`.
 //!
-//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `recovery`, `recovery_scan`, `cut_file`.
+//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `recovery`, `recovery_scan`, `cut_file`,
+//! [`calibrate`].
+pub mod calibrate;
 mod cut_file;
 pub mod format;
 mod group_commit;

@@ -32,7 +32,10 @@ fn a_power_cut_at_any_step_loses_nothing_acknowledged_and_invents_nothing() {
         }
     }
     println!("{checked:?}");
-    assert!(checked.cuts > 0 && checked.crashes_again > 0, "the runs reach what they are for: {checked:?}");
+    assert!(
+        checked.cuts > 0 && checked.crashes_again > 0 && checked.kills > 0,
+        "the runs reach what they are for: {checked:?}"
+    );
 }
 
 /// A check that has never failed proves nothing.
@@ -544,6 +547,39 @@ fn a_lost_or_misdirected_write_of_an_acknowledged_group_is_damage() {
         let disk = driver.disk.crash(&CrashPolicy::KeepAll);
         let (_, offset, _) = expect_corruption(recover(&disk, options(), 2, Lsn(0)));
         assert_eq!(offset, driver.appended[3].lsn_of_group().0 - 65_536, "{effect:?}");
+    }
+}
+
+#[test]
+fn a_read_that_goes_wrong_once_loses_nothing() {
+    let mut driver = quiet_log(6, options());
+    driver.pause(50_000);
+    for nth in 0..6 {
+        for byte in [4096 + 20, 4096 + 100, 5 * 4096 + 3, 6 * 4096 + 70] {
+            let disk = driver.disk.crash(&CrashPolicy::DropAll);
+            let before = content(&disk);
+            let fault = Fault::nth(OperationKind::Read, nth, Effect::RottenRead { byte, bit: 2 });
+            disk.add_fault(fault.on("wal/00000001.wal"));
+            let recovered = recover(&disk, options(), 2, Lsn(0)).unwrap();
+            assert_eq!(recovered.records, driver.appended, "read {nth}, byte {byte}");
+            // Whatever the wrong bit made of the zeros behind the log, the log itself is as it was.
+            let kept = |content: &[(std::path::PathBuf, Vec<u8>)]| {
+                content.iter().find(|(path, _)| path.ends_with("00000001.wal")).cloned()
+            };
+            assert!(kept(&content(&disk)) == kept(&before), "read {nth}, byte {byte}");
+        }
+    }
+}
+
+#[test]
+fn a_read_that_fails_is_an_error_and_changes_nothing() {
+    let driver = quiet_log(6, options());
+    for nth in 0..3 {
+        let disk = driver.disk.crash(&CrashPolicy::DropAll);
+        let before = content(&disk);
+        disk.add_fault(Fault::nth(OperationKind::Read, nth, Effect::Fail).on("wal/00000001.wal"));
+        assert!(matches!(recover(&disk, options(), 2, Lsn(0)), Err(Error::Io(_))));
+        assert!(content(&disk) == before);
     }
 }
 

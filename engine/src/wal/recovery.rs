@@ -168,7 +168,16 @@ fn take_inventory(io: &mut dyn Io, database: &[u8; 16], segment_bytes: u64) -> R
         for &file in &ids {
             reads.push(Operation::Read { file, offset: 0, buffer: io.buffer(SEGMENT_HEADER_BYTES) });
         }
-        let headers = run_all(io, reads)?;
+        let mut headers = run_all(io, reads)?;
+        // A header that does not verify is read once more before anything follows from it.
+        for (file, (result, buffer)) in ids.iter().zip(&mut headers) {
+            if let (Ok(Outcome::Bytes(SEGMENT_HEADER_BYTES)), Some(block)) = (&result, buffer.take()) {
+                *buffer = match SegmentHeader::decode(&block) {
+                    Ok(_) => Some(block),
+                    Err(_) => run(io, Operation::Read { file: *file, offset: 0, buffer: block })?.1,
+                };
+            }
+        }
         for (result, _) in run_all(io, ids.iter().map(|&file| Operation::Close { file }).collect())? {
             result?;
         }

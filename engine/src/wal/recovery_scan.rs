@@ -28,6 +28,11 @@ use std::collections::{BTreeMap, VecDeque};
 pub(super) const READ_BYTES: usize = 1 << 20;
 /// Reads under way at once.
 const READS_IN_FLIGHT: usize = 8;
+/// A block that does not verify is read so many times more before it is judged: the fault may be the bus's.
+const READS_AGAIN: u32 = 2;
+/// How far the segment behind the end is searched. Groups there start at its beginning, and the fifth group behind
+/// a position can only have been submitted when that position was durable.
+const NEXT_BYTES: u64 = 8 << 20;
 /// Groups behind the end whose hard states are read; a crash leaves at most four.
 const WITNESSES_MAX: usize = 16;
 
@@ -71,6 +76,8 @@ struct Stream<'a> {
     segment_bytes: u64,
     /// Where the next read starts: position in `segments`, offset.
     ahead: (usize, u64),
+    /// Reads under way at once.
+    depth: usize,
     ahead_file: Option<FileId>,
     chunks: VecDeque<Chunk>,
     /// Number of the first of `chunks`; tokens are these numbers.
@@ -84,12 +91,14 @@ struct Stream<'a> {
 }
 
 impl<'a> Stream<'a> {
-    fn new(io: &'a mut dyn Io, segments: Vec<(u64, String)>, segment_bytes: u64) -> Self {
+    /// A stream of `segments` that starts in the first of them, at `offset` or before.
+    fn new(io: &'a mut dyn Io, segments: Vec<(u64, String)>, segment_bytes: u64, offset: u64) -> Self {
         Self {
             io,
             segments,
             segment_bytes,
-            ahead: (0, 0),
+            ahead: (0, offset / READ_BYTES as u64 * READ_BYTES as u64),
+            depth: READS_IN_FLIGHT,
             ahead_file: None,
             chunks: VecDeque::new(),
             front_number: 0,
@@ -135,7 +144,7 @@ impl<'a> Stream<'a> {
     }
 
     fn read_ahead(&mut self) -> Result<()> {
-        while self.chunks.len() < READS_IN_FLIGHT {
+        while self.chunks.len() < self.depth {
             let (at, offset) = self.ahead;
             let Some((seq, name)) = self.segments.get(at) else { return Ok(()) };
             let (seq, name) = (*seq, path(name));
@@ -223,6 +232,7 @@ impl<'a> Stream<'a> {
         }
         while have < bytes {
             at += 1;
+            self.depth = self.depth.max(at + 1);
             self.arrive(at)?;
             assert_eq!(self.chunks[at].seq, seq, "W1: a group ends in its segment");
             have += self.chunk(at).len();
@@ -236,6 +246,19 @@ impl<'a> Stream<'a> {
         }
         self.straddle = straddle;
         Ok(&self.straddle)
+    }
+
+    /// The next piece as it was read: (segment, offset, bytes); None at the end.
+    fn next_piece(&mut self, first: bool) -> Result<Option<(u64, u64, &[u8])>> {
+        if !first {
+            self.drop_front();
+        }
+        self.read_ahead()?;
+        if self.chunks.is_empty() {
+            return Ok(None);
+        }
+        self.arrive(0)?;
+        Ok(Some((self.chunks[0].seq, self.chunks[0].offset, self.chunk(0))))
     }
 
     fn chunk(&self, at: usize) -> &[u8] {
@@ -428,9 +451,6 @@ pub(super) fn scan(
     visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
     progress: &mut dyn FnMut(RecoveryProgress),
 ) -> Result<ScanEnd> {
-    let consecutive =
-        (first..).map_while(|seq| segments.get(&seq).map(|file| (seq, file.name.clone()))).collect();
-    let mut stream = Stream::new(io, consecutive, options.segment_bytes);
     let mut scan = Scan {
         replay_lsn,
         segment_bytes: options.segment_bytes,
@@ -450,12 +470,33 @@ pub(super) fn scan(
             bytes: 0,
         },
     };
-    let result = scan_groups(&mut stream, &mut scan, segments, options, first, bytes_total, progress);
-    let finished = stream.finish();
-    result?;
-    finished?;
-    Ok(scan.end)
+    let mut bytes_before = 0;
+    let mut faults_at = ((0, 0), 0);
+    loop {
+        let (seq, offset) = (scan.end.seq, scan.end.offset);
+        let consecutive =
+            (seq..).map_while(|seq| segments.get(&seq).map(|file| (seq, file.name.clone()))).collect();
+        let mut stream = Stream::new(&mut *io, consecutive, options.segment_bytes, offset);
+        let again = faults_at.1 > 0;
+        if again {
+            stream.depth = 1;
+        }
+        let told = bytes_before;
+        let mut tell = |bytes_done| progress(RecoveryProgress { bytes_done: told + bytes_done, bytes_total });
+        let result = scan_groups(&mut stream, &mut scan, segments, options, first, &mut tell);
+        bytes_before += stream.bytes_done;
+        let finished = stream.finish();
+        result?;
+        finished?;
+        let end = (scan.end.seq, scan.end.offset);
+        faults_at = if faults_at.0 == end { (end, faults_at.1 + 1) } else { (end, 1) };
+        if faults_at.1 > READS_AGAIN {
+            return Ok(scan.end);
+        }
+    }
 }
+
+/// Delivers groups until one does not continue the log; `scan.end` says where and why.
 
 fn scan_groups(
     stream: &mut Stream<'_>,
@@ -463,15 +504,14 @@ fn scan_groups(
     segments: &Segments,
     options: &WalOptions,
     first: u64,
-    bytes_total: u64,
-    progress: &mut dyn FnMut(RecoveryProgress),
+    tell: &mut dyn FnMut(u64),
 ) -> Result<()> {
     let segment_bytes = options.segment_bytes;
     let mut bytes_told = u64::MAX;
     loop {
         if stream.bytes_done != bytes_told {
             bytes_told = stream.bytes_done;
-            progress(RecoveryProgress { bytes_done: bytes_told, bytes_total });
+            tell(bytes_told);
         }
         let (seq, offset) = (scan.end.seq, scan.end.offset);
         let file = &segments[&seq];
@@ -501,6 +541,7 @@ fn scan_groups(
             |what: &str| Error::Corruption { file: display(&file.name), offset, what: what.to_string() };
         let start = seq * segment_bytes + offset;
         let payload = &bytes[GROUP_HEADER_BYTES..GROUP_HEADER_BYTES + header.payload_len as usize];
+        let chain = GroupHeader::chain(bytes);
         let (mut count, mut own) = (0_u32, false);
         for view in Records::new(payload) {
             let view = match view {
@@ -518,8 +559,10 @@ fn scan_groups(
         if count != u32::from(header.records_count) {
             return Err(corrupt("a group holds another number of records than its header says"));
         }
+        // What had to be read again is past.
+        stream.depth = READS_IN_FLIGHT;
         let end = &mut scan.end;
-        end.chain = GroupHeader::chain(bytes);
+        end.chain = chain;
         end.promised = end.promised.max(header.durable_lsn);
         end.bytes += u64::from(header.group_len);
         if own {
@@ -641,44 +684,51 @@ pub(super) fn look_ahead(
             return Ok(found);
         }
     }
-    for seq in [end.seq, end.seq + 1] {
-        let Some(file) = segments.get(&seq) else { continue };
-        let from = if seq == end.seq { end.offset } else { SEGMENT_HEADER_BYTES as u64 };
-        let id = open_file(io, &file.name)?;
-        let looked = look_through(io, id, file, from, segment_bytes, x, end, &mut found);
-        run(io, Operation::Close { file: id })?;
-        looked?;
+    let files = [end.seq, end.seq + 1]
+        .into_iter()
+        .filter_map(|seq| segments.get(&seq).map(|file| (seq, file.name.clone())))
+        .collect();
+    let mut stream = Stream::new(&mut *io, files, segment_bytes, end.offset);
+    let mut headers = Vec::new();
+    let looked = look_through(&mut stream, segments, end, x, &mut found, &mut headers);
+    let finished = stream.finish();
+    looked?;
+    finished?;
+    for (seq, offset, header) in headers {
         if found.promise.is_some() {
             break;
         }
+        let id = open_file(io, &segments[&seq].name)?;
+        let promise = hard_state_promise(io, id, offset, &header, end);
+        run(io, Operation::Close { file: id })?;
+        found.promise = promise?;
     }
     Ok(found)
 }
 
-#[expect(clippy::too_many_arguments, reason = "one step of look_ahead, apart only to close its file")]
+/// Collects the groups behind x, and stops at the first that promises more.
 fn look_through(
-    io: &mut dyn Io,
-    id: FileId,
-    file: &SegmentFile,
-    from: u64,
-    segment_bytes: u64,
-    x: Lsn,
+    stream: &mut Stream<'_>,
+    segments: &Segments,
     end: &ScanEnd,
+    x: Lsn,
     found: &mut LookAhead,
+    headers: &mut Vec<(u64, u64, GroupHeader)>,
 ) -> Result<()> {
-    let (seq, salt_lo) = (file.header.seq, file.header.salt_lo());
-    let mut offset = from;
-    let mut witnesses = 0;
-    let mut buffer = io.buffer(READ_BYTES.min(segment_bytes as usize));
-    while offset < segment_bytes {
-        buffer.set_len(buffer.capacity().min((segment_bytes - offset) as usize));
-        let (outcome, back) = run(io, Operation::Read { file: id, offset, buffer })?;
-        buffer = back.ok_or_else(lost_buffer)?;
-        let bytes = if let Outcome::Bytes(bytes) = outcome { bytes } else { 0 };
-        for at in (0..bytes / BLOCK_BYTES * BLOCK_BYTES).step_by(BLOCK_BYTES) {
+    let segment_bytes = stream.segment_bytes;
+    let mut first = true;
+    while let Some((seq, offset, bytes)) = stream.next_piece(std::mem::take(&mut first))? {
+        if seq != end.seq && offset >= NEXT_BYTES {
+            break;
+        }
+        let file = &segments[&seq];
+        for at in (0..bytes.len()).step_by(BLOCK_BYTES) {
             let position = offset + at as u64;
-            let expected = Expected { seq, offset: position, segment_bytes, salt_lo };
-            let header = match expected.header(&buffer[at..]) {
+            if position < if seq == end.seq { end.offset } else { SEGMENT_HEADER_BYTES as u64 } {
+                continue;
+            }
+            let expected = Expected { seq, offset: position, segment_bytes, salt_lo: file.header.salt_lo() };
+            let header = match expected.header(&bytes[at..]) {
                 Ok(header) => header,
                 Err(HeaderFault::Invalid(_)) => continue,
                 Err(HeaderFault::Future(version)) => {
@@ -691,24 +741,17 @@ fn look_through(
             }
             if header.durable_lsn > x {
                 found.promise = Some(format!(
-                    "the group at {} of {} was written when everything before {} was durable",
-                    position,
+                    "the group at {position} of {} was written when everything before {} was durable",
                     display(&file.name),
                     header.durable_lsn
                 ));
                 return Ok(());
             }
-            witnesses += 1;
-            if witnesses <= WITNESSES_MAX
-                && let Some(promise) = hard_state_promise(io, id, position, &header, end)?
-            {
-                found.promise = Some(promise);
-                return Ok(());
+            if headers.len() < WITNESSES_MAX {
+                headers.push((seq, position, header));
             }
         }
-        offset += buffer.len() as u64;
     }
-    io.recycle(buffer);
     Ok(())
 }
 

@@ -5,8 +5,10 @@
 //! acknowledged one; the newest hard state before the end of the log is delivered; the log goes on; and all of that
 //! still holds if the power fails again at any step of the recovery.
 use super::{Driver, Recovered, Seen, body, entries, entry, hard_state, options, recover};
+use sternpost_engine::Error;
 use sternpost_engine::base::ids::Lsn;
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::io::fault_plan::{Effect, Fault, FaultPlan, OperationKind};
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::wal::{RecordKind, SyncMethod, WalOptions, WalStats};
 
@@ -37,6 +39,7 @@ pub(crate) struct Checked {
     pub(crate) images: u64,
     pub(crate) crashes: u64,
     pub(crate) crashes_again: u64,
+    pub(crate) kills: u64,
     pub(crate) cuts: u64,
 }
 
@@ -45,6 +48,7 @@ impl std::ops::AddAssign for Checked {
         self.images += other.images;
         self.crashes += other.crashes;
         self.crashes_again += other.crashes_again;
+        self.kills += other.kills;
         self.cuts += other.cuts;
     }
 }
@@ -58,6 +62,20 @@ fn random_options(rng: &mut Rng) -> WalOptions {
         spares_min: 1 + rng.below(2) as usize,
         ..options()
     }
+}
+
+/// Failures that poison the log, and a device that is full for a while.
+fn random_faults(rng: &mut Rng) -> FaultPlan {
+    let nth = rng.below(60);
+    let fault = match rng.below(6) {
+        0 => Fault::nth(OperationKind::Write, nth, Effect::Fail),
+        1 => Fault::nth(OperationKind::Write, nth, Effect::Fail).on(".wal"),
+        2 => Fault::nth(OperationKind::Sync, nth, Effect::SyncFailsLosing),
+        3 => Fault::nth(OperationKind::Sync, nth, Effect::SyncFailsKeeping),
+        4 => Fault { count: 5, ..Fault::nth(OperationKind::Write, nth, Effect::NoSpace).on("spare-") },
+        _ => Fault::nth(OperationKind::Write, nth, Effect::Stall(100_000)).on(".wal"),
+    };
+    FaultPlan::new([fault])
 }
 
 fn body_bytes(rng: &mut Rng) -> usize {
@@ -80,6 +98,9 @@ impl Life {
         let disk = SimDisk::new(seed);
         let mut driver = Driver::create(&disk, options.clone(), seed).expect("nothing fails on this disk");
         disk.record_images();
+        if seed % 4 == 3 {
+            disk.set_plan(random_faults(&mut rng));
+        }
         let mut life = Self {
             seed,
             options,
@@ -92,15 +113,25 @@ impl Life {
         life.tell(&driver, replay);
         let mut index = 2;
         for _ in 0..depth.actions {
+            if driver.wal.poisoned().is_some() {
+                break;
+            }
             match rng.below(16) {
                 0..=8 => {
                     let bytes = body_bytes(&mut rng);
-                    driver.append(entry(index), body(seed, index, bytes)).expect("there is room");
-                    index += 1;
+                    match driver.append(entry(index), body(seed, index, bytes)) {
+                        Ok(_) => index += 1,
+                        // The faults include a full device.
+                        Err(Error::NoSpace(_)) => {}
+                        Err(other) => panic!("seed {seed}: {other}"),
+                    }
                 }
                 9 => {
                     let vote = body(!seed, index, 8);
-                    driver.append(hard_state(index - 1), vote).expect("there is room");
+                    match driver.append(hard_state(index - 1), vote) {
+                        Ok(_) | Err(Error::NoSpace(_)) => {}
+                        Err(other) => panic!("seed {seed}: {other}"),
+                    }
                 }
                 10 | 11 => driver.turn(1 + rng.below(300)),
                 12 => driver.settle(),
@@ -181,6 +212,12 @@ impl Life {
                 }
                 self.go_on(&crashed, recovered, replay).map_err(|broken| format!("{place}: {broken}"))?;
             }
+            if rng.chance(1, 4) {
+                checked.kills += 1;
+                self.check_killed(image, durable, replay).map_err(|broken| {
+                    format!("seed {}, killed at step {}: {broken}", self.seed, image.steps())
+                })?;
+            }
         }
         Ok(checked)
     }
@@ -214,6 +251,20 @@ impl Life {
             _ => return Err(format!("the newest hard state is {newest:?}, delivered was {delivered:?}")),
         }
         Ok(recovered)
+    }
+
+    /// The process is killed and started again, and then the power fails: what the start delivered was acted upon,
+    /// so it must still be there.
+    fn check_killed(&self, image: &SimDisk, durable: Lsn, replay: Lsn) -> Result<(), String> {
+        let killed = image.crash_process(self.seed ^ image.steps());
+        let first = self.recover(&killed, durable, replay)?;
+        for policy in [CrashPolicy::DropAll, CrashPolicy::Random(image.steps())] {
+            let second = self.recover(&killed.crash(&policy), durable, replay)?;
+            if second.records.len() < first.records.len() {
+                return Err(format!("then {policy:?}: records that were delivered are gone"));
+            }
+        }
+        Ok(())
     }
 
     /// The power fails again at every step of the recovery that gave `first`.
