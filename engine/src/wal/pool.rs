@@ -224,8 +224,8 @@ impl Pool {
 
     /// Makes the prepared segment the current one.
     pub(super) fn take_next(&mut self) -> Next {
-        let next = self.next.take().expect("E2: the next segment is ready");
-        assert_eq!(next.stage, NextStage::Ready, "E2: the next segment is ready");
+        let next = self.next.take().expect("W7: the next segment is ready");
+        assert_eq!(next.stage, NextStage::Ready, "W7: the next segment is ready");
         self.live.push_back(LiveSegment { seq: next.seq, name: segment_name(next.seq) });
         next
     }
