@@ -21,7 +21,7 @@ use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
 use crate::services::cluster::ClusterService;
 use crate::services::header::HeaderSource;
-use crate::services::health;
+use crate::services::health::HealthService;
 use crate::services::kv::KvService;
 use crate::services::lease::LeaseService;
 use crate::services::maintenance::MaintenanceService;
@@ -33,7 +33,6 @@ use std::time::Duration;
 use sternpost_engine::mvcc::{Store, StoreOptions, StoreWriter};
 use sternpost_replication::{Genesis, Replicator};
 use tokio::task::JoinSet;
-use tonic_health::server::HealthReporter;
 
 /// What a member is started with.
 #[derive(Clone, Debug)]
@@ -132,7 +131,7 @@ pub struct Server {
     pub header: HeaderSource,
     /// The gRPC services of the client port.
     pub grpc: GrpcRouter,
-    health: HealthReporter,
+    health: HealthService,
     replicator: Arc<dyn Replicator>,
     tasks: JoinSet<()>,
 }
@@ -179,13 +178,13 @@ impl Server {
             wall_clock_ms(),
         ));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
-        let (health, health_service) = health::health_service().await;
+        let health = HealthService::default();
         let grpc = GrpcRouter::new(
             KvService::new(Arc::clone(&pipeline), header.clone()),
             LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), header.clone()),
             ClusterService::new(Arc::clone(&pipeline), header.clone()),
             MaintenanceService::new(Arc::clone(&pipeline), header.clone()),
-            health_service,
+            health.clone(),
             options.message_bytes_max,
         );
 
@@ -194,7 +193,7 @@ impl Server {
         tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
         let server = Self { pipeline, leases, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;
-        health::set_serving(&server.health, true).await;
+        server.health.set_serving(true);
         Ok(server)
     }
 
@@ -224,13 +223,13 @@ impl Server {
     }
 
     /// Says on health that this member is about to stop; listeners are stopped next, by the caller.
-    pub async fn announce_stop(&self) {
-        health::set_serving(&self.health, false).await;
+    pub fn announce_stop(&self) {
+        self.health.set_serving(false);
     }
 
     /// Ends the background tasks, finishes what is queued and closes the log.
     pub async fn stop(mut self) -> Result<(), String> {
-        self.announce_stop().await;
+        self.announce_stop();
         self.tasks.shutdown().await;
         let replicator = Arc::clone(&self.replicator);
         let closed = tokio::task::spawn_blocking(move || replicator.shutdown()).await;

@@ -6,6 +6,7 @@
 //! **Why not tonic's own routes**: they go through axum's router, which boxes request and service once more for every call. The
 //! paths are six fixed prefixes.
 use super::cluster::ClusterService;
+use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
@@ -20,7 +21,16 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::{Body as HttpBody, Service, StdError};
 use tonic_health::pb::health_server::HealthServer;
-use tonic_health::server::HealthService;
+
+// tonic's generated servers leave the text of an unknown method empty, so the methods are known here.
+const KV_METHODS: &[&str] = &["Range", "Put", "Txn", "DeleteRange", "Compact", "RangeStream"];
+const LEASE_METHODS: &[&str] =
+    &["LeaseGrant", "LeaseRevoke", "LeaseKeepAlive", "LeaseTimeToLive", "LeaseLeases"];
+const CLUSTER_METHODS: &[&str] =
+    &["MemberList", "MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote"];
+const MAINTENANCE_METHODS: &[&str] =
+    &["Status", "Alarm", "Defragment", "Hash", "HashKV", "Snapshot", "MoveLeader", "Downgrade"];
+const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
 #[derive(Clone)]
@@ -39,7 +49,7 @@ impl GrpcRouter {
         lease: LeaseService,
         cluster: ClusterService,
         maintenance: MaintenanceService,
-        health: HealthServer<HealthService>,
+        health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
         Self {
@@ -47,7 +57,7 @@ impl GrpcRouter {
             lease: LeaseServer::new(lease).max_decoding_message_size(message_bytes_max),
             cluster: ClusterServer::new(cluster).max_decoding_message_size(message_bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes_max),
-            health,
+            health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
 }
@@ -69,21 +79,31 @@ where
 
     fn call(&mut self, request: http::Request<B>) -> Answer {
         let path = request.uri().path();
-        let service =
-            path.strip_prefix('/').and_then(|path| path.split_once('/')).map(|(service, _)| service);
+        let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
+            return refuse(format!("malformed method name: {path:?}"));
+        };
+        let methods = match service {
+            "etcdserverpb.KV" => KV_METHODS,
+            "etcdserverpb.Lease" => LEASE_METHODS,
+            "etcdserverpb.Cluster" => CLUSTER_METHODS,
+            "etcdserverpb.Maintenance" => MAINTENANCE_METHODS,
+            "grpc.health.v1.Health" => HEALTH_METHODS,
+            _ => return refuse(format!("unknown service {service}")),
+        };
+        if !methods.contains(&method) {
+            return refuse(format!("unknown method {method} for service {service}"));
+        }
         match service {
-            Some("etcdserverpb.KV") => self.kv.call(request),
-            Some("etcdserverpb.Lease") => self.lease.call(request),
-            Some("etcdserverpb.Cluster") => self.cluster.call(request),
-            Some("etcdserverpb.Maintenance") => self.maintenance.call(request),
-            Some("grpc.health.v1.Health") => self.health.call(request),
-            // The text is grpc-go's, which is what clients of etcd see.
-            Some(service) => refuse(Status::unimplemented(format!("unknown service {service}"))),
-            None => refuse(Status::unimplemented(format!("malformed method name: {path:?}"))),
+            "etcdserverpb.KV" => self.kv.call(request),
+            "etcdserverpb.Lease" => self.lease.call(request),
+            "etcdserverpb.Cluster" => self.cluster.call(request),
+            "etcdserverpb.Maintenance" => self.maintenance.call(request),
+            _ => self.health.call(request),
         }
     }
 }
 
-fn refuse(status: Status) -> Answer {
-    Box::pin(std::future::ready(Ok(status.into_http())))
+/// Answers a path that nothing serves. The texts are grpc-go's, which is what clients of etcd see.
+fn refuse(text: String) -> Answer {
+    Box::pin(std::future::ready(Ok(Status::unimplemented(text).into_http())))
 }

@@ -2,6 +2,7 @@ use crate::support::*;
 use sternpost_server::wire::etcdserverpb::*;
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 #[tokio::test]
@@ -31,11 +32,14 @@ async fn health_serves_the_empty_name_only() {
     let mut health = HealthClient::new(server.channel.clone());
     let check = |service: &str| HealthCheckRequest { service: service.to_owned() };
     let answer = health.check(check("")).await.unwrap().into_inner();
-    assert_eq!(answer.status, tonic_health::pb::health_check_response::ServingStatus::Serving as i32);
-    assert_eq!(health.check(check("etcd")).await.unwrap_err().code(), Code::NotFound);
-    server.server.announce_stop().await;
-    let answer = health.check(check("")).await.unwrap().into_inner();
-    assert_eq!(answer.status, tonic_health::pb::health_check_response::ServingStatus::NotServing as i32);
+    assert_eq!(answer.status, ServingStatus::Serving as i32);
+    refused(health.check(check("etcd")).await, Code::NotFound, "unknown service");
+    let mut changes = health.watch(check("")).await.unwrap().into_inner();
+    assert_eq!(changes.message().await.unwrap().unwrap().status, ServingStatus::Serving as i32);
+    server.server.announce_stop();
+    assert_eq!(changes.message().await.unwrap().unwrap().status, ServingStatus::NotServing as i32);
+    let mut unknown = health.watch(check("etcd")).await.unwrap().into_inner();
+    assert_eq!(unknown.message().await.unwrap().unwrap().status, ServingStatus::ServiceUnknown as i32);
 }
 
 #[tokio::test]
@@ -44,4 +48,10 @@ async fn services_of_later_builds_are_unimplemented() {
     let mut auth = auth_client::AuthClient::new(server.channel.clone());
     let answer = auth.auth_status(AuthStatusRequest {}).await;
     refused(answer, Code::Unimplemented, "unknown service etcdserverpb.Auth");
+    let mut grpc = tonic::client::Grpc::new(server.channel.clone());
+    grpc.ready().await.unwrap();
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Nope");
+    let codec = sternpost_server::wire::codec::EtcdCodec::<PutRequest, PutResponse>::default();
+    let answer = grpc.unary(tonic::Request::new(put("a", "1")), path, codec).await;
+    refused(answer, Code::Unimplemented, "unknown method Nope for service etcdserverpb.KV");
 }

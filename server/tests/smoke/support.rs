@@ -39,9 +39,9 @@ pub(crate) enum Mode {
 
 /// Applies every command in an entry of its own, on the caller's thread.
 pub(crate) struct Immediate {
-    machine: Mutex<Machine>,
-    mode: AtomicU8,
-    member_id: u64,
+    pub(crate) machine: Mutex<Machine>,
+    pub(crate) mode: AtomicU8,
+    pub(crate) member_id: u64,
 }
 
 impl Immediate {
