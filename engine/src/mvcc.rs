@@ -15,6 +15,6 @@ pub use duplicate_keys::check_duplicate_keys;
 pub use operation::*;
 pub use scan::Scan;
 pub use store::{
-    AnyLease, EventBatch, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
+    AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats, Wanted,
 };
 pub use writer::StoreWriter;

@@ -25,7 +25,7 @@ pub mod view;
 pub use outcome::{Applied, Notice, Notices, Outcome, Results};
 pub use quota::Quota;
 pub use records::GenesisState;
-pub use view::AppliedView;
+pub use view::{AppliedView, EMPTY_STORE_BYTES};
 
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
@@ -166,6 +166,7 @@ impl Machine {
 
     fn compact(&mut self, revision: i64) -> Result<Outcome, ApiError> {
         let previous_compact_revision = self.writer.store().compact_revision();
+        self.notices.notice(Notice::Compacting);
         self.writer.compact(revision)?;
         Ok(Outcome::Compact { revision: self.writer.store().revision(), previous_compact_revision })
     }

@@ -10,6 +10,7 @@
 //!
 //! **Does not know** what any method does.
 use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
+use crate::listener::Shutdown;
 use crate::metrics::names::{METHODS, MethodKind};
 use crate::metrics::{MethodMetrics, Metrics};
 use bytes::Bytes;
@@ -28,6 +29,9 @@ use tokio::time::Instant;
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tower::Service;
+
+/// etcd's text when it stops.
+const SERVER_STOPPED: &str = "etcdserver: server stopped";
 
 /// What a service is called with.
 pub type GrpcRequest = Request<RequestBody<Incoming>>;
@@ -53,16 +57,23 @@ impl GrpcServices {
             + 'static,
         S::Future: Send + 'static,
     {
-        let handler: Handler = Arc::new(move |request| {
-            let future = service.clone().call(request);
-            Box::pin(async move {
-                match future.await {
-                    Ok(response) => response,
-                    Err(never) => match never {},
-                }
-            })
-        });
-        self.handlers.push((S::NAME, handler));
+        self.handlers.push((S::NAME, handler(service)));
+        self
+    }
+
+    /// Adds a service that answers for several names.
+    #[must_use]
+    pub fn with_router<S>(mut self, names: &[&'static str], router: S) -> Self
+    where
+        S: Service<GrpcRequest, Response = Response<tonic::body::Body>, Error = Infallible>
+            + Clone
+            + Send
+            + Sync
+            + 'static,
+        S::Future: Send + 'static,
+    {
+        let handler = handler(router);
+        self.handlers.extend(names.iter().map(|name| (*name, handler.clone())));
         self
     }
 
@@ -70,6 +81,26 @@ impl GrpcServices {
     pub fn names(&self) -> Vec<&'static str> {
         self.handlers.iter().map(|(name, _)| *name).collect()
     }
+}
+
+fn handler<S>(service: S) -> Handler
+where
+    S: Service<GrpcRequest, Response = Response<tonic::body::Body>, Error = Infallible>
+        + Clone
+        + Send
+        + Sync
+        + 'static,
+    S::Future: Send + 'static,
+{
+    Arc::new(move |request| {
+        let future = service.clone().call(request);
+        Box::pin(async move {
+            match future.await {
+                Ok(response) => response,
+                Err(never) => match never {},
+            }
+        })
+    })
 }
 
 /// Bounds of the gRPC side.
@@ -87,6 +118,7 @@ pub struct Grpc {
     bounds: GrpcBounds,
     budget: Arc<InflightBudget>,
     metrics: Arc<Metrics>,
+    shutdown: Shutdown,
 }
 
 struct Method {
@@ -101,6 +133,7 @@ impl Grpc {
         bounds: GrpcBounds,
         budget: Arc<InflightBudget>,
         metrics: Arc<Metrics>,
+        shutdown: Shutdown,
     ) -> Self {
         let mut methods = HashMap::new();
         for (name, handler) in &services.handlers {
@@ -115,7 +148,7 @@ impl Grpc {
                 methods.insert(path, Method { metrics: handles, handler: handler.clone() });
             }
         }
-        Self { methods, bounds, budget, metrics }
+        Self { methods, bounds, budget, metrics, shutdown }
     }
 
     /// Answers one request.
@@ -173,8 +206,13 @@ impl Grpc {
         if unary {
             self.warn_if_slow(&rpc, remote);
         }
+        let cut = (!unary).then(|| {
+            let shutdown = self.shutdown.clone();
+            Box::pin(async move { shutdown.is_cut().await }) as Pin<Box<dyn Future<Output = ()> + Send>>
+        });
         response.map(|inner| GrpcBody {
             inner,
+            cut,
             sent: Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone() }),
         })
     }
@@ -255,6 +293,8 @@ fn code_of(headers: &HeaderMap) -> Option<Code> {
 /// A response body that counts what it carries.
 pub struct GrpcBody {
     inner: tonic::body::Body,
+    /// Resolves when a stream must end because the server stops; none for what ends by itself, and once it is over.
+    cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     sent: Option<Sent>,
 }
 
@@ -266,7 +306,7 @@ struct Sent {
 
 impl GrpcBody {
     fn status(status: &Status) -> Response<Self> {
-        status.clone().into_http().map(|inner| Self { inner, sent: None })
+        status.clone().into_http().map(|inner| Self { inner, cut: None, sent: None })
     }
 }
 
@@ -279,6 +319,16 @@ impl Body for GrpcBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = self.get_mut();
+        if this.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(context).is_ready()) {
+            this.cut = None;
+            this.inner = tonic::body::Body::empty();
+            if let Some(sent) = &mut this.sent {
+                sent.rpc.finish(Code::Unavailable);
+            }
+            let mut trailers = HeaderMap::new();
+            let added = Status::unavailable(SERVER_STOPPED).add_header(&mut trailers);
+            return Poll::Ready(added.is_ok().then(|| Ok(Frame::trailers(trailers))));
+        }
         let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
         if let (Some(sent), Some(Ok(frame))) = (&mut this.sent, &frame) {
             if let Some(chunk) = frame.data_ref() {

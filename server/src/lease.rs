@@ -116,6 +116,7 @@ impl Notices for LeaseNotices {
                 self.0.lessor().ended(lease);
                 self.0.decide();
             }
+            Notice::Compacting => {}
         }
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod config;
+pub mod diagnostics;
 pub mod grpc;
 pub mod grpc_limits;
 pub mod http;
@@ -12,6 +13,8 @@ pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod request;
+pub mod run;
 pub mod server;
 pub mod services;
+pub mod watch;
 pub mod wire;

@@ -79,13 +79,18 @@ impl ConnectionSettings {
 #[derive(Clone)]
 pub struct Shutdown {
     begun: watch::Sender<bool>,
+    cut: watch::Sender<bool>,
     /// Held by every connection; the channel closes with the last one.
     alive: watch::Sender<()>,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { begun: watch::Sender::new(false), alive: watch::Sender::new(()) }
+        Self {
+            begun: watch::Sender::new(false),
+            cut: watch::Sender::new(false),
+            alive: watch::Sender::new(()),
+        }
     }
 }
 
@@ -100,6 +105,17 @@ impl Shutdown {
         let mut begun = self.begun.subscribe();
         // The sender is ours: it cannot be gone.
         let _ = begun.wait_for(|begun| *begun).await;
+    }
+
+    /// Ends streams that do not end themselves.
+    pub fn cut(&self) {
+        self.cut.send_replace(true);
+    }
+
+    /// Resolves once streams are to end.
+    pub async fn is_cut(&self) {
+        let mut cut = self.cut.subscribe();
+        let _ = cut.wait_for(|cut| *cut).await;
     }
 
     /// Resolves when no connection is left.
@@ -476,11 +492,13 @@ mod tests {
     }
 
     async fn edge_with(message_bytes_max: usize, whitelist: Option<Vec<String>>) -> Edge {
+        let shutdown = Shutdown::default();
         let services =
             GrpcServices::default().with(LockServer::new(Echo).max_decoding_message_size(usize::MAX));
         let metrics = Arc::new(Metrics::new(&services.names(), true));
         let bounds = GrpcBounds { message_bytes_max, warning_unary_duration: Duration::from_secs(1) };
-        let grpc = Grpc::new(&services, bounds, InflightBudget::new(1 << 30), metrics.clone());
+        let grpc =
+            Grpc::new(&services, bounds, InflightBudget::new(1 << 30), metrics.clone(), shutdown.clone());
         let health = Arc::new(Health::default());
         let state = HttpState {
             health: health.clone(),
@@ -497,7 +515,6 @@ mod tests {
             keepalive_interval: None,
             keepalive_timeout: Duration::from_secs(20),
         };
-        let shutdown = Shutdown::default();
         let serving = tokio::spawn(listener.serve(served, settings, metrics.clone(), shutdown.clone()));
         Edge { port, health, metrics, shutdown, serving }
     }

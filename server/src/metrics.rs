@@ -27,36 +27,6 @@ pub struct Metrics {
     pub grpc: GrpcMetrics,
     /// Requests by the client's API version.
     pub client_versions: ClientVersions,
-    /// Commands refused or given up.
-    pub proposals_failed: IntCounter,
-    /// Applied entries slower than the warning limit.
-    pub slow_apply: IntCounter,
-    /// Labels: version (`v3`), op, success.
-    pub apply_duration_s: HistogramVec,
-    /// Time of reads that succeeded.
-    pub range_duration_s: Histogram,
-    /// Time of reads that failed.
-    pub range_failed_duration_s: Histogram,
-    /// Ranges read.
-    pub mvcc_range: IntCounter,
-    /// Keys put.
-    pub mvcc_put: IntCounter,
-    /// Keys deleted.
-    pub mvcc_delete: IntCounter,
-    /// Transactions.
-    pub mvcc_txn: IntCounter,
-    /// Bytes of keys and values put.
-    pub mvcc_put_bytes: IntGauge,
-    /// Leases granted.
-    pub lease_granted: IntCounter,
-    /// Leases revoked.
-    pub lease_revoked: IntCounter,
-    /// Leases renewed.
-    pub lease_renewed: IntCounter,
-    /// Granted TTLs, seconds.
-    pub lease_ttl_s: Histogram,
-    /// Leases that expired.
-    pub lease_expired: IntCounter,
     /// Answers of `/health` that said healthy.
     pub health_success: IntCounter,
     /// Answers of `/health` that said unhealthy.
@@ -99,30 +69,20 @@ pub struct WatchMetrics {
     pub lagged: IntCounter,
 }
 
+impl std::fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
 impl Metrics {
     /// Makes and registers everything. `services` are the gRPC services that the server serves; `extensive` adds their latencies.
     pub fn new(services: &[&str], extensive: bool) -> Self {
         let registry = Registry::new();
         let r = Registrar { registry: &registry };
-        let range_duration = r.histogram_by("etcd_server_range_duration_seconds");
         Self {
             grpc: GrpcMetrics::new(&r, services, extensive),
             client_versions: ClientVersions::new(r.counter_by("etcd_server_client_requests_total")),
-            proposals_failed: r.counter("etcd_server_proposals_failed_total"),
-            slow_apply: r.counter("etcd_server_slow_apply_total"),
-            apply_duration_s: r.histogram_by("etcd_server_apply_duration_seconds"),
-            range_duration_s: range_duration.with_label_values(&["true"]),
-            range_failed_duration_s: range_duration.with_label_values(&["false"]),
-            mvcc_range: r.counter("etcd_mvcc_range_total"),
-            mvcc_put: r.counter("etcd_mvcc_put_total"),
-            mvcc_delete: r.counter("etcd_mvcc_delete_total"),
-            mvcc_txn: r.counter("etcd_mvcc_txn_total"),
-            mvcc_put_bytes: r.int_gauge("etcd_debugging_mvcc_total_put_size_in_bytes"),
-            lease_granted: r.counter("etcd_debugging_lease_granted_total"),
-            lease_revoked: r.counter("etcd_debugging_lease_revoked_total"),
-            lease_renewed: r.counter("etcd_debugging_lease_renewed_total"),
-            lease_ttl_s: r.histogram("etcd_debugging_lease_ttl_total"),
-            lease_expired: r.counter("etcd_debugging_server_lease_expired_total"),
             health_success: r.counter("etcd_server_health_success"),
             health_failures: r.counter("etcd_server_health_failures"),
             healthcheck: r.gauge_by("etcd_server_healthcheck"),
@@ -201,12 +161,6 @@ impl Registrar<'_> {
         let spec = Self::spec(name);
         assert!(spec.kind == Kind::Gauge && !spec.labels.is_empty(), "{name}");
         self.register(GaugeVec::new(Self::opts(spec), spec.labels).expect("rows have valid names"))
-    }
-
-    pub(crate) fn histogram(&self, name: &str) -> Histogram {
-        let spec = Self::spec(name);
-        assert!(spec.labels.is_empty(), "{name}");
-        self.register(Histogram::with_opts(Self::histogram_opts(spec)).expect("rows have valid names"))
     }
 
     pub(crate) fn histogram_by(&self, name: &str) -> HistogramVec {

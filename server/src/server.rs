@@ -13,9 +13,10 @@
 //!
 //! **Stop**, in this order: health says NOT_SERVING · (the caller stops listening and drains) · background tasks end · the
 //! replicator finishes what is queued and closes the log · whoever still waits hears that the server stopped.
-use crate::apply::{AppliedView, Machine, Quota, records};
+use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
 use crate::identity;
 use crate::lease::{self, LeaseNotices, Leases};
+use crate::metrics::Metrics;
 use crate::request::limits::Limits;
 use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
@@ -26,6 +27,8 @@ use crate::services::kv::KvService;
 use crate::services::lease::LeaseService;
 use crate::services::maintenance::MaintenanceService;
 use crate::services::router::GrpcRouter;
+use crate::services::watch::{WatchOptions, WatchService};
+use crate::watch::{OutboxLimits, WatchHub};
 use crate::wire::etcdserverpb::Member;
 use std::fmt;
 use std::sync::Arc;
@@ -57,6 +60,10 @@ pub struct ServerOptions {
     pub lease_ttl_min: i64,
     /// Sizes of the store.
     pub store: StoreOptions,
+    /// Time between progress notifications of watches.
+    pub watch_progress_interval: Duration,
+    /// Where the parts of the server count.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Default for ServerOptions {
@@ -74,6 +81,8 @@ impl Default for ServerOptions {
             request_timeout: Duration::from_secs(7),
             lease_ttl_min: 2,
             store: StoreOptions::default(),
+            watch_progress_interval: Duration::from_mins(10),
+            metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
         }
     }
 }
@@ -127,6 +136,8 @@ pub struct Server {
     pub pipeline: Arc<Pipeline>,
     /// Leases in time.
     pub leases: Arc<Leases>,
+    /// Watches.
+    pub watch: Arc<WatchHub>,
     /// Headers of answers.
     pub header: HeaderSource,
     /// The gRPC services of the client port.
@@ -150,11 +161,12 @@ impl Server {
         let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
         let leases = Arc::new(Leases::default());
         let quota = Quota::new(options.quota_bytes);
+        let watch = WatchHub::new(store.clone(), OutboxLimits::default(), options.metrics.watch.clone());
         let machine = Machine::new(
             writer,
             Arc::clone(&view),
             Arc::clone(&waiters) as _,
-            Box::new(LeaseNotices(Arc::clone(&leases))),
+            Box::new(ServerNotices { leases: LeaseNotices(Arc::clone(&leases)), watch: Arc::clone(&watch) }),
             quota,
         );
         let started = tokio::task::spawn_blocking(move || start_replicator(machine, genesis));
@@ -184,6 +196,15 @@ impl Server {
             LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), header.clone()),
             ClusterService::new(Arc::clone(&pipeline), header.clone()),
             MaintenanceService::new(Arc::clone(&pipeline), header.clone()),
+            WatchService::new(
+                Arc::clone(&watch),
+                Arc::clone(&pipeline),
+                header.clone(),
+                WatchOptions {
+                    fragment_bytes: options.message_bytes_max,
+                    progress_interval: options.watch_progress_interval,
+                },
+            ),
             health.clone(),
             options.message_bytes_max,
         );
@@ -191,7 +212,8 @@ impl Server {
         let mut tasks = JoinSet::new();
         tasks.spawn(run_ticks(waiters));
         tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
-        let server = Self { pipeline, leases, header, grpc, health, replicator, tasks };
+        tasks.spawn(Arc::clone(&watch).run());
+        let server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;
         server.health.set_serving(true);
         Ok(server)
@@ -234,6 +256,21 @@ impl Server {
         let replicator = Arc::clone(&self.replicator);
         let closed = tokio::task::spawn_blocking(move || replicator.shutdown()).await;
         closed.unwrap_or_else(|_| Err("closing the log ended with a broken invariant".to_owned()))
+    }
+}
+
+/// Who hears what the state machine says.
+struct ServerNotices {
+    leases: LeaseNotices,
+    watch: Arc<WatchHub>,
+}
+
+impl Notices for ServerNotices {
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Compacting => self.watch.before_compaction(),
+            lease => self.leases.notice(lease),
+        }
     }
 }
 

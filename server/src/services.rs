@@ -11,6 +11,7 @@ pub mod kv;
 pub mod lease;
 pub mod maintenance;
 pub mod router;
+pub mod watch;
 
 use crate::request::Pipeline;
 use crate::wire::status::ApiError;

@@ -112,6 +112,28 @@ pub struct RetainedRecord<'a> {
     pub visible: bool,
 }
 
+/// Where a read of events stops: after the first whole revision at which one of these is reached.
+#[derive(Clone, Copy, Debug)]
+pub struct EventLimits {
+    /// Events looked at.
+    pub looked_at_max: usize,
+    /// Events taken.
+    pub events_max: usize,
+    /// Bytes of keys and values taken.
+    pub bytes_max: usize,
+}
+
+/// What a reader of events says to a key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wanted {
+    /// Leave the event out.
+    No,
+    /// Take it.
+    Yes,
+    /// Take it, and stop after its main revision.
+    YesAndEnough,
+}
+
 /// A run of events and where to go on.
 #[derive(Clone, Debug, Default)]
 pub struct EventBatch {
@@ -173,30 +195,50 @@ impl Store {
         events_max: usize,
         bytes_max: usize,
     ) -> Result<EventBatch, OperationError> {
+        let limits = EventLimits { looked_at_max: usize::MAX, events_max, bytes_max };
+        self.events_where(start, &limits, &mut |_key| Wanted::Yes)
+    }
+
+    /// As [`Store::events`], but only events whose key `wanted` accepts, so that nothing is copied for keys that
+    /// nobody watches. `wanted` is called once for each event that is looked at, in order.
+    pub fn events_where(
+        &self,
+        start: i64,
+        limits: &EventLimits,
+        wanted: &mut dyn FnMut(&[u8]) -> Wanted,
+    ) -> Result<EventBatch, OperationError> {
         let (head, view) = self.moment();
         if start < view.compact_revision {
             return Err(OperationError::Compacted(view.compact_revision));
         }
         let mut batch = EventBatch { events: Vec::new(), next_revision: start.max(head + 1) };
-        let mut bytes = 0;
+        let (mut bytes, mut looked_at) = (0, 0);
         let mut last_main = 0;
+        let mut enough = false;
         for table in view.tables_from(start) {
             for index in table.first_event_at_or_above(start)..table.events_count() {
                 let main = table.event_main(index);
                 if main > head {
                     return Ok(batch);
                 }
-                if main != last_main
-                    && (batch.events.len() >= events_max || bytes >= bytes_max)
-                    && last_main != 0
-                {
+                let full = enough
+                    || batch.events.len() >= limits.events_max
+                    || bytes >= limits.bytes_max
+                    || looked_at >= limits.looked_at_max;
+                if main != last_main && full && last_main != 0 {
                     batch.next_revision = main;
                     return Ok(batch);
                 }
                 last_main = main;
+                looked_at += 1;
                 let version = table.event(index);
                 if is_dead(&version, view.compact_revision) {
                     continue;
+                }
+                match wanted(version.key()) {
+                    Wanted::No => continue,
+                    Wanted::Yes => {}
+                    Wanted::YesAndEnough => enough = true,
                 }
                 let kv = copy_one(version);
                 bytes += kv.key.len() + kv.value.len();

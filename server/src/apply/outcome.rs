@@ -61,6 +61,8 @@ pub enum Notice {
         /// Its id.
         lease: i64,
     },
+    /// A compaction is about to remove history: who delivers events from it takes what is not yet delivered now.
+    Compacting,
 }
 
 /// Who hears notices. Called on the thread that applies; must not block.

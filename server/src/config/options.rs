@@ -556,7 +556,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     option(
         Sternpost,
         "wal-sync",
-        Kind::Choice(&["auto", "linked", "dsync", "syscall"]),
+        Kind::Choice(&["auto", "linked", "dsync", "separate"]),
         "auto",
         "How the log is made durable; auto measures.",
     ),

@@ -105,7 +105,7 @@ pub struct Config {
     pub feature_gates: Vec<(&'static str, &'static str, bool)>,
     /// `auto`, `ring` or `syscall`.
     pub io_backend: String,
-    /// `auto`, `linked`, `dsync` or `syscall`.
+    /// `auto`, `linked`, `dsync` or `separate`.
     pub wal_sync: String,
     /// Threads that serve connections, 0 for one a core.
     pub worker_threads: usize,

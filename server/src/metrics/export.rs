@@ -4,7 +4,6 @@
 //! `/proc/self`; where that cannot be read their series keep their last value.
 use super::{HistogramSample, Metrics, Registrar, SampledCounter, SampledHistogram};
 use prometheus::{Encoder, Gauge, GaugeVec, TextEncoder};
-use std::sync::atomic::AtomicU64;
 use std::time::SystemTime;
 
 /// Numbers that other layers keep, as of one moment.
@@ -48,6 +47,22 @@ pub struct Sample {
     pub wal_sync: HistogramSample,
     /// Bytes written to the log.
     pub wal_write_bytes: u64,
+    /// Commands refused or given up.
+    pub proposals_failed: u64,
+    /// Ranges read.
+    pub ranges: u64,
+    /// Keys put.
+    pub puts: u64,
+    /// Keys deleted.
+    pub deletes: u64,
+    /// Transactions.
+    pub txns: u64,
+    /// Leases granted.
+    pub leases_granted: u64,
+    /// Leases revoked.
+    pub leases_revoked: u64,
+    /// Leases that expired.
+    pub leases_expired: u64,
     /// Bytes of request bodies held.
     pub inflight_bytes: u64,
 }
@@ -80,6 +95,14 @@ pub(super) struct Sampled {
     compact_revision: Gauge,
     wal_sync: SampledHistogram,
     wal_write_bytes: Gauge,
+    proposals_failed: SampledCounter,
+    ranges: SampledCounter,
+    puts: SampledCounter,
+    deletes: SampledCounter,
+    txns: SampledCounter,
+    leases_granted: SampledCounter,
+    leases_revoked: SampledCounter,
+    leases_expired: SampledCounter,
     inflight_bytes: Gauge,
     cpu_s: SampledCounter,
     open_fds: Gauge,
@@ -114,6 +137,14 @@ impl Sampled {
             compact_revision: r.gauge("etcd_debugging_mvcc_compact_revision"),
             wal_sync: r.sampled_histogram("etcd_disk_wal_fsync_duration_seconds"),
             wal_write_bytes: r.gauge("etcd_disk_wal_write_bytes_total"),
+            proposals_failed: r.sampled_counter("etcd_server_proposals_failed_total"),
+            ranges: r.sampled_counter("etcd_mvcc_range_total"),
+            puts: r.sampled_counter("etcd_mvcc_put_total"),
+            deletes: r.sampled_counter("etcd_mvcc_delete_total"),
+            txns: r.sampled_counter("etcd_mvcc_txn_total"),
+            leases_granted: r.sampled_counter("etcd_debugging_lease_granted_total"),
+            leases_revoked: r.sampled_counter("etcd_debugging_lease_revoked_total"),
+            leases_expired: r.sampled_counter("etcd_debugging_server_lease_expired_total"),
             inflight_bytes: r.gauge("sternpost_request_inflight_bytes"),
             cpu_s: r.sampled_counter("process_cpu_seconds_total"),
             open_fds: r.gauge("process_open_fds"),
@@ -157,6 +188,14 @@ impl Sampled {
         });
         self.wal_sync.set(sample.wal_sync);
         self.wal_write_bytes.set(number(sample.wal_write_bytes));
+        self.proposals_failed.0.set(number(sample.proposals_failed));
+        self.ranges.0.set(number(sample.ranges));
+        self.puts.0.set(number(sample.puts));
+        self.deletes.0.set(number(sample.deletes));
+        self.txns.0.set(number(sample.txns));
+        self.leases_granted.0.set(number(sample.leases_granted));
+        self.leases_revoked.0.set(number(sample.leases_revoked));
+        self.leases_expired.0.set(number(sample.leases_expired));
         self.inflight_bytes.set(number(sample.inflight_bytes));
         self.set_process();
     }
@@ -222,9 +261,6 @@ pub fn resample(name: &str, counts_us: impl IntoIterator<Item = (u64, u64)>, sum
     HistogramSample { cumulative, count: total, sum: number(sum_us) / 1e6 }
 }
 
-/// Bytes of request bodies held now, shared between the limiter and the scrape.
-pub type InflightBytes = AtomicU64;
-
 /// `docs/metrics.md`, generated from the table.
 pub fn document() -> String {
     use std::fmt::Write;
@@ -283,7 +319,6 @@ mod tests {
     fn every_row_of_the_table_is_on_the_endpoint() {
         let metrics = Metrics::new(&["etcdserverpb.KV"], true);
         metrics.client_versions.count("3.7.0", true);
-        metrics.apply_duration_s.with_label_values(&["v3", "Put", "true"]).observe(0.1);
         metrics.healthcheck.with_label_values(&["livez", "serializable_read"]).set(1.0);
         metrics.healthchecks.with_label_values(&["livez", "serializable_read", "success"]).inc();
         let text = text(&metrics);

@@ -101,9 +101,6 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("etcd_server_proposals_applied_total", "Index of the last applied log entry."),
     gauge("etcd_server_proposals_pending", "Commands proposed and not yet applied."),
     counter("etcd_server_proposals_failed_total", "Commands refused or given up."),
-    counter("etcd_server_slow_apply_total", "Applied entries that took longer than --warning-apply-duration."),
-    histogram("etcd_server_apply_duration_seconds", 0.0001, 2.0, 20, "Time to apply a command, by operation.").by(&["version", "op", "success"]),
-    histogram("etcd_server_range_duration_seconds", 0.0001, 2.0, 20, "Time to read a range.").by(&["success"]),
     gauge("etcd_server_quota_backend_bytes", "Quota in bytes; 0 when there is none."),
     gauge("etcd_server_id", "1 for this member's id in hexadecimal.").by(&["server_id"]),
     gauge("etcd_server_version", "1 for the release of etcd that is reproduced.").by(&["server_version"]),
@@ -129,7 +126,6 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("etcd_debugging_mvcc_keys_total", "Live keys."),
     gauge("etcd_debugging_mvcc_current_revision", "Current revision."),
     gauge("etcd_debugging_mvcc_compact_revision", "Compact revision."),
-    gauge("etcd_debugging_mvcc_total_put_size_in_bytes", "Bytes of keys and values put since the start."),
     // Watch.
     gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams."),
     gauge("etcd_debugging_mvcc_watcher_total", "Watchers."),
@@ -141,8 +137,6 @@ pub static METRICS: &[MetricSpec] = &[
     // Lease.
     counter("etcd_debugging_lease_granted_total", "Leases granted."),
     counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
-    counter("etcd_debugging_lease_renewed_total", "Leases renewed."),
-    histogram("etcd_debugging_lease_ttl_total", 1.0, 2.0, 24, "Granted TTLs, seconds."),
     // Network.
     counter("etcd_network_client_grpc_received_bytes_total", "Bytes of gRPC messages from clients."),
     counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of gRPC messages to clients."),

@@ -10,6 +10,7 @@ use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
+use super::watch::WatchService;
 use crate::wire::etcdserverpb::cluster_server::ClusterServer;
 use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
@@ -30,6 +31,7 @@ const CLUSTER_METHODS: &[&str] =
     &["MemberList", "MemberAdd", "MemberRemove", "MemberUpdate", "MemberPromote"];
 const MAINTENANCE_METHODS: &[&str] =
     &["Status", "Alarm", "Defragment", "Hash", "HashKV", "Snapshot", "MoveLeader", "Downgrade"];
+const WATCH_METHODS: &[&str] = &["Watch"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -39,16 +41,28 @@ pub struct GrpcRouter {
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
+    watch: WatchService,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
+    /// Names of the services.
+    pub const SERVICES: [&str; 6] = [
+        "etcdserverpb.KV",
+        "etcdserverpb.Watch",
+        "etcdserverpb.Lease",
+        "etcdserverpb.Cluster",
+        "etcdserverpb.Maintenance",
+        "grpc.health.v1.Health",
+    ];
+
     /// Routes to these services; a message above `message_bytes_max` is refused before it is read.
     pub fn new(
         kv: KvService,
         lease: LeaseService,
         cluster: ClusterService,
         maintenance: MaintenanceService,
+        watch: WatchService,
         health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
@@ -57,6 +71,7 @@ impl GrpcRouter {
             lease: LeaseServer::new(lease).max_decoding_message_size(message_bytes_max),
             cluster: ClusterServer::new(cluster).max_decoding_message_size(message_bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes_max),
+            watch,
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
@@ -87,6 +102,7 @@ where
             "etcdserverpb.Lease" => LEASE_METHODS,
             "etcdserverpb.Cluster" => CLUSTER_METHODS,
             "etcdserverpb.Maintenance" => MAINTENANCE_METHODS,
+            "etcdserverpb.Watch" => WATCH_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
         };
@@ -98,6 +114,7 @@ where
             "etcdserverpb.Lease" => self.lease.call(request),
             "etcdserverpb.Cluster" => self.cluster.call(request),
             "etcdserverpb.Maintenance" => self.maintenance.call(request),
+            "etcdserverpb.Watch" => self.watch.call(request),
             _ => self.health.call(request),
         }
     }

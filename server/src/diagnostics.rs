@@ -1,0 +1,124 @@
+//! What the server says of itself: health, versions, numbers for metrics. All of it is read from others at the moment of asking.
+use crate::apply::EMPTY_STORE_BYTES;
+use crate::config::ETCD_CLUSTER_VERSION;
+use crate::grpc_limits::InflightBudget;
+use crate::http::{Alarm, HealthSource, ReadCheck};
+use crate::metrics::export::{MetricSource, Sample, resample};
+use crate::request::Pipeline;
+use crate::wire::etcdserverpb::{AlarmType, RangeRequest};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use sternpost_engine::wal::WalStats;
+
+/// Asks the log for its statistics; none before it has any.
+pub type WalStatsSource = Box<dyn Fn() -> Option<WalStats> + Send + Sync>;
+
+/// See the module.
+pub struct Diagnostics {
+    /// Requests and reads.
+    pub pipeline: Arc<Pipeline>,
+    /// This member.
+    pub member_id: u64,
+    /// Feature gates as configured: name, stage, on.
+    pub feature_gates: Vec<(&'static str, &'static str, bool)>,
+    /// Room for request bodies.
+    pub inflight: Arc<InflightBudget>,
+    /// The log's numbers.
+    pub wal_stats: WalStatsSource,
+}
+
+impl HealthSource for Diagnostics {
+    fn alarms(&self) -> Vec<Alarm> {
+        let alarms = self.pipeline.view().alarms();
+        alarms
+            .iter()
+            .map(|alarm| match alarm.alarm() {
+                AlarmType::Nospace => Alarm::NoSpace,
+                AlarmType::Corrupt => Alarm::Corrupt,
+                AlarmType::None => Alarm::Unknown,
+            })
+            .collect()
+    }
+
+    fn has_leader(&self) -> bool {
+        self.pipeline.replicator().status().leader != 0
+    }
+
+    fn is_learner(&self) -> bool {
+        // A single member votes; learners come with clusters.
+        false
+    }
+
+    fn read(&self, linearizable: bool) -> ReadCheck {
+        let pipeline = Arc::clone(&self.pipeline);
+        Box::pin(async move {
+            let smallest = RangeRequest {
+                key: vec![0].into(),
+                limit: 1,
+                keys_only: true,
+                serializable: !linearizable,
+                ..RangeRequest::default()
+            };
+            pipeline.range(smallest).await.map(drop).map_err(|error| error.to_string())
+        })
+    }
+
+    fn cluster_version(&self) -> Option<String> {
+        Some(ETCD_CLUSTER_VERSION.into())
+    }
+}
+
+impl MetricSource for Diagnostics {
+    fn sample(&self) -> Sample {
+        let status = self.pipeline.replicator().status();
+        let store = self.pipeline.store().stats();
+        let view = self.pipeline.view();
+        let (applied, asked) = (&view.counters, &self.pipeline.counters);
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let mut sample = Sample {
+            has_leader: status.leader != 0,
+            is_leader: status.leader == self.member_id,
+            is_learner: self.is_learner(),
+            // The one member of a cluster sees one change: from none to itself.
+            leader_changes: u64::from(status.leader != 0),
+            committed_index: status.committed_index,
+            applied_index: status.applied_index,
+            pending_count: status.pending_count,
+            quota_bytes: u64::try_from(self.pipeline.options().quota.as_reported()).unwrap_or(0),
+            member_id: self.member_id,
+            cluster_version: ETCD_CLUSTER_VERSION.rsplit_once('.').map(|(version, _)| version.into()),
+            feature_gates: self.feature_gates.clone(),
+            alarms: Vec::new(),
+            db_bytes: u64::try_from(view.size_bytes()).unwrap_or(0),
+            db_in_use_bytes: u64::try_from(EMPTY_STORE_BYTES).unwrap_or(0) + store.retained_bytes,
+            keys_count: store.keys_count,
+            revision: store.revision,
+            compact_revision: store.compact_revision,
+            proposals_failed: count(&asked.proposals_failed),
+            ranges: count(&asked.ranges),
+            puts: count(&applied.puts),
+            deletes: count(&applied.keys_deleted),
+            txns: count(&applied.txns) + count(&asked.read_only_txns),
+            leases_granted: count(&applied.leases_granted),
+            leases_revoked: count(&applied.leases_revoked),
+            leases_expired: count(&applied.leases_expired),
+            inflight_bytes: self.inflight.used_bytes() as u64,
+            ..Sample::default()
+        };
+        for alarm in view.alarms() {
+            let name = match alarm.alarm() {
+                AlarmType::Nospace => "NOSPACE",
+                AlarmType::Corrupt => "CORRUPT",
+                AlarmType::None => continue,
+            };
+            sample.alarms.push((alarm.member_id, name));
+        }
+        if let Some(wal) = (self.wal_stats)() {
+            let latencies = wal.write_sync.histogram.iter_recorded();
+            let counts = latencies.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()));
+            sample.wal_sync = resample("etcd_disk_wal_fsync_duration_seconds", counts, wal.write_sync.sum_us);
+            sample.wal_write_bytes = wal.group_bytes;
+        }
+        sample
+    }
+}

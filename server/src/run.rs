@@ -1,0 +1,350 @@
+//! The process: sockets, data directory, member, listeners, signals, in this order, and back.
+//!
+//! **Start.**
+//! 1. sockets are opened, so that a port in use is found before the data directory is touched,
+//! 2. the data directory is made if needed (mode 0700) and looked at: one of etcd's own is refused,
+//! 3. the member starts: the log is replayed (`server.rs`),
+//! 4. listeners accept; the ready line is logged; the supervisor is told.
+//!
+//! **Stop**, on SIGTERM or SIGINT: health says not serving · sockets close and connections are told to go away · watches end · other streams
+//! are cut after [`STREAMS_CUT`] · what is left gets until [`DRAIN`] · the log is closed. The caller then ends the process by the same signal.
+//!
+//! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
+use crate::config::{Config, Loaded, LogLevel, Notice, url};
+use crate::diagnostics::Diagnostics;
+use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
+use crate::grpc_limits::InflightBudget;
+use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
+use crate::listener::{ConnectionSettings, Listener, Served, Shutdown};
+use crate::logging::{self, Value};
+use crate::metrics::Metrics;
+use crate::request::limits::Limits;
+use crate::server::{Server, ServerOptions, StartError, StartedReplicator};
+use crate::services::router::GrpcRouter;
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use sternpost_engine::io::BackendChoice;
+use sternpost_engine::log::OpenProgress;
+use sternpost_engine::mvcc::StoreOptions;
+use sternpost_engine::options::LogOptions;
+use sternpost_engine::wal::SyncMethod;
+use sternpost_replication::{Solo, SoloOptions};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long streams may go on after the stop began.
+pub const STREAMS_CUT: Duration = Duration::from_millis(100);
+/// How long connections may take to finish.
+pub const DRAIN: Duration = Duration::from_secs(5);
+
+/// Why the process stopped serving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stopped {
+    /// SIGTERM.
+    Terminated,
+    /// SIGINT.
+    Interrupted,
+}
+
+impl Stopped {
+    /// The signal's number.
+    pub fn signal(self) -> i32 {
+        match self {
+            Stopped::Terminated => SignalKind::terminate().as_raw_value(),
+            Stopped::Interrupted => SignalKind::interrupt().as_raw_value(),
+        }
+    }
+}
+
+/// Serves until a signal comes. The error is one line for the user.
+pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
+    let Loaded { config, settings, notices } = loaded;
+    for notice in &notices {
+        log_notice(notice);
+    }
+    log_settings(&settings);
+    // Signals are taken from here on: one that comes while the log is replayed must not cut it short unnoticed.
+    let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
+
+    let sockets = Sockets::open(&config)?;
+    prepare_directory(&config)?;
+    let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
+    let starting = start_member(&config, metrics.clone());
+    let (server, diagnostics) = tokio::select! {
+        started = starting => started?,
+        _ = terminate.recv() => return Ok(Stopped::Terminated),
+        _ = interrupt.recv() => return Ok(Stopped::Interrupted),
+    };
+
+    let shutdown = Shutdown::default();
+    sockets.serve(&config, &server, diagnostics, metrics, &shutdown);
+    tracing::info!("ready to serve client requests");
+    for url in &config.listen_client_urls {
+        log_listening(url);
+    }
+    notify_supervisor();
+
+    let stopped = tokio::select! {
+        _ = terminate.recv() => Stopped::Terminated,
+        _ = interrupt.recv() => Stopped::Interrupted,
+    };
+    tracing::info!(
+        signal = if stopped == Stopped::Terminated { "terminated" } else { "interrupt" },
+        "received signal; shutting down"
+    );
+    server.announce_stop();
+    shutdown.begin();
+    server.watch.close();
+    if tokio::time::timeout(STREAMS_CUT, shutdown.drained()).await.is_err() {
+        shutdown.cut();
+        if tokio::time::timeout(DRAIN, shutdown.drained()).await.is_err() {
+            tracing::warn!("some connections did not finish in time and are dropped");
+        }
+    }
+    server.stop().await?;
+    tracing::info!("closed the member");
+    Ok(stopped)
+}
+
+/// Logs a notice of the settings.
+fn log_notice(notice: &Notice) {
+    let fields: Vec<(&str, Value<'_>)> =
+        notice.fields.iter().map(|(name, value)| (name.as_str(), Value::Text(value))).collect();
+    let level = if notice.warning { LogLevel::Warn } else { LogLevel::Info };
+    logging::emit(level, file!(), line!(), &notice.message, &fields);
+}
+
+/// Logs the settings in effect, fields named as the flags: tools look there for what a member runs with.
+fn log_settings(settings: &crate::config::flags::Settings) {
+    use crate::config::options::{Group, Kind};
+    let mut fields: Vec<(&str, Value<'_>)> = vec![
+        ("sternpost-version", Value::Text(env!("CARGO_PKG_VERSION"))),
+        ("etcd-version", Value::Text(crate::config::ETCD_VERSION)),
+    ];
+    for (spec, value) in settings.effective().filter(|(spec, _)| spec.group != Group::Ignored) {
+        let secret = spec.name == "discovery-password" || spec.name == "discovery-user";
+        fields.push((
+            spec.name,
+            match spec.kind {
+                Kind::Uint | Kind::Uint32 => Value::Uint(settings.uint(spec.name)),
+                Kind::Int => Value::Int(settings.int(spec.name)),
+                Kind::Flag => Value::Bool(settings.flag(spec.name)),
+                Kind::Urls => match url::parse_list(value) {
+                    Ok(urls) => Value::List(urls.iter().map(ToString::to_string).collect()),
+                    Err(_) => Value::Text(value),
+                },
+                _ if secret && !value.is_empty() => Value::Text("redacted"),
+                _ => Value::Text(value),
+            },
+        ));
+    }
+    logging::emit(LogLevel::Info, file!(), line!(), "starting a member", &fields);
+}
+
+/// Open sockets, by what they will serve.
+struct Sockets {
+    clients: Vec<Listener>,
+    http: Vec<Listener>,
+    metrics: Vec<Listener>,
+}
+
+impl Sockets {
+    fn open(config: &Config) -> Result<Self, String> {
+        let bind = |urls: &[url::Url]| {
+            urls.iter().map(|url| Listener::bind(url, config.reuse_port)).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            clients: bind(&config.listen_client_urls)?,
+            http: bind(&config.listen_client_http_urls)?,
+            metrics: bind(&config.listen_metrics_urls)?,
+        })
+    }
+
+    fn serve(
+        self,
+        config: &Config,
+        server: &Server,
+        diagnostics: Arc<Diagnostics>,
+        metrics: Arc<Metrics>,
+        shutdown: &Shutdown,
+    ) {
+        let services = GrpcServices::default().with_router(&GrpcRouter::SERVICES, server.grpc.clone());
+        let bounds = GrpcBounds {
+            message_bytes_max: config.message_bytes_max(),
+            warning_unary_duration: config.warning_unary_request_duration,
+        };
+        let grpc =
+            Grpc::new(&services, bounds, diagnostics.inflight.clone(), metrics.clone(), shutdown.clone());
+        let grpc = Some(Arc::new(grpc));
+        let state = Arc::new(HttpState {
+            health: diagnostics.clone(),
+            metrics: metrics.clone(),
+            samples: diagnostics,
+            host_whitelist: config.host_whitelist.clone(),
+        });
+        let client_http = Some(client_routes(state.clone()));
+        let beside_grpc = if self.http.is_empty() { client_http.clone() } else { None };
+        let listeners = [
+            (self.clients, Served { grpc, http: beside_grpc }),
+            (self.http, Served { grpc: None, http: client_http }),
+            (self.metrics, Served { grpc: None, http: Some(monitor_routes(state)) }),
+        ];
+        let settings = ConnectionSettings::new(config);
+        for (sockets, served) in listeners {
+            for socket in sockets {
+                tokio::spawn(socket.serve(
+                    served.clone(),
+                    settings.clone(),
+                    metrics.clone(),
+                    shutdown.clone(),
+                ));
+            }
+        }
+    }
+}
+
+/// Makes the data directory, and refuses one that is not ours.
+fn prepare_directory(config: &Config) -> Result<(), String> {
+    let directory = &config.data_dir;
+    let shown = directory.display();
+    if directory.join("member").is_dir() {
+        return Err(format!(
+            "the data directory {shown} holds data of etcd (member/); a directory of etcd cannot be opened, give another --data-dir"
+        ));
+    }
+    let is_empty = match std::fs::read_dir(directory) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(|error| format!("cannot make the data directory {shown}: {error}"))?;
+            true
+        }
+        Err(error) => return Err(format!("cannot read the data directory {shown}: {error}")),
+    };
+    if is_empty {
+        config.check_bootstrap()?;
+    }
+    Ok(())
+}
+
+async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<(Server, Arc<Diagnostics>), String> {
+    let options = ServerOptions {
+        name: config.name.clone(),
+        initial_cluster: config
+            .initial_cluster
+            .iter()
+            .map(|(name, urls)| (name.clone(), urls.iter().map(ToString::to_string).collect()))
+            .collect(),
+        initial_cluster_token: config.initial_cluster_token.clone(),
+        advertise_client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
+        quota_bytes: config.quota_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        limits: Limits {
+            request_bytes_max: config.request_bytes_max,
+            txn_operations_max: config.txn_ops_max,
+        },
+        message_bytes_max: config.message_bytes_max(),
+        request_timeout: config.request_timeout(),
+        lease_ttl_min: config.lease_ttl_min_s(),
+        store: StoreOptions::default(),
+        watch_progress_interval: config.watch_progress_interval,
+        metrics,
+    };
+    let log = LogOptions {
+        io_backend: match config.io_backend.as_str() {
+            "ring" => BackendChoice::Ring,
+            "syscall" => BackendChoice::Syscall,
+            _ => BackendChoice::Auto,
+        },
+        wal_sync: match config.wal_sync.as_str() {
+            "linked" => Some(SyncMethod::Linked),
+            "dsync" => Some(SyncMethod::Dsync),
+            "separate" => Some(SyncMethod::Separate),
+            _ => None,
+        },
+        ..LogOptions::default()
+    };
+    let directory = config.data_dir.clone();
+    let (report, solo) = tokio::sync::oneshot::channel();
+    let server = Server::start_with(options, move |machine, genesis| {
+        let progress = Box::new(log_progress());
+        let solo = Arc::new(Solo::start(SoloOptions { directory, log, genesis, progress }, machine)?);
+        let opened = solo.opened();
+        tracing::info!(
+            cluster_id = format!("{:x}", opened.cluster_id),
+            member_id = format!("{:x}", opened.member_id),
+            created = opened.created,
+            backend = ?opened.backend,
+            records = opened.recovery.records_count,
+            bytes = opened.recovery.bytes,
+            "opened the log"
+        );
+        if let Some(cut) = &opened.recovery.cut {
+            tracing::warn!(
+                ?cut,
+                "cut what a crash left unfinished off the end of the log; none of it was acknowledged"
+            );
+        }
+        let (cluster_id, member_id) = (opened.cluster_id, opened.member_id);
+        let _ = report.send(Arc::clone(&solo));
+        Ok(StartedReplicator { replicator: solo, cluster_id, member_id })
+    })
+    .await
+    .map_err(|error| match error {
+        StartError::Options(what) => what,
+        StartError::Engine(error) => {
+            format!("cannot open the data directory {}: {error}", config.data_dir.display())
+        }
+    })?;
+    let solo = solo.await.map_err(|_| "the log was not opened".to_string())?;
+    let diagnostics = Diagnostics {
+        pipeline: server.pipeline.clone(),
+        member_id: server.header.member_id(),
+        feature_gates: config.feature_gates.clone(),
+        inflight: InflightBudget::new(config.inflight_bytes_max),
+        wal_stats: Box::new(move || solo.wal_stats()),
+    };
+    Ok((server, Arc::new(diagnostics)))
+}
+
+/// Logs how far the opening is: that it waits, and each tenth of the replay of a long log.
+fn log_progress() -> impl FnMut(OpenProgress<'_>) + Send {
+    const WORTH_TELLING_BYTES: u64 = 256 << 20;
+    let mut tenths_told = 0;
+    move |progress| match progress {
+        OpenProgress::Waiting(sentence) => tracing::warn!("{sentence}"),
+        OpenProgress::Replaying(replay) => {
+            let tenths = replay.bytes_done * 10 / replay.bytes_total.max(1);
+            if replay.bytes_total >= WORTH_TELLING_BYTES && tenths > tenths_told {
+                tenths_told = tenths;
+                tracing::info!(
+                    bytes_done = replay.bytes_done,
+                    bytes_total = replay.bytes_total,
+                    "replaying the log"
+                );
+            }
+        }
+    }
+}
+
+/// Tells a supervisor that asked for it (systemd) that the server is ready: one datagram to the socket that it names.
+fn notify_supervisor() {
+    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    let send = || -> std::io::Result<()> {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::ffi::OsStrExt;
+        let address = match name.as_bytes() {
+            [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
+            _ => SocketAddr::from_pathname(Path::new(&name))?,
+        };
+        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
+    };
+    if let Err(error) = send() {
+        tracing::error!(%error, "failed to notify systemd for readiness");
+    }
+}
