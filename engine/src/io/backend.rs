@@ -63,12 +63,11 @@ fn open_ring(
     Err(IoError::from_system("make an io_uring".to_string(), &error))
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", target_arch = "x86_64"))]
 mod tests {
     use super::*;
 
     /// Makes every later io_uring_setup of this thread fail, as the default seccomp profile of containers does.
-    #[cfg(target_arch = "x86_64")]
     fn forbid_rings() {
         let instruction = |code: u32, jump_true, jump_false, k| libc::sock_filter {
             code: u16::try_from(code).expect("16 bits"),
@@ -98,7 +97,6 @@ mod tests {
     }
 
     #[test]
-    #[cfg(target_arch = "x86_64")]
     fn where_rings_are_forbidden_threads_do_it_and_the_log_says_why() {
         let directory = tempfile::tempdir().expect("a directory");
         let thread = std::thread::spawn(move || {
