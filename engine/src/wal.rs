@@ -504,7 +504,8 @@ impl Wal {
             }
             self.pump(io);
             if self.tail.queued_bytes() + self.commit.in_flight_bytes() == 0 {
-                if closing_group || !self.can_promise() {
+                // Opening and closing alone does not make the log longer.
+                if closing_group || !self.owes_promise() || !self.can_promise() {
                     break;
                 }
                 closing_group = true;

@@ -243,11 +243,14 @@ impl Wal {
         }
     }
 
-    /// True when something acknowledged is not promised yet and nothing is on its way that would promise it.
-    fn wants_idle(&self) -> bool {
+    /// True when something acknowledged is not promised yet.
+    pub(super) fn owes_promise(&self) -> bool {
         self.commit.promised < self.commit.records_end
-            && self.commit.in_flight.is_empty()
-            && self.tail.queued_bytes() == 0
+    }
+
+    /// The same, and nothing is on its way that would promise it.
+    fn wants_idle(&self) -> bool {
+        self.owes_promise() && self.commit.in_flight.is_empty() && self.tail.queued_bytes() == 0
     }
 
     pub(super) fn idle_deadline_us(&self) -> Option<u64> {

@@ -124,7 +124,7 @@ impl<'a> Stream<'a> {
                 CLOSE_TOKEN => {}
                 Token(number) => {
                     let read = completion.result.and_then(|outcome| {
-                        let mut buffer = completion.buffer.ok_or_else(|| lost_buffer())?;
+                        let mut buffer = completion.buffer.ok_or_else(lost_buffer)?;
                         if let Outcome::Bytes(bytes) = outcome {
                             // Shorter only at the end of the file: what is not there is as good as zeros.
                             buffer[bytes..].fill(0);
@@ -497,7 +497,6 @@ pub(super) fn scan(
 }
 
 /// Delivers groups until one does not continue the log; `scan.end` says where and why.
-
 fn scan_groups(
     stream: &mut Stream<'_>,
     scan: &mut Scan<'_>,
