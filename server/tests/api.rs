@@ -22,6 +22,8 @@ use support::session::Session;
 const FILES_AT_ONCE: usize = 4;
 /// After so many differences in one file the rest says nothing new.
 const DIFFERENCES_SHOWN_MAX: usize = 12;
+/// Files about what our server does not serve yet. They hold for etcd; each must still differ from us, so that the list is true.
+const NOT_SERVED_YET: [&str; 4] = ["auth_off.txt", "cluster_changes.txt", "downgrade.txt", "lock.txt"];
 /// What the issue asks for; the suite may grow, not shrink.
 const REQUESTS_MIN: usize = 200;
 
@@ -126,6 +128,10 @@ async fn check_file(program: Program, file: &CaseFile, record: bool) -> Option<S
             differences.push(format!("{}: and the rest was not tried", file.name()));
             break;
         }
+    }
+    if program == Program::Sternpost && NOT_SERVED_YET.contains(&file.name().as_str()) {
+        let all_served = format!("{}: served now, so it leaves the list NOT_SERVED_YET", file.name());
+        return differences.is_empty().then_some(all_served);
     }
     if record {
         std::fs::write(&file.path, file.render(&answers)).expect("the file can be written");

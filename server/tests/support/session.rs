@@ -98,6 +98,8 @@ impl Session {
             "raw" => self.raw(rest, &options).await,
             _ => {
                 let method = method_named(&self.pool, word).ok_or_else(|| format!("no method {word}"))?;
+                // What a request says may name ids of the server.
+                self.running().await;
                 if method.is_client_streaming() {
                     self.stream(method, rest, &below, &options).await
                 } else {
@@ -261,7 +263,6 @@ impl Session {
             [word, _] if word == "expect" => None,
             _ => Some(text::read_message(&method.input(), rest, below, &self.names)?),
         };
-        self.running().await;
         let names = self.names.clone();
         let running = self.running().await;
         if !running.streams.contains_key(name) {
