@@ -15,6 +15,7 @@ pub use duplicate_keys::check_duplicate_keys;
 pub use operation::*;
 pub use scan::Scan;
 pub use store::{
-    AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats, Wanted,
+    AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
+    Wanted,
 };
 pub use writer::StoreWriter;
