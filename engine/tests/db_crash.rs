@@ -21,7 +21,7 @@ use sternpost_engine::{Bytes, Error, Options};
 
 const OPERATIONS_PER_SEED: usize = 60;
 /// The share of `cargo test`; the log alone is crashed far more often in `crash.rs`.
-const SEEDS_DEFAULT: u64 = 4;
+const SEEDS_DEFAULT: u64 = 20;
 
 /// Head, compact revision, and every retained record as comparable text.
 type Dump = (i64, i64, Vec<String>);
