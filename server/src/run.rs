@@ -215,20 +215,20 @@ fn prepare_directory(config: &Config) -> Result<(), String> {
             "the data directory {shown} holds data of etcd (member/); a directory of etcd cannot be opened, give another --data-dir"
         ));
     }
-    let is_empty = match std::fs::read_dir(directory) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .map_err(|error| format!("cannot make the data directory {shown}: {error}"))?;
-            true
-        }
+    let (exists, is_empty) = match std::fs::read_dir(directory) {
+        Ok(mut entries) => (true, entries.next().is_none()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (false, true),
         Err(error) => return Err(format!("cannot read the data directory {shown}: {error}")),
     };
     if is_empty {
         config.check_bootstrap()?;
+    }
+    if !exists {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)
+            .map_err(|error| format!("cannot make the data directory {shown}: {error}"))?;
     }
     Ok(())
 }

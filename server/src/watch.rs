@@ -59,6 +59,7 @@ impl WatchHub {
 
     /// The task: distributes and serves, for ever. New events come first; after each piece of work others may run.
     pub async fn run(self: Arc<Self>) {
+        let _fatal = EndsWithTheTask;
         let mut turn: Option<Turn> = None;
         loop {
             let more = self.distribute();
@@ -169,9 +170,21 @@ impl WatchHub {
         self.with_hub(Hub::close);
     }
 
+    /// No watcher is left: the apply thread need not wake the task any more.
     fn rest_if_idle(&self, hub: &Hub) {
         if hub.watchers_count() == 0 {
             self.signal.active.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A hub that broke an invariant must not leave a server behind whose watches are silent: the process ends, and clients go elsewhere.
+struct EndsWithTheTask;
+
+impl Drop for EndsWithTheTask {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
         }
     }
 }

@@ -1,0 +1,3 @@
+//! Parts of the test program `watch`.
+mod model;
+mod server;
