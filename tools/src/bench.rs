@@ -12,6 +12,7 @@
 //! Reading order: `report` (what comes out), `workloads` and `watchers` (what an operation is), `pace` (when it
 //! begins), `driver` (threads and the order of a run), `record`, `keys`, `connection`, `machine`.
 mod connection;
+pub mod device;
 mod driver;
 mod keys;
 pub mod machine;
@@ -26,11 +27,12 @@ use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::options::{GlobalOptions, parse_duration};
 use clap::{Args, Subcommand};
 use connection::{Connection, Method};
-use driver::{Outcome, Plan};
+use device::{BlockDevice, DeviceCounters};
+use driver::{Observer, Outcome, Plan};
 use keys::{KeySpace, ValueKind, ValuePool};
-use machine::Machine;
+use machine::{CpuTime, Machine, cpu_time, cpu_time_of, memory_of};
 use record::Window;
-use report::{BenchmarkResult, Generator, Second, Server, Settings, Summary};
+use report::{BenchmarkResult, Generator, Second, Server, Settings, Summary, Usage};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -151,6 +153,12 @@ struct LoadOptions {
     /// What all choices are drawn from
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Process id of the server, when it runs on this machine: its processor time and memory are kept in the result
+    #[arg(long, value_name = "PID")]
+    server_pid: Option<u32>,
+    /// A directory on the server's disk, when it is this machine's: bytes written to that disk are kept in the result
+    #[arg(long, value_name = "DIRECTORY")]
+    device_of: Option<PathBuf>,
     /// A name for the run, kept in the result
     #[arg(long, default_value = "")]
     label: String,
@@ -196,18 +204,14 @@ pub(crate) fn run(command: BenchCommand, options: &GlobalOptions) -> Result<(), 
         settings,
         ..BenchmarkResult::default()
     };
-    let mut timeline = Vec::new();
-    let progress = Progress::new(load.quiet);
-    let mut observe = |window: &Window| {
-        let second = Second::of(window);
-        progress.show(&second);
-        timeline.push(second);
-    };
+    let mut witness = Witness::new(&load);
     let outcome =
-        driver::run(plan, clock, &mut observe).map_err(|error| Failure::new(Exit::BadConnection, error))?;
-    progress.end();
-    result.timeline = timeline;
+        driver::run(plan, clock, &mut witness).map_err(|error| Failure::new(Exit::BadConnection, error))?;
+    witness.progress.end();
     fill(&mut result, &outcome, &series_names, workload.counters());
+    result.generator = Generator::of(&witness.generator_cpu, result.summary.operations);
+    result.usage = witness.usage;
+    result.timeline = witness.timeline;
     print!("{}", result.text(false));
     if let Some(file) = &load.json {
         write_file(file, result.to_json().as_bytes())?;
@@ -220,7 +224,6 @@ pub(crate) fn run(command: BenchCommand, options: &GlobalOptions) -> Result<(), 
 
 fn fill(result: &mut BenchmarkResult, outcome: &Outcome, series_names: &[&str], counter_names: &[&str]) {
     result.summary = Summary::of(&outcome.sum, outcome.seconds, series_names, counter_names);
-    result.generator = Generator::of(&outcome.cpu, result.summary.operations);
     if outcome.events_missing > 0 {
         let name = "events that did not arrive".to_owned();
         result.summary.errors.push(report::Counter { name, count: outcome.events_missing });
@@ -347,6 +350,80 @@ fn server(endpoints: &[String]) -> Result<Server, Failure> {
 fn unix_seconds() -> u64 {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Watches a run: its seconds, and what generator, server and disk used in the measured part.
+struct Witness {
+    progress: Progress,
+    timeline: Vec<Second>,
+    server_pid: Option<u32>,
+    device: Option<BlockDevice>,
+    before: Sample,
+    generator_cpu: CpuTime,
+    usage: Option<Usage>,
+}
+
+/// What is read at the begin and at the end of the measured part.
+#[derive(Clone, Copy, Default)]
+struct Sample {
+    generator_cpu: CpuTime,
+    server_cpu: CpuTime,
+    device: DeviceCounters,
+}
+
+impl Witness {
+    fn new(load: &LoadOptions) -> Self {
+        Self {
+            progress: Progress::new(load.quiet),
+            timeline: Vec::new(),
+            server_pid: load.server_pid,
+            device: load.device_of.as_deref().and_then(BlockDevice::of),
+            before: Sample::default(),
+            generator_cpu: CpuTime::default(),
+            usage: None,
+        }
+    }
+
+    fn sample(&self) -> Sample {
+        Sample {
+            generator_cpu: cpu_time(),
+            server_cpu: self.server_pid.and_then(cpu_time_of).unwrap_or_default(),
+            device: self.device.as_ref().and_then(BlockDevice::counters).unwrap_or_default(),
+        }
+    }
+}
+
+impl Observer for Witness {
+    fn begin(&mut self) {
+        self.before = self.sample();
+    }
+
+    fn second(&mut self, window: &Window) {
+        let second = Second::of(window);
+        self.progress.show(&second);
+        self.timeline.push(second);
+    }
+
+    fn end(&mut self) {
+        let after = self.sample();
+        self.generator_cpu = after.generator_cpu.since(&self.before.generator_cpu);
+        if self.server_pid.is_none() && self.device.is_none() {
+            return;
+        }
+        let cpu = after.server_cpu.since(&self.before.server_cpu);
+        let device = after.device.since(&self.before.device);
+        let memory = self.server_pid.and_then(memory_of).unwrap_or_default();
+        self.usage = Some(Usage {
+            cpu_user_us: cpu.user_us,
+            cpu_system_us: cpu.system_us,
+            resident_kib: memory.resident_kib,
+            anonymous_kib: memory.anonymous_kib,
+            device: self.device.as_ref().map(BlockDevice::description).unwrap_or_default(),
+            device_write_bytes: device.write_bytes,
+            device_writes: device.writes,
+            device_flushes: device.flushes,
+        });
+    }
 }
 
 /// One line on standard error that is overwritten each second; lines of their own when it is not a terminal.

@@ -10,7 +10,6 @@
 use super::Clock;
 use super::connection::{CallError, Connection, Method};
 use super::keys::{KeySpace, ValuePool};
-use super::machine::{CpuTime, cpu_time};
 use super::pace::{Pace, Schedule};
 use super::record::{Recorder, Window};
 use super::watchers::{self, Answers};
@@ -77,8 +76,6 @@ pub(crate) struct Outcome {
     pub(crate) sum: Window,
     /// The measured part in seconds: from its begin to the end of its last operation.
     pub(crate) seconds: f64,
-    /// What the generator used in that time.
-    pub(crate) cpu: CpuTime,
     /// Events that were promised by acknowledged puts and did not come.
     pub(crate) events_missing: u64,
 }
@@ -168,11 +165,21 @@ impl ThreadContext {
     }
 }
 
-/// Runs a load to its end. `observe` is called for each measured second when it is complete.
+/// Hears how a load goes on.
+pub(crate) trait Observer {
+    /// The measured part begins.
+    fn begin(&mut self);
+    /// A measured second is complete.
+    fn second(&mut self, window: &Window);
+    /// The last operation is over.
+    fn end(&mut self);
+}
+
+/// Runs a load to its end.
 ///
 /// # Errors
 /// When the load could not begin: no connection, keys not written, watches refused.
-pub(crate) fn run(plan: Plan, clock: Clock, observe: &mut dyn FnMut(&Window)) -> Result<Outcome, String> {
+pub(crate) fn run(plan: Plan, clock: Clock, observer: &mut dyn Observer) -> Result<Outcome, String> {
     let plan = Arc::new(plan);
     let series_count = plan.workload.series(plan.rate.is_some()).len();
     let counters_count = plan.workload.counters().len();
@@ -204,33 +211,37 @@ pub(crate) fn run(plan: Plan, clock: Clock, observe: &mut dyn FnMut(&Window)) ->
     let end_us = plan.duration.map_or(u64::MAX, |duration| measure_us + duration.as_micros() as u64);
     // Everybody hears of it: the threads hold receivers until they end.
     let _ = start.send(Some(Schedule { begin_us, measure_us, end_us }));
-    let mut cpu_before = None;
+    let mut has_begun = false;
     let mut sum = Window::new(0, series_count, counters_count);
     let mut open: BTreeMap<u64, (usize, Window)> = BTreeMap::new();
     loop {
         // The first window ends a second after the measuring began; until then nothing arrives here.
-        if cpu_before.is_none() {
+        if !has_begun {
             let wait_us = measure_us.saturating_sub(clock.now_us());
             if wait_us > 0 {
                 match windows.recv_timeout(Duration::from_micros(wait_us)) {
-                    Ok(window) => collect(window, plan.threads, &mut open, &mut sum, observe),
+                    Ok(window) => collect(window, plan.threads, &mut open, &mut sum, observer),
                     Err(mpsc::RecvTimeoutError::Timeout) => {}
                     Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 }
                 continue;
             }
-            cpu_before = Some(cpu_time());
+            has_begun = true;
+            observer.begin();
         }
         match windows.recv() {
-            Ok(window) => collect(window, plan.threads, &mut open, &mut sum, observe),
+            Ok(window) => collect(window, plan.threads, &mut open, &mut sum, observer),
             Err(mpsc::RecvError) => break,
         }
     }
-    let cpu = cpu_time().since(&cpu_before.unwrap_or_else(cpu_time));
+    if !has_begun {
+        observer.begin();
+    }
+    observer.end();
     // Seconds that not every thread reached.
     for (_, (_, window)) in std::mem::take(&mut open) {
         sum.add(&window);
-        observe(&window);
+        observer.second(&window);
     }
     let mut last_us = measure_us;
     let mut events_missing = 0;
@@ -246,7 +257,7 @@ pub(crate) fn run(plan: Plan, clock: Clock, observe: &mut dyn FnMut(&Window)) ->
         (last_us.min(end_us.saturating_add(DRAIN_TIMEOUT.as_micros() as u64)) - measure_us) as f64 / 1e6;
     // A load that is ended by time had that time, also when its last operation was over earlier.
     let seconds = plan.duration.map_or(seconds, |duration| seconds.max(duration.as_secs_f64()));
-    Ok(Outcome { sum, seconds: seconds.max(1e-6), cpu, events_missing })
+    Ok(Outcome { sum, seconds: seconds.max(1e-6), events_missing })
 }
 
 fn collect(
@@ -254,7 +265,7 @@ fn collect(
     threads: usize,
     open: &mut BTreeMap<u64, (usize, Window)>,
     sum: &mut Window,
-    observe: &mut dyn FnMut(&Window),
+    observer: &mut dyn Observer,
 ) {
     let number = window.number;
     match open.get_mut(&number) {
@@ -270,7 +281,7 @@ fn collect(
         && let Some((_, complete)) = open.remove(&number)
     {
         sum.add(&complete);
-        observe(&complete);
+        observer.second(&complete);
     }
 }
 

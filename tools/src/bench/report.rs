@@ -33,6 +33,8 @@ pub struct BenchmarkResult {
     pub summary: Summary,
     /// What the generator used in the measured part.
     pub generator: Generator,
+    /// What the server used in it, when it ran on the same machine and was named.
+    pub usage: Option<Usage>,
     /// The measured part second by second.
     pub timeline: Vec<Second>,
 }
@@ -138,6 +140,27 @@ pub struct Generator {
     pub cpu_system_us: u64,
     /// Both, for 1,000 operations.
     pub cpu_us_per_1000_operations: f64,
+}
+
+/// What a server used while it was measured, and what the disk did.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize, Encode, Decode)]
+pub struct Usage {
+    /// Processor time in its own code.
+    pub cpu_user_us: u64,
+    /// Processor time in the kernel.
+    pub cpu_system_us: u64,
+    /// Its resident memory at the end (`VmRSS`).
+    pub resident_kib: u64,
+    /// The part of it that belongs to no file (`RssAnon`).
+    pub anonymous_kib: u64,
+    /// The disk under its data, and what decides how long a durable write takes.
+    pub device: String,
+    /// Bytes written to the disk, by everybody.
+    pub device_write_bytes: u64,
+    /// Writes to the disk.
+    pub device_writes: u64,
+    /// Flushes of the disk's cache.
+    pub device_flushes: u64,
 }
 
 /// One second.
@@ -310,6 +333,17 @@ impl BenchmarkResult {
                 write!(out, "{:>11}", us_text(time))?;
             }
             writeln!(out)?;
+        }
+        if let Some(usage) = &self.usage {
+            let per_1000 = |amount: u64| amount as f64 * 1_000.0 / summary.operations.max(1) as f64;
+            writeln!(
+                out,
+                "server: {} of CPU and {:.1} KiB to {} per 1,000 operations; {} MiB resident",
+                us_text(per_1000(usage.cpu_user_us + usage.cpu_system_us).round() as u64),
+                per_1000(usage.device_write_bytes) / 1024.0,
+                usage.device,
+                usage.resident_kib / 1024,
+            )?;
         }
         for counter in &summary.counters {
             writeln!(out, "{:<20}{:>11}", counter.name, grouped(counter.count))?;
