@@ -104,6 +104,12 @@ impl Memtable {
         self.list.find(key, hash)?.at_or_below(Revision::new(main, i64::MAX))
     }
 
+    /// The key, if any version of it is here.
+    #[inline]
+    pub(crate) fn find(&self, key: &[u8], hash: u32) -> Option<Key<'_>> {
+        self.list.find(key, hash)
+    }
+
     /// The version with exactly this revision.
     pub(crate) fn exactly(&self, key: &[u8], hash: u32, revision: Revision) -> Option<Version<'_>> {
         self.list.find(key, hash)?.at_or_below(revision).filter(|version| version.revision() == revision)

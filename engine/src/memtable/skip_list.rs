@@ -13,11 +13,15 @@
 //! Layout (in the arena; offsets of 4 bytes in units of 8):
 //!
 //! ```text
-//! key node       latest u32 (atomic), key bytes u32, height u32, tower [u32; height] (atomic), key
+//! key node       latest u32 (atomic), key bytes u32, height u32, tower [u32; height] (atomic), key,
+//!                to the next multiple of 8: see NewestNode (56 bytes, atomic, for the writer)
 //! version node   see VersionNode (80 bytes), value
 //! ```
 //!
-//! Each version also holds a jump to a distant older one (Myers, "An applicative random-access stack", 1983), so the
+//! What the next put of a key must know of its newest version is repeated in the key node, so that a put waits for
+//! the memory of key nodes only, which lie close together, and not for that of an old version.
+//!
+//! Each version also holds a jump to an older one (after Myers, "An applicative random-access stack", 1983), so the
 //! newest version at a revision is found in O(log versions).
 //!
 //! Invariants:
@@ -29,7 +33,7 @@
 //!
 //! Why a skip list: insert-only with one writer it needs no reclamation, no rebalancing and no lock for readers, and
 //! it is flushed in key order later. See Pugh, "Skip lists: a probabilistic alternative to balanced trees", 1990.
-use super::arena::{ALLOCATION_BYTES_MAX, Arena, ArenaCursor, Offset};
+use super::arena::{ALLOCATION_BYTES_MAX, Arena, ArenaCursor, Lane, Offset};
 use super::event_ring::EventRing;
 use super::key_index::KeyIndex;
 use crate::base::ids::Revision;
@@ -39,6 +43,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicUsize, Ordering};
 
+/// One version in so many has a far jump.
+const JUMP_STRIDE: u32 = 16;
 /// Levels of a tower: 4^12 keys before searches become slower than logarithmic.
 const HEIGHT_MAX: usize = 12;
 
@@ -50,6 +56,7 @@ struct KeyNode {
     height: u32,
 }
 
+/// What a read or the next put needs comes first: it lies in one or two cache lines.
 #[repr(C)]
 struct VersionNode {
     main: i64,
@@ -59,10 +66,8 @@ struct VersionNode {
     /// 0: a tombstone.
     version: i64,
     lease: i64,
-    /// The key's previous version wherever it is, 0 for none.
-    prev_main: i64,
     sub: u32,
-    prev_sub: u32,
+    value_bytes: u32,
     key: Offset,
     /// The key's previous version in this list, 0 for none.
     older: Offset,
@@ -70,13 +75,69 @@ struct VersionNode {
     jump: Offset,
     /// How many versions are older in this list.
     depth: u32,
-    value_bytes: u32,
+    /// The key's previous version wherever it is, 0 for none.
+    prev_main: i64,
+    prev_sub: u32,
     prev_value_bytes: u32,
+}
+
+/// The newest version of a key as its writer remembers it; readers do not look.
+#[repr(C)]
+struct NewestNode {
+    main: AtomicI64,
+    create_revision: AtomicI64,
+    version: AtomicI64,
+    lease: AtomicI64,
+    sub: AtomicU32,
+    value_bytes: AtomicU32,
+    depth: AtomicU32,
+    jump: AtomicU32,
+    /// 1 when a version in another list has replaced it.
+    is_replaced: AtomicU32,
+    unused: u32,
+}
+
+impl NewestNode {
+    fn copy_from(&self, other: &NewestNode) {
+        self.main.store(other.main.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.create_revision.store(other.create_revision.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.version.store(other.version.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.lease.store(other.lease.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.sub.store(other.sub.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.value_bytes.store(other.value_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.depth.store(other.depth.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.jump.store(other.jump.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.is_replaced.store(other.is_replaced.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+}
+
+/// What the store's writer knows of the newest version of a key without looking at the version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Newest {
+    /// Its revision.
+    pub(crate) revision: Revision,
+    /// 0 for a tombstone.
+    pub(crate) create_revision: i64,
+    /// 0 for a tombstone.
+    pub(crate) version: i64,
+    /// 0 for none.
+    pub(crate) lease: i64,
+    /// Size of its value.
+    pub(crate) value_bytes: u32,
+    /// True if it was replaced by a version elsewhere.
+    pub(crate) is_replaced: bool,
 }
 
 const KEY_NODE_BYTES: usize = size_of::<KeyNode>();
 const VERSION_NODE_BYTES: usize = size_of::<VersionNode>();
-const _: () = assert!(KEY_NODE_BYTES == 12 && VERSION_NODE_BYTES == 80, "no padding");
+const NEWEST_NODE_BYTES: usize = size_of::<NewestNode>();
+const _: () =
+    assert!(KEY_NODE_BYTES == 12 && VERSION_NODE_BYTES == 80 && NEWEST_NODE_BYTES == 56, "no padding");
+
+/// Where in a key node the newest version is described.
+fn newest_at(height: usize, key_bytes: usize) -> usize {
+    (KEY_NODE_BYTES + 4 * height + key_bytes).next_multiple_of(8)
+}
 
 /// One version to be inserted.
 #[derive(Clone, Debug)]
@@ -185,6 +246,38 @@ impl<'a> Key<'a> {
         // SAFETY: the tower has `height` entries behind the fixed fields, and a node is reached on a level only if it
         // has it (K4). 12 and 4 keep the alignment of the entries.
         unsafe { &*self.node.as_ptr().cast::<u8>().add(KEY_NODE_BYTES + 4 * level).cast::<AtomicU32>() }
+    }
+
+    #[inline]
+    fn newest_fields(&self) -> &'a NewestNode {
+        let fields = self.fields();
+        let at = newest_at(fields.height as usize, fields.key_bytes as usize);
+        // SAFETY: it lies behind the key in the same allocation, aligned to 8 like the node, written before publication
+        // (K2); all that changes is atomic.
+        unsafe { &*self.node.as_ptr().cast::<u8>().add(at).cast::<NewestNode>() }
+    }
+
+    /// The newest version in this list; for the store's writer alone, others may see a mixture of two.
+    #[inline]
+    pub(crate) fn newest(&self) -> Newest {
+        let newest = self.newest_fields();
+        let sub = i64::from(newest.sub.load(Ordering::Relaxed));
+        Newest {
+            revision: Revision::new(newest.main.load(Ordering::Relaxed), sub),
+            create_revision: newest.create_revision.load(Ordering::Relaxed),
+            version: newest.version.load(Ordering::Relaxed),
+            lease: newest.lease.load(Ordering::Relaxed),
+            value_bytes: newest.value_bytes.load(Ordering::Relaxed),
+            is_replaced: newest.is_replaced.load(Ordering::Relaxed) != 0,
+        }
+    }
+
+    /// Says that the newest version in this list is replaced by one of revision `main`, which is inserted next, here or
+    /// elsewhere; for the store's writer alone.
+    #[inline]
+    pub(crate) fn replace_newest(&self, main: i64) {
+        self.latest().fields().next_main.store(main, Ordering::Release);
+        self.newest_fields().is_replaced.store(1, Ordering::Relaxed);
     }
 
     /// The key behind this one.
@@ -297,12 +390,6 @@ impl<'a> Version<'a> {
         self.fields().next_main.load(Ordering::Acquire)
     }
 
-    /// Says that it was replaced; for the store's writer alone.
-    #[inline]
-    pub(crate) fn set_next_main(&self, main: i64) {
-        self.fields().next_main.store(main, Ordering::Release);
-    }
-
     /// Its key.
     #[inline]
     pub(crate) fn key(&self) -> &'a [u8] {
@@ -368,6 +455,22 @@ impl SkipList {
         (at != 0).then(|| unsafe { Key::at(self, at) })
     }
 
+    /// Asks the processor to have the start of a node in its cache soon.
+    #[inline]
+    fn prefetch(&self, at: Offset) {
+        if at == 0 {
+            return;
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction has no effect that a program can see, whatever the address; here it is a node's.
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(self.arena.address(at).cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     /// The link that leads on from `key`, or from the start of the list, on `level`.
     #[inline]
     fn link<'a>(&'a self, key: Option<Key<'a>>, level: usize) -> &'a AtomicU32 {
@@ -380,10 +483,15 @@ impl SkipList {
     /// The key, if the list has it. `hash` is its hash.
     #[inline]
     pub(crate) fn find(&self, key: &[u8], hash: u32) -> Option<Key<'_>> {
+        let at = self.find_offset(key, hash)?;
         // SAFETY: the index holds offsets of key nodes, stored with Release (K2).
-        let at = self.index.find(hash, |at| unsafe { Key::at(self, at) }.bytes() == key)?;
-        // SAFETY: as above.
         Some(unsafe { Key::at(self, at) })
+    }
+
+    #[inline]
+    fn find_offset(&self, key: &[u8], hash: u32) -> Option<Offset> {
+        // SAFETY: as above.
+        self.index.find(hash, |at| unsafe { Key::at(self, at) }.bytes() == key)
     }
 
     /// The first key that is not below `key`, and on each level of `before` (as far as it reaches) the last key below.
@@ -394,6 +502,10 @@ impl SkipList {
         for level in (0..self.height.load(Ordering::Acquire)).rev() {
             loop {
                 let next = self.key_at(self.link(last, level));
+                if level > 0 {
+                    // Where the search goes if it goes down, while the memory for going on is being waited for.
+                    self.prefetch(self.link(last, level - 1).load(Ordering::Relaxed));
+                }
                 let Some(next) = next else {
                     ended_at = None;
                     break;
@@ -411,6 +523,25 @@ impl SkipList {
             before(level, last);
         }
         ended_at
+    }
+
+    /// The jump of the version that is put above the one at `older_at`, which has this depth and jump.
+    ///
+    /// Every [`JUMP_STRIDE`]th version is a *station*. A version in between jumps to the station below it, which needs no
+    /// look at any other node; stations jump over stations as in Myers' stack.
+    fn jump_above(&self, older_at: Offset, older_depth: u32, older_jump: Offset) -> Offset {
+        let is_station = |depth: u32| depth.is_multiple_of(JUMP_STRIDE);
+        let below_at = if is_station(older_depth) { older_at } else { older_jump };
+        if !is_station(older_depth + 1) {
+            return below_at;
+        }
+        // SAFETY: a jump leads to a version (K2).
+        let below = unsafe { Version::at(self, below_at) };
+        let middle = below.jump();
+        let far = middle.jump();
+        let first_step = below.fields().depth - middle.fields().depth;
+        let second_step = middle.fields().depth - far.fields().depth;
+        if first_step > 0 && first_step == second_step { middle.fields().jump } else { below_at }
     }
 
     /// The keys from `key` on, in order.
@@ -477,6 +608,10 @@ impl<'a> Iterator for Keys<'a> {
     fn next(&mut self) -> Option<Key<'a>> {
         let key = self.next?;
         self.next = key.next();
+        if let Some(next) = self.next {
+            // By the time it is asked for, it is there, and so is the version that will be wanted of it.
+            next.list.prefetch(next.link(0).load(Ordering::Relaxed));
+        }
         Some(key)
     }
 }
@@ -495,47 +630,53 @@ impl SkipListWriter {
 
     /// Inserts a record. The caller has asked [`SkipListWriter::fits`].
     pub(crate) fn insert(&mut self, record: &Record<'_>, hash: u32) {
-        let key_bytes = u32::try_from(record.key.len()).expect("K2: a key is shorter than 4 GiB");
         let value_bytes = u32::try_from(record.value.len()).expect("K2: a value is shorter than 4 GiB");
         let sub = u32::try_from(record.revision.sub).expect("K2: a transaction has less than 2^32 changes");
         let prev_sub = record.prev.map_or(0, |prev| prev.revision.sub);
         let prev_sub = u32::try_from(prev_sub).expect("K2: a transaction has less than 2^32 changes");
         let bytes = VERSION_NODE_BYTES + value_bytes as usize;
         assert!(
-            bytes.max(KEY_NODE_BYTES + 4 * HEIGHT_MAX + record.key.len()) <= ALLOCATION_BYTES_MAX,
+            bytes.max(newest_at(HEIGHT_MAX, record.key.len()) + NEWEST_NODE_BYTES) <= ALLOCATION_BYTES_MAX,
             "N2: a record has at most {ALLOCATION_BYTES_MAX} bytes, this one has {bytes}"
         );
 
         let list = self.list.clone();
-        let found = list.find(record.key, hash);
+        let found = list.find_offset(record.key, hash);
         let height = if found.is_some() { 0 } else { self.random_height() };
         // SAFETY: the cursor was made with the arena of this list, here and below.
-        let at = unsafe { list.arena.allocate(&mut self.cursor, bytes) };
+        let at = unsafe { list.arena.allocate(&mut self.cursor, Lane::Values, bytes) };
         let key = match found {
-            Some(found) => found.latest().fields().key,
-            // SAFETY: as above.
-            None => unsafe {
-                list.arena.allocate(&mut self.cursor, KEY_NODE_BYTES + 4 * height + record.key.len())
-            },
+            Some(found) => found,
+            None => {
+                let bytes = newest_at(height, record.key.len()) + NEWEST_NODE_BYTES;
+                // SAFETY: as above.
+                unsafe { list.arena.allocate(&mut self.cursor, Lane::Keys, bytes) }
+            }
         };
+        // SAFETY: the index holds offsets of key nodes (K2).
+        let found = found.map(|found| unsafe { Key::at(&list, found) });
         let (older, jump, depth) = match found {
             None => (0, at, 0),
             Some(found) => {
+                let newest = found.newest_fields();
+                let older = found.newest().revision;
+                assert!(older < record.revision, "K4: revisions grow, {} after {older}", record.revision);
                 let older_at = found.fields().latest.load(Ordering::Relaxed);
-                let older = found.latest();
-                assert!(
-                    older.revision() < record.revision,
-                    "K4: revisions grow, {} after {}",
-                    record.revision,
-                    older.revision()
-                );
-                let middle = older.jump();
-                let far = middle.jump();
-                let (older_depth, middle_depth) = (older.fields().depth, middle.fields().depth);
-                let equal_steps = older_depth - middle_depth == middle_depth - far.fields().depth;
-                let jump = if older_depth > 0 && equal_steps { middle.fields().jump } else { older_at };
-                (older_at, jump, older_depth + 1)
+                let depth = newest.depth.load(Ordering::Relaxed);
+                (older_at, list.jump_above(older_at, depth, newest.jump.load(Ordering::Relaxed)), depth + 1)
             }
+        };
+        let newest = NewestNode {
+            main: AtomicI64::new(record.revision.main),
+            create_revision: AtomicI64::new(record.create_revision),
+            version: AtomicI64::new(record.version),
+            lease: AtomicI64::new(record.lease),
+            sub: AtomicU32::new(sub),
+            value_bytes: AtomicU32::new(value_bytes),
+            depth: AtomicU32::new(depth),
+            jump: AtomicU32::new(jump),
+            is_replaced: AtomicU32::new(u32::from(record.next_main != 0)),
+            unused: 0,
         };
         let node = VersionNode {
             main: record.revision.main,
@@ -561,8 +702,11 @@ impl SkipListWriter {
             start.add(VERSION_NODE_BYTES).copy_from_nonoverlapping(record.value.as_ptr(), record.value.len());
         }
         match found {
-            Some(found) => found.fields().latest.store(at, Ordering::Release),
-            None => self.insert_key(&list, key, key_bytes, height, record.key, hash, at),
+            Some(found) => {
+                found.newest_fields().copy_from(&newest);
+                found.fields().latest.store(at, Ordering::Release);
+            }
+            None => self.insert_key(&list, key, height, record.key, hash, at, newest),
         }
         list.events.push(record.revision.main, at);
     }
@@ -573,12 +717,13 @@ impl SkipListWriter {
         &mut self,
         list: &SkipList,
         at: Offset,
-        key_bytes: u32,
         height: usize,
         key: &[u8],
         hash: u32,
         latest: Offset,
+        newest: NewestNode,
     ) {
+        let key_bytes = u32::try_from(key.len()).expect("K2: a key is shorter than 4 GiB");
         let node = KeyNode { latest: AtomicU32::new(latest), key_bytes, height: height as u32 };
         // SAFETY: the node's bytes were just allocated at `at`, aligned to 8, for these sizes, and no offset to them is
         // published yet, so this thread alone knows them.
@@ -590,6 +735,7 @@ impl SkipListWriter {
                 links.add(4 * level).cast::<AtomicU32>().write(AtomicU32::new(0));
             }
             links.add(4 * height).copy_from_nonoverlapping(key.as_ptr(), key.len());
+            start.add(newest_at(height, key.len())).cast::<NewestNode>().write(newest);
         }
         let mut before: [Option<Key<'_>>; HEIGHT_MAX] = [None; HEIGHT_MAX];
         if height > list.height.load(Ordering::Relaxed) {

@@ -122,3 +122,45 @@ fn readers_see_all_records_up_to_the_published_revision() {
         done.store(true, Ordering::Release);
     });
 }
+
+/// Every published key is met by a seek and stands in order, while others are linked around it (K2, K4).
+#[test]
+fn seeks_miss_no_key_while_new_ones_are_linked() {
+    const MAINS: i64 = 60_000;
+    let hasher = KeyHasher::default();
+    let (table, mut writer) = Memtable::new();
+    let (head, done) = (AtomicI64::new(1), AtomicBool::new(false));
+    // Neighbours in time are far apart in order.
+    let key_of = |main: i64| (main as u32).reverse_bits().to_be_bytes();
+    std::thread::scope(|scope| {
+        for seed in 0..2 {
+            let (table, head, done) = (&table, &head, &done);
+            scope.spawn(move || {
+                let mut rng = Rng::new(seed);
+                while !done.load(Ordering::Acquire) {
+                    let at = head.load(Ordering::Acquire);
+                    // Mostly the last few, beside which keys are being linked.
+                    let span = if rng.chance(3, 4) { 40 } else { at as u64 };
+                    let main = (at - rng.below(span) as i64).max(2);
+                    if main > at {
+                        continue;
+                    }
+                    let key = key_of(main);
+                    let found: Vec<_> = table.seek(&key).take(3).map(|key| key.bytes().to_vec()).collect();
+                    assert_eq!(found.first().map(Vec::as_slice), Some(&key[..]), "K2: {main} at {at}");
+                    assert!(found.is_sorted_by(|left, right| left < right), "K4: {found:?}");
+                    let last =
+                        table.last_below(Some(&[&key[..], &[0]].concat())).map(|key| key.bytes().to_vec());
+                    assert_eq!(last.as_deref(), Some(&key[..]), "K2: {main} at {at}, from above");
+                }
+            });
+        }
+        for main in 2..MAINS {
+            let key = key_of(main);
+            writer.insert(&put(&key, main, 0, b""), hasher.hash(&key));
+            head.store(main, Ordering::Release);
+        }
+        done.store(true, Ordering::Release);
+    });
+    assert_eq!(table.seek(b"").count() as i64, MAINS - 2);
+}

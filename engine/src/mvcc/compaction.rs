@@ -58,12 +58,14 @@ impl Merge {
         self.covered.is_some_and(|(first, last)| first <= revision && revision <= last)
     }
 
-    /// Tells the copy of a record, if there is one already, that it was replaced.
-    pub(super) fn set_next_main(&self, key: &[u8], hash: u32, revision: Revision, main: i64) {
+    /// Tells the copy of a key's newest record, if there is one already, that it is replaced.
+    pub(super) fn replace_newest(&self, key: &[u8], hash: u32, revision: Revision, main: i64) {
         if self.has_passed(revision)
-            && let Some(copy) = self.target.table().exactly(key, hash, revision)
+            && let Some(copy) = self.target.table().find(key, hash)
+            // Else it was dead, a tombstone, and what was copied before it knows that already.
+            && copy.newest().revision == revision
         {
-            copy.set_next_main(main);
+            copy.replace_newest(main);
         }
     }
 }

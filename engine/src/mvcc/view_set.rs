@@ -84,6 +84,14 @@ impl ViewSet {
         found.filter(|version| is_newest_at(version, main))
     }
 
+    /// The key where its newest version is, published or not, a tombstone too; for the writer alone.
+    #[inline]
+    pub(crate) fn newest_key(&self, key: &[u8], hash: u32) -> Option<Key<'_>> {
+        let found = self.tables.iter().find_map(|table| table.find(key, hash));
+        // Replaced by what is no longer there: M7.
+        found.filter(|found| !found.newest().is_replaced)
+    }
+
     /// The state of a key at `main`, if it exists there.
     #[inline]
     pub(crate) fn live(&self, key: &[u8], main: i64) -> Option<Version<'_>> {

@@ -15,7 +15,7 @@ use super::view_set::{Parts, ViewSet, copy_all, copy_one};
 use super::write_txn;
 use crate::base::ids::Revision;
 use crate::error::{OperationError, Result};
-use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record, Version, record_bytes};
+use crate::memtable::{Key, KeyHasher, Memtable, MemtableWriter, Prev, Record, record_bytes};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -123,9 +123,12 @@ impl StoreWriter {
         let view = self.view.clone();
         for key in self.store.lease_keys(lease) {
             let hash = view.hasher.hash(&key);
-            let version = view.newest(&key, hash, i64::MAX).filter(|version| !version.is_tombstone());
-            assert!(version.is_some(), "M5: a key of lease {lease} exists");
-            self.change(&mut changes, &key, hash, version, None);
+            let newest = view.newest_key(&key, hash);
+            assert!(
+                newest.is_some_and(|newest| newest.newest().version > 0),
+                "M5: a key of lease {lease} exists"
+            );
+            self.change(&mut changes, &key, hash, newest, None);
         }
         let outcome =
             DeleteRangeOutcome { revision: changes.revision(), deleted: changes.count, prev_kvs: Vec::new() };
@@ -192,15 +195,16 @@ impl StoreWriter {
     pub(super) fn put_one(&mut self, put: &Put, changes: &mut Changes) -> Result<PutOutcome, OperationError> {
         let view = self.view.clone();
         let hash = view.hasher.hash(&put.key);
-        let newest = view.newest(&put.key, hash, i64::MAX);
-        let live = newest.filter(|version| !version.is_tombstone());
+        let newest = view.newest_key(&put.key, hash);
+        let live = newest.filter(|newest| newest.newest().version > 0);
         if (put.ignore_value || put.ignore_lease) && live.is_none() {
             return Err(OperationError::KeyNotFound);
         }
-        let value = if put.ignore_value { live.map_or(&[][..], |live| live.value()) } else { &put.value };
-        let lease = if put.ignore_lease { live.map_or(0, |live| live.lease()) } else { put.lease };
+        let kept = live.map(|live| live.latest());
+        let value = if put.ignore_value { kept.map_or(&[][..], |kept| kept.value()) } else { &put.value };
+        let lease = if put.ignore_lease { live.map_or(0, |live| live.newest().lease) } else { put.lease };
         self.change(changes, &put.key, hash, newest, Some((value, lease)));
-        let prev_kv = if put.prev_kv { live.map(copy_one) } else { None };
+        let prev_kv = if put.prev_kv { kept.map(copy_one) } else { None };
         Ok(PutOutcome { revision: changes.main, prev_kv })
     }
 
@@ -212,8 +216,10 @@ impl StoreWriter {
             hits.push((key, version));
             true
         });
-        for (key, version) in &hits {
-            self.change(changes, key, view.hasher.hash(key), Some(*version), None);
+        for (key, _) in &hits {
+            let hash = view.hasher.hash(key);
+            let newest = view.newest_key(key, hash);
+            self.change(changes, key, hash, newest, None);
         }
         DeleteRangeOutcome {
             revision: changes.revision(),
@@ -222,22 +228,30 @@ impl StoreWriter {
         }
     }
 
-    /// Adds one record: `key` gets a new state; `newest` is its newest version, a tombstone too.
+    /// Adds one record: `key` gets a new state; `newest` is where its newest version is, a tombstone too.
     fn change(
         &mut self,
         changes: &mut Changes,
         key: &[u8],
         hash: u32,
-        newest: Option<Version<'_>>,
+        newest: Option<Key<'_>>,
         state: NewState<'_>,
     ) {
-        let live = newest.filter(|version| !version.is_tombstone());
+        let before = newest.map(|newest| newest.newest());
+        let live = before.filter(|before| before.version > 0);
         let (value, lease) = state.unwrap_or_default();
         let (create_revision, version) = match (&state, live) {
             (None, _) => (0, 0),
             (Some(_), None) => (changes.main, 1),
-            (Some(_), Some(live)) => (live.create_revision(), live.version() + 1),
+            (Some(_), Some(live)) => (live.create_revision, live.version + 1),
         };
+        // Before the new record: it may come to stand where this one is noted.
+        if let (Some(newest), Some(before)) = (newest, before) {
+            newest.replace_newest(changes.main);
+            if let Some(merge) = &self.merge {
+                merge.replace_newest(key, hash, before.revision, changes.main);
+            }
+        }
         let revision = Revision::new(changes.main, changes.count);
         self.freeze_if_full(key.len(), value.len());
         self.active.insert(
@@ -248,20 +262,14 @@ impl StoreWriter {
                 version,
                 lease,
                 value,
-                prev: newest
-                    .map(|newest| Prev { revision: newest.revision(), value_bytes: newest.value_bytes() }),
+                prev: before
+                    .map(|before| Prev { revision: before.revision, value_bytes: before.value_bytes }),
                 next_main: 0,
             },
             hash,
         );
-        if let Some(newest) = newest {
-            newest.set_next_main(changes.main);
-            if let Some(merge) = &self.merge {
-                merge.set_next_main(key, hash, newest.revision(), changes.main);
-            }
-        }
         let shared = &self.store.shared;
-        shared.leases.change(key, live.map_or(0, |live| live.lease()), lease);
+        shared.leases.change(key, live.map_or(0, |live| live.lease), lease);
         let keys_count = shared.keys_count.load(Ordering::Relaxed);
         match (live.is_some(), state.is_some()) {
             (false, true) => shared.keys_count.store(keys_count + 1, Ordering::Relaxed),
