@@ -4,10 +4,14 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use std::fmt::Debug;
+use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
+use sternpost_engine::log::OpenProgress;
+use sternpost_engine::options::LogOptions;
 use sternpost_replication::{
-    Class, Entry, Genesis, ProposeError, ReadBarrier, Rejection, Replicator, ReplicatorStatus, StateMachine,
+    Class, Entry, Genesis, ProposeError, ReadBarrier, Rejection, Replicator, ReplicatorStatus, Solo,
+    SoloOptions, StateMachine,
 };
 use sternpost_server::apply::Machine;
 use sternpost_server::server::{Server, ServerOptions, StartedReplicator};
@@ -42,12 +46,6 @@ pub(crate) struct Immediate {
     pub(crate) machine: Mutex<Machine>,
     pub(crate) mode: AtomicU8,
     pub(crate) member_id: u64,
-}
-
-impl Immediate {
-    pub(crate) fn set_mode(&self, mode: Mode) {
-        self.mode.store(mode as u8, Ordering::SeqCst);
-    }
 }
 
 impl Replicator for Immediate {
@@ -103,7 +101,8 @@ impl Replicator for Immediate {
 /// A server that listens, and clients of it.
 pub(crate) struct Running {
     pub(crate) server: Server,
-    pub(crate) replicator: Arc<Immediate>,
+    /// What to play with, where it is not a real one.
+    pub(crate) replicator: Option<Arc<Immediate>>,
     pub(crate) channel: Channel,
     pub(crate) kv: KvClient<Channel>,
     pub(crate) lease: LeaseClient<Channel>,
@@ -129,6 +128,23 @@ pub(crate) async fn start_with(options: ServerOptions) -> Running {
     })
     .await
     .unwrap();
+    let replicator = replicator.lock().unwrap().take();
+    serve(server, replicator).await
+}
+
+/// A server over its log in `directory`.
+pub(crate) async fn start_durable(directory: &Path) -> Running {
+    let directory = directory.to_owned();
+    let server = Server::start_with(ServerOptions::default(), move |machine: Machine, genesis: Genesis| {
+        let (log, progress) = (LogOptions::default(), Box::new(|_: OpenProgress<'_>| {}));
+        let solo = Solo::start(SoloOptions { directory, log, genesis, progress }, machine)?;
+        let (cluster_id, member_id) = (solo.opened().cluster_id, solo.opened().member_id);
+        Ok(StartedReplicator { replicator: Arc::new(solo), cluster_id, member_id })
+    });
+    serve(server.await.unwrap(), None).await
+}
+
+async fn serve(server: Server, replicator: Option<Arc<Immediate>>) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let grpc = server.grpc.clone();
@@ -143,7 +159,6 @@ pub(crate) async fn start_with(options: ServerOptions) -> Running {
         }
     });
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
-    let replicator = replicator.lock().unwrap().take().unwrap();
     Running {
         kv: KvClient::new(channel.clone()),
         lease: LeaseClient::new(channel.clone()),
@@ -156,6 +171,11 @@ pub(crate) async fn start_with(options: ServerOptions) -> Running {
 }
 
 impl Running {
+    /// Lets the replicator do something else from now on.
+    pub(crate) fn set_mode(&self, mode: Mode) {
+        self.replicator.as_ref().unwrap().mode.store(mode as u8, Ordering::SeqCst);
+    }
+
     /// Puts a key; answers the header's revision.
     pub(crate) async fn put(&mut self, key: &str, value: &str) -> i64 {
         let response = self.kv.put(put(key, value)).await.unwrap().into_inner();
