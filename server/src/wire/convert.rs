@@ -218,6 +218,7 @@ pub fn txn_response(outcome: TxnOutcome, header: Option<ResponseHeader>) -> pb::
 mod tests {
     use super::*;
     use bytes::Bytes;
+    use prost::Message;
 
     fn compare(target: i32, union: Option<TargetUnion>, result: i32) -> Compare {
         pb::Compare {
@@ -256,6 +257,21 @@ mod tests {
         let value = Bytes::from(vec![7; 100]);
         let put = Put::from(pb::PutRequest { value: value.clone(), ..Default::default() });
         assert_eq!(put.value.as_ptr(), value.as_ptr());
+    }
+
+    /// etcd decodes nesting as deep as a transaction has operations; ours stops at protobuf's recursion limit, so that no request
+    /// can exhaust the stack. What decodes for the service decodes for the state machine too: it is the same limit.
+    #[test]
+    fn transactions_nest_as_deep_as_the_recursion_limit_allows() {
+        let nested = |depth| {
+            (0..depth).fold(pb::TxnRequest::default(), |inner, _| pb::TxnRequest {
+                success: vec![pb::RequestOp { request: Some(Request::RequestTxn(inner)) }],
+                ..Default::default()
+            })
+        };
+        let decodes = |depth| pb::TxnRequest::decode(&nested(depth).encode_to_vec()[..]).is_ok();
+        assert!(decodes(49));
+        assert!(!decodes(51));
     }
 
     #[test]
