@@ -1,0 +1,80 @@
+//! `sternctl` against the server, as a person types it: arguments, standard output, exit codes, `Error:` lines.
+//!
+//! The expected texts are those that etcdctl 3.7.3 printed for the same arguments against etcd 3.7.3.
+use std::net::TcpListener;
+use std::process::{Command, Output};
+use sternpost_server::config::{self, Request};
+
+/// Starts a server in this process, which lives as long as the test, and returns its endpoint.
+fn start() -> (String, tempfile::TempDir) {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
+    let url = format!("http://127.0.0.1:{port}");
+    let arguments = [
+        format!("--data-dir={}", directory.path().join("data").display()),
+        format!("--listen-client-urls={url}"),
+        format!("--advertise-client-urls={url}"),
+    ];
+    let Ok(Request::Serve(loaded)) = config::load(&arguments, &[]) else { panic!("the flags are etcd's") };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
+    });
+    (format!("127.0.0.1:{port}"), directory)
+}
+
+fn sternctl(endpoint: &str, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sternctl"))
+        .args(["--endpoints", endpoint, "--dial-timeout", "20s"])
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("sternctl starts")
+}
+
+#[test]
+fn commands_print_what_etcdctl_prints() {
+    let (endpoint, _directory) = start();
+    let cases: &[(&[&str], i32, &str, &str)] = &[
+        (&["put", "foo", "bar"], 0, "OK\n", ""),
+        (&["put", "foo", "baz", "--prev-kv"], 0, "OK\nfoo\nbar\n", ""),
+        (&["get", "foo"], 0, "foo\nbaz\n", ""),
+        (&["get", "foo", "--hex"], 0, "\\x66\\x6f\\x6f\n\\x62\\x61\\x7a\n", ""),
+        (&["get", "fo", "--prefix", "--print-value-only"], 0, "baz\n", ""),
+        (&["get", "nothing"], 0, "", ""),
+        (&["put", "fop", "1"], 0, "OK\n", ""),
+        (&["get", "fo", "--prefix", "--keys-only", "--order", "descend"], 0, "fop\n\nfoo\n\n", ""),
+        (&["del", "fop", "--prev-kv"], 0, "1\nfop\n1\n", ""),
+        (&["del", "fop"], 0, "0\n", ""),
+        (&["put", ""], 128, "", "Error: put command needs 1 argument and input from stdin or 2 arguments\n"),
+        (&["put", "", "v"], 1, "", "Error: etcdserver: key is not provided\n"),
+        (
+            &["get", "foo", "--rev", "99"],
+            1,
+            "",
+            "Error: etcdserver: mvcc: required revision is a future revision\n",
+        ),
+        (&["get", "foo", "--consistency", "x"], 4, "", "Error: unknown consistency flag \"x\"\n"),
+        (&["get", "foo", "--nosuch"], 1, "", "Error: unknown flag: --nosuch\n"),
+        (&["lease", "timetolive", "7b"], 0, "lease 000000000000007b already expired\n", ""),
+        (
+            &["lease", "revoke", "7b"],
+            1,
+            "",
+            "Error: failed to revoke lease (etcdserver: requested lease not found)\n",
+        ),
+        (&["lease", "keep-alive", "--once", "7b"], 2, "", "Error: etcdserver: requested lease not found\n"),
+        (&["lease", "list"], 0, "found 0 leases\n", ""),
+        (&["txn"], 3, "", "Error: EOF\n"),
+        (&["get", "foo", "-w", "table"], 4, "", "Error: table not supported as output format\n"),
+    ];
+    for (arguments, exit, stdout, stderr) in cases {
+        let output = sternctl(&endpoint, arguments);
+        let said = (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        );
+        assert_eq!(said, (Some(*exit), (*stdout).to_owned(), (*stderr).to_owned()), "{arguments:?}");
+    }
+}
