@@ -133,6 +133,9 @@ impl Pair {
             Operation::Range(range) => {
                 equal("range", self.store.range(range), self.model.range(range))?;
             }
+            Operation::Scan(scan) => {
+                equal("scan", self.store.scan(scan), self.model.scan(scan))?;
+            }
             Operation::Events { start, events_max, bytes_max } => {
                 self.check_events(*start, *events_max, *bytes_max)?;
             }

@@ -92,6 +92,10 @@ impl StoreWriter {
             self.account();
             return true;
         }
+        // One at a time: unmapping 64 MiB takes milliseconds.
+        if self.retired.pop().is_some() {
+            return true;
+        }
         if self.merge.is_none() {
             self.merge = self.next_merge();
         }
@@ -246,6 +250,7 @@ impl StoreWriter {
         let target = Some(merge.target.table().clone()).filter(|target| target.events_count() > 0);
         tables.splice(place..place + merge.sources.len(), target);
         self.publish_view(tables, self.view.compact_revision);
+        self.retired.extend(merge.sources);
     }
 }
 

@@ -38,6 +38,8 @@ pub struct StoreWriter {
     pub(super) accounted_revision: i64,
     /// The merge under way.
     pub(super) merge: Option<Merge>,
+    /// Memtables that a merge has replaced, to be let go one by one.
+    pub(super) retired: Vec<Arc<Memtable>>,
 }
 
 /// The changes of one main revision while it is being made.
@@ -85,6 +87,7 @@ impl StoreWriter {
             notified: 1,
             accounted_revision: -1,
             merge: None,
+            retired: Vec::new(),
         };
         (store, writer)
     }

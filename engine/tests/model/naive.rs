@@ -128,6 +128,23 @@ impl Model {
         Ok(self.range_at(range, main))
     }
 
+    pub(crate) fn scan(&self, scan: &Scan) -> Result<Vec<KeyValue>, OperationError> {
+        let mut found: Vec<KeyValue> = self
+            .state(self.readable(scan.revision)?)
+            .iter()
+            .map(|(key, version)| to_kv(key, version))
+            .collect();
+        found.retain(|kv| kv.key >= scan.lower && scan.upper.as_ref().is_none_or(|upper| kv.key < upper));
+        if scan.reverse {
+            found.reverse();
+        }
+        found.truncate(scan.limit);
+        if scan.keys_only {
+            found.iter_mut().for_each(|kv| (kv.value, kv.lease) = (Bytes::new(), 0));
+        }
+        Ok(found)
+    }
+
     fn range_at(&self, range: &Range, main: i64) -> RangeOutcome {
         let mut found: Vec<KeyValue> = self
             .state(main)

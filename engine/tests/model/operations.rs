@@ -12,6 +12,7 @@ pub(crate) enum Operation {
     Txn(Txn),
     Compact(i64),
     Range(Range),
+    Scan(Scan),
     Events {
         start: i64,
         events_max: usize,
@@ -65,6 +66,7 @@ impl Operation {
         match &mut operation {
             Operation::Compact(revision) | Operation::Retained(revision) => to_absolute(revision, head),
             Operation::Events { start, .. } => to_absolute(start, head),
+            Operation::Scan(scan) => to_absolute(&mut scan.revision, head),
             Operation::Range(range) => range_to_absolute(range, head),
             Operation::Txn(txn) => txn_to_absolute(txn, head),
             _ => {}
@@ -124,7 +126,8 @@ impl Generator {
             30..=37 => Operation::DeleteRange(self.delete_range()),
             38..=39 => Operation::DeleteLeaseKeys(1 + self.rng.below(4) as i64),
             40..=54 => Operation::Txn(self.txn(horizon, 3)),
-            55..=69 => Operation::Range(self.range(horizon)),
+            55..=64 => Operation::Range(self.range(horizon)),
+            65..=69 => Operation::Scan(self.scan(horizon)),
             70..=75 => Operation::Events {
                 start: self.revision(horizon),
                 events_max: [1, 3, 1000][self.rng.below(3) as usize],
@@ -228,6 +231,17 @@ impl Generator {
             max_mod_revision: filters[1],
             min_create_revision: filters[2],
             max_create_revision: filters[3],
+        }
+    }
+
+    fn scan(&mut self, horizon: &Horizon) -> Scan {
+        Scan {
+            lower: if self.rng.chance(1, 2) { Bytes::new() } else { self.key() },
+            upper: if self.rng.chance(1, 2) { None } else { Some(self.key()) },
+            revision: if self.rng.chance(1, 2) { 0 } else { self.revision(horizon) },
+            reverse: self.rng.chance(1, 2),
+            limit: [0, 1, 3, 1000][self.rng.below(4) as usize],
+            keys_only: self.rng.chance(1, 5),
         }
     }
 
