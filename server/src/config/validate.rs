@@ -87,8 +87,6 @@ pub struct Config {
     pub election_timeout: Duration,
     /// Time between progress notifications of watches.
     pub watch_progress_interval: Duration,
-    /// A slower apply is logged.
-    pub warning_apply_duration: Duration,
     /// A slower unary request is logged.
     pub warning_unary_request_duration: Duration,
     /// Lines below it are not written.
@@ -349,7 +347,6 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         heartbeat_interval: Duration::from_millis(heartbeat_ms),
         election_timeout: Duration::from_millis(election_ms),
         watch_progress_interval: watch_progress_interval(settings, notices),
-        warning_apply_duration: positive(settings.duration_ns("warning-apply-duration")).unwrap_or_default(),
         warning_unary_request_duration: positive(settings.duration_ns("warning-unary-request-duration"))
             .unwrap_or(Duration::from_millis(300)),
         log_level,
