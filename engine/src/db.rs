@@ -115,7 +115,7 @@ impl Db {
         let directory = directory.as_ref().to_path_buf();
         let (store, writer) = StoreWriter::new(options.store.clone());
         let shared = Arc::new(Shared::new(options.durability));
-        let thread_shared = Arc::clone(&shared);
+        let (thread_shared, closing_shared) = (Arc::clone(&shared), Arc::clone(&shared));
         let (report, opened) = mpsc::sync_channel(1);
         // A ring belongs to the thread that made it, so the log is opened where it will be driven.
         let thread = std::thread::Builder::new()
@@ -127,6 +127,7 @@ impl Db {
                 };
                 match Core::open(open, writer, thread_shared) {
                     Ok(mut core) => {
+                        let _end = EndOnDrop(closing_shared);
                         let _ = report.send(Ok(()));
                         while core.step(u64::MAX) {}
                         core.close()
@@ -248,6 +249,15 @@ impl Db {
     /// Makes everything durable and closes; later writes through any handle fail with `Closed`.
     pub fn close(self) -> Result<()> {
         self.inner.close()
+    }
+}
+
+/// However the thread ends, nobody waits for it any longer.
+struct EndOnDrop(Arc<Shared>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }
 

@@ -74,7 +74,7 @@ fn run_for(target: &Target, first_seed: u64, limit: Duration) -> Result<u64, Str
             ));
         }
         seed += 1;
-        if seed % 64 == 0 && start.elapsed() > limit {
+        if seed.is_multiple_of(64) && start.elapsed() > limit {
             break Ok(seed - first_seed);
         }
     };

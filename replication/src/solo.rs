@@ -11,7 +11,7 @@
 //! **Reads** need no barrier: every acknowledged command has been applied, so the state is linearizable at any moment
 //! and never behind a sync.
 //!
-//! **Failure.** When the log fails, nothing more is acknowledged: the machine is told once, later proposals are
+//! **Failure.** A broken invariant on the thread aborts the process. When the log fails, nothing more is acknowledged: the machine is told once, later proposals are
 //! refused with the reason. When the device is full, ordinary commands are rejected one by one and privileged ones
 //! use the log's reserve.
 use crate::entry_format::{
@@ -77,7 +77,7 @@ pub struct Solo {
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-/// What proposers and the `solo` thread share. `queue` is the only lock; nothing else is taken while it is held.
+/// What proposers and the `solo` thread share. Order of locks: `queue`, then `stats`.
 struct Shared {
     queue: Mutex<Queue>,
     /// Commands taken over and not yet applied or rejected.
@@ -151,6 +151,7 @@ impl Solo {
                     thread_shared,
                 ) {
                     Ok((mut core, opened)) => {
+                        let _abort = AbortOnPanic;
                         let _ = report.send(Ok(opened));
                         core.run();
                         core.close()
@@ -178,6 +179,18 @@ impl Solo {
         self.shared.queue().stats_wanted = true;
         self.shared.wake();
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A broken invariant on the thread that applies leaves the state in doubt: the process ends before anybody is served
+/// from it. The panic's own message has been printed by then.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
     }
 }
 

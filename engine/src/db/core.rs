@@ -156,6 +156,19 @@ impl Shared {
         self.wake();
     }
 
+    /// The thread is gone, in order or by a broken invariant: whoever waits hears `Closed`.
+    pub(crate) fn end(&self) {
+        let requests = {
+            let mut queue = self.queue();
+            queue.closing = true;
+            queue.closed = true;
+            std::mem::take(&mut queue.requests)
+        };
+        drop(requests);
+        self.announce(true);
+        self.taken.notify_all();
+    }
+
     pub(crate) fn durable_revision(&self) -> i64 {
         self.durable_revision.load(Ordering::Acquire)
     }
@@ -436,13 +449,6 @@ impl Core {
 
     /// Makes everything durable and writes the closing group.
     pub(crate) fn close(self) -> Result<()> {
-        let requests = {
-            let mut queue = self.shared.queue();
-            queue.closing = true;
-            queue.closed = true;
-            std::mem::take(&mut queue.requests)
-        };
-        drop(requests);
         let result = match self.log.poisoned() {
             Some(reason) => Err(Error::LogPoisoned(reason.to_owned())),
             None => self.log.close(),
@@ -450,8 +456,7 @@ impl Core {
         if result.is_ok() {
             self.shared.durable_revision.store(self.writer.store().revision(), Ordering::Release);
         }
-        self.shared.announce(true);
-        self.shared.taken.notify_all();
+        self.shared.end();
         result
     }
 }
