@@ -12,6 +12,8 @@ use sternpost_engine::{Bytes, OperationError};
 const ACCOUNTS: u64 = 40;
 const SUM: i64 = ACCOUNTS as i64 * 100;
 const OPERATIONS: u64 = 20_000;
+/// Revision of the first write of a store.
+const FIRST_WRITE: i64 = 2;
 
 fn key(kind: &str, number: u64) -> Bytes {
     Bytes::from(format!("{kind}/{number:04}"))
@@ -100,7 +102,8 @@ fn read(store: &Store, done: &AtomicBool, seed: u64) -> (u64, u64) {
     while !done.load(Ordering::Acquire) {
         let revision = match rng.below(3) {
             0 => 0,
-            _ => store.revision() - rng.below(100) as i64,
+            // Revision 1 is the empty store: the accounts exist from the first write on.
+            _ => (store.revision() - rng.below(100) as i64).max(FIRST_WRITE),
         };
         let first = match store.range(&everything(revision)) {
             Ok(first) => first,
