@@ -6,4 +6,5 @@ pub mod clock;
 pub mod codec;
 pub mod envelope;
 pub mod ids;
+pub mod record_hash;
 pub mod rng;
