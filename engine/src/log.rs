@@ -112,7 +112,7 @@ impl Log {
             superblock.stage = Stage::Ready;
             superblock.write(io_ref)?;
             let end_lsn = wal.durable_lsn();
-            (wal, RecoveryReport { end_lsn, records_count: 0, bytes: 0, segments_count: 1, cut: None })
+            (wal, RecoveryReport::of_a_new_log(end_lsn))
         } else {
             let replay = superblock.wal_replay_lsn;
             let mut report_progress = |done: RecoveryProgress| progress(OpenProgress::Replaying(done));

@@ -26,8 +26,8 @@
 //! **Source.** Two groups in flight, greedy closing of groups and the choice of what a group repeats: the design
 //! notes in `docs/durability.md`. Torn tail or damage: `docs/recovery.md`.
 //!
-//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `recovery`, `recovery_scan`, `cut_file`,
-//! [`calibrate`].
+//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `recovery`, `recovery_scan`, `tail_copy`,
+//! `cut_file`, [`calibrate`].
 pub mod calibrate;
 mod cut_file;
 pub mod format;
@@ -37,6 +37,7 @@ mod recovery;
 mod recovery_scan;
 mod stall;
 mod stats;
+mod tail_copy;
 mod writer;
 
 pub use format::{RecordKind, RecordMeta};
@@ -94,6 +95,10 @@ pub enum PlantedBug {
     ReuseSegmentEarly,
     /// Recovery takes a group whose predecessor it never saw.
     IgnoreChain,
+    /// Recovery delivers groups that nothing proves durable, and leaves them as they are.
+    TrustUnprovenTail,
+    /// Recovery writes over the groups that nothing proves durable without a copy of them.
+    RewriteWithoutCopy,
 }
 
 /// Options of the log.

@@ -364,6 +364,102 @@ fn a_group_with_another_past_is_not_part_of_the_log() {
     assert!(ghost_is_believed(Some(PlantedBug::IgnoreChain)), "the check would not see a missing chain");
 }
 
+// --- What nothing proves durable ---------------------------------------------------------------------------------
+
+/// A log of quiet groups and one more whose sync failed and lost it, though it reads back, in a process that was killed.
+fn killed_after_a_lost_sync(bytes: usize) -> (Driver, SimDisk) {
+    let mut driver = quiet_log(3, options());
+    driver.disk.add_fault(Fault::nth(OperationKind::Sync, 0, Effect::SyncFailsLosing));
+    driver.append(entry(5), body(1, 5, bytes)).unwrap();
+    driver.settle();
+    assert!(driver.wal.poisoned().is_some(), "the sync failed");
+    let killed = driver.disk.crash_process(7);
+    (driver, killed)
+}
+
+#[test]
+fn what_a_restart_delivers_after_a_lost_sync_survives_the_next_power_cut() {
+    for bytes in [100, 40_000] {
+        for (planted, survives) in [(None, true), (Some(PlantedBug::TrustUnprovenTail), false)] {
+            let options = WalOptions { planted, ..options() };
+            let (driver, killed) = killed_after_a_lost_sync(bytes);
+            let first = recover(&killed, options.clone(), 2, Lsn(0)).unwrap();
+            assert_eq!(first.records, driver.appended, "the group reads back");
+            assert!(first.report.unproven_bytes >= 4096 && first.report.rewritten);
+            let second = recover(&killed.crash(&CrashPolicy::DropAll), options, 3, Lsn(0)).unwrap();
+            assert_eq!(second.records == first.records, survives, "{planted:?}");
+        }
+    }
+}
+
+/// The power fails at every step of a recovery, and every write under way leaves rubbish where it was going: whole
+/// sectors, old contents and all.
+#[test]
+fn a_recovery_that_is_cut_short_damages_nothing_that_was_acknowledged() {
+    for (planted, survives) in [(None, true), (Some(PlantedBug::RewriteWithoutCopy), false)] {
+        let driver = quiet_log(3, options());
+        let disk = driver.disk.crash(&CrashPolicy::DropAll);
+        disk.record_images();
+        recover(&disk, WalOptions { planted, ..options() }, 2, Lsn(0)).unwrap();
+        let (mut cuts, mut lost) = (0, 0);
+        for image in disk.take_images() {
+            for change in image.unsynced() {
+                let UnsyncedChange::Write { offset, bytes, .. } = change.change else { continue };
+                let crashed = image.crash(&CrashPolicy::DropAll);
+                if !crashed.damage(&change.path, offset, &vec![0xEE; bytes]) {
+                    continue;
+                }
+                cuts += 1;
+                let again = recover(&crashed, options(), 3, Lsn(0));
+                lost += usize::from(!matches!(&again, Ok(again) if again.records == driver.appended));
+            }
+        }
+        assert!(cuts > 0 && (lost == 0) == survives, "{planted:?}: {lost} of {cuts}");
+    }
+}
+
+#[test]
+fn a_copy_of_the_newest_groups_that_comes_back_late_changes_nothing() {
+    let driver = quiet_log(3, options());
+    let disk = driver.disk.crash(&CrashPolicy::DropAll);
+    disk.record_images();
+    let recovered = recover(&disk, options(), 2, Lsn(0)).unwrap();
+    let copy = disk
+        .take_images()
+        .iter()
+        .find_map(|image| image.read_file("wal/tail-00000001"))
+        .expect("one was made");
+    let mut again = Driver { disk: disk.clone(), wal: recovered.wal, appended: recovered.records };
+    for index in 5..40 {
+        again.append(entry(index), body(2, index, 8_000)).unwrap();
+        again.settle();
+        if index == 30 {
+            let durable = again.appended.last().unwrap().lsn;
+            again.wal.set_replay_lsn(durable);
+        }
+        again.pause(2_000);
+        let later = again.disk.crash(&CrashPolicy::DropAll);
+        later.put_file("wal/tail-00000001", &copy);
+        let replay = if index >= 30 { again.appended[28].lsn } else { Lsn(0) };
+        let read = recover(&later, options(), index, replay).unwrap();
+        assert_eq!(
+            entries(&read.records),
+            again.appended.iter().filter(|seen| seen.lsn >= replay).collect::<Vec<_>>()
+        );
+        assert!(later.read_file("wal/tail-00000001").is_none(), "it is removed again");
+    }
+    assert!(again.wal.stats().segments_recycled_count > 0);
+}
+
+#[test]
+fn without_room_for_the_copy_recovery_goes_on_and_says_so() {
+    let (driver, killed) = killed_after_a_lost_sync(100);
+    killed.set_capacity(Some(killed.allocated_bytes()));
+    let recovered = recover(&killed, options(), 2, Lsn(0)).unwrap();
+    assert_eq!(recovered.records, driver.appended);
+    assert!(!recovered.report.rewritten && recovered.report.unproven_bytes > 0);
+}
+
 // --- Refusals ----------------------------------------------------------------------------------------------------
 
 #[test]

@@ -290,6 +290,13 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<(Server,
                 "cut what a crash left unfinished off the end of the log; none of it was acknowledged"
             );
         }
+        if !opened.recovery.rewritten {
+            tracing::warn!(
+                bytes = opened.recovery.unproven_bytes,
+                "the device has no room to write the newest groups of the log once more; if a sync failed before this \
+                 start, a power cut may take them until the next write is durable"
+            );
+        }
         let (cluster_id, member_id) = (opened.cluster_id, opened.member_id);
         let _ = report.send(Arc::clone(&solo));
         Ok(StartedReplicator { replicator: solo, cluster_id, member_id })

@@ -56,6 +56,10 @@ pub(super) enum FileName {
     Part(u64),
     /// A copy of what recovery cut off.
     Cut,
+    /// A copy of the newest groups, with its number.
+    Tail(u64),
+    /// Such a copy that was not finished.
+    TailPart,
     /// Not ours.
     Other,
 }
@@ -71,6 +75,12 @@ pub(super) fn classify(name: &str) -> FileName {
     }
     if let Some(stem) = name.strip_prefix("spare-").and_then(|stem| stem.strip_suffix(".part")) {
         return number(stem).map_or(FileName::Other, FileName::Part);
+    }
+    if name == super::tail_copy::PART {
+        return FileName::TailPart;
+    }
+    if let Some(stem) = name.strip_prefix("tail-") {
+        return number(stem).map_or(FileName::Other, FileName::Tail);
     }
     if name.starts_with("cut-") { FileName::Cut } else { FileName::Other }
 }

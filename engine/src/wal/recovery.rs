@@ -1,14 +1,17 @@
 //! Opening an existing log: find the files, read the log, judge its end, cut what a crash left, go on behind it.
 //!
-//! Phases, in order; everything up to the judgement changes nothing on disk:
+//! Phases, in order; up to the judgement nothing on disk changes, but for a copy put back in 2:
 //! 1. every file is synced before it is read, then the directory: what recovery sees survives the next crash;
-//! 2. headers are read: identity, format, segment size; the header is the identity of a file, its name a hint;
+//! 2. headers are read: identity, format, segment size; the header is the identity of a file, its name a hint; a copy
+//!    that phase 5 of an earlier recovery left is put back;
 //! 3. the log is streamed from the segment of the replay position and its records delivered;
 //! 4. what lies behind the end is searched for promises: damage is reported, a torn tail goes on to 5;
-//! 5. what could have been in flight is copied aside, then zeroed, with the headers of all later segments;
-//! 6. files get the names they should have; whatever is not part of the log becomes a spare.
+//! 5. the groups that no promise proves durable are written once more, by way of a copy (`tail_copy`);
+//! 6. what could have been in flight is copied aside, then zeroed, with the headers of all later segments;
+//! 7. files get the names they should have; whatever is not part of the log becomes a spare.
 //!
-//! A crash in 5 or 6 is harmless: the log up to its end is not touched, so the next recovery finds the same end.
+//! A crash in 5 to 7 is harmless: the log up to its end stays as it is or is put back, so the next recovery finds the
+//! same end. Records are delivered in 3, and what was delivered counts once the recovery has ended well.
 use super::cut_file::{CutRange, write_copy};
 use super::format::{
     GROUP_IDS_MAX, IN_FLIGHT_BYTES_MAX, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentHeaderFault,
@@ -18,8 +21,9 @@ use super::pool::{FileName, LiveSegment, Pool, classify, path, segment_name, spa
 use super::recovery_scan::{
     READ_BYTES, ScanEnd, SegmentFile, Segments, display, look_ahead, open_file, refuse_future, scan, stopped,
 };
+use super::tail_copy;
 use super::writer::Tail;
-use super::{DIRECTORY, RecordMeta, Wal, WalOptions};
+use super::{DIRECTORY, RecordMeta, Wal, WalOptions, planted};
 use crate::base::ids::Lsn;
 use crate::base::rng::Rng;
 use crate::error::{Error, Result};
@@ -81,6 +85,26 @@ pub struct RecoveryReport {
     pub segments_count: u64,
     /// What was cut off, if anything had to be.
     pub cut: Option<CutReport>,
+    /// Bytes of groups that nothing proved durable. They were written and synced once more, unless `rewritten` is false.
+    pub unproven_bytes: u64,
+    /// False when the device had no room for the copy that a rewrite needs. Then groups whose sync failed in the
+    /// process before this one may still be lost by a power cut before the next group is durable.
+    pub rewritten: bool,
+}
+
+impl RecoveryReport {
+    /// Of a log that was just made.
+    pub(crate) fn of_a_new_log(end_lsn: Lsn) -> Self {
+        Self {
+            end_lsn,
+            records_count: 0,
+            bytes: 0,
+            segments_count: 1,
+            cut: None,
+            unproven_bytes: 0,
+            rewritten: true,
+        }
+    }
 }
 
 /// Names of the files in the directory of the log.
@@ -130,6 +154,8 @@ struct Inventory {
     stunted: Vec<String>,
     parts: Vec<String>,
     cuts: Vec<String>,
+    /// Numbers of copies of newest groups, ascending.
+    tails: Vec<u64>,
     spare_number: u64,
 }
 
@@ -149,6 +175,8 @@ fn take_inventory(io: &mut dyn Io, database: &[u8; 16], segment_bytes: u64) -> R
                 inventory.parts.push(name);
             }
             FileName::Cut => inventory.cuts.push(name),
+            FileName::Tail(number) => inventory.tails.push(number),
+            FileName::TailPart => inventory.parts.push(name),
             FileName::Other => {}
         }
     }
@@ -193,6 +221,7 @@ fn take_inventory(io: &mut dyn Io, database: &[u8; 16], segment_bytes: u64) -> R
         }
     }
     run(io, Operation::SyncDirectory { path: PathBuf::from(DIRECTORY) })?;
+    inventory.tails.sort_unstable();
     Ok(inventory)
 }
 
@@ -293,6 +322,8 @@ pub(super) fn recover(
     if !inventory.segments.contains_key(&first) {
         return Err(missing(display(&segment_name(first)), first));
     }
+    let place = tail_copy::Place { database: &database, segments: &inventory.segments, segment_bytes };
+    tail_copy::restore(io, &place, &inventory.tails)?;
     let bytes_total = (last + 1 - first) * segment_bytes;
     let end = scan(io, &inventory.segments, first, &options, replay_lsn, bytes_total, visit, progress)?;
     if end.states.len() > GROUP_IDS_MAX {
@@ -309,6 +340,23 @@ pub(super) fn recover(
     }
     progress(RecoveryProgress { bytes_done: bytes_total, bytes_total });
 
+    for part in inventory.parts.iter().chain(&inventory.stunted) {
+        run(io, Operation::Unlink { path: path(part) })?;
+    }
+    let unproven: Vec<_> = end.unpromised.iter().copied().collect();
+    let unproven_bytes = unproven.iter().map(|group| u64::from(group.bytes)).sum();
+    let mut rewritten = true;
+    if !unproven.is_empty() && !planted!(options, TrustUnprovenTail) {
+        let number = inventory.tails.last().map_or(1, |last| last + 1);
+        let with_copy = !planted!(options, RewriteWithoutCopy);
+        let place = tail_copy::Place { database: &database, segments: &inventory.segments, segment_bytes };
+        rewritten = tail_copy::rewrite(io, &place, &unproven, number, with_copy)?;
+        if rewritten {
+            inventory.tails.push(number);
+        }
+    }
+    tail_copy::remove(io, &inventory.tails)?;
+
     let file = open_file(io, &name)?;
     let mut ranges = Vec::new();
     let window = (segment_bytes - end.offset).min(IN_FLIGHT_BYTES_MAX);
@@ -321,9 +369,6 @@ pub(super) fn recover(
         let range = read_range(io, id, end.seq + 1, 0, bytes);
         run(io, Operation::Close { file: id })?;
         ranges.extend(range?);
-    }
-    for part in inventory.parts.iter().chain(&inventory.stunted) {
-        run(io, Operation::Unlink { path: path(part) })?;
     }
     let end_lsn = Lsn(end.seq * segment_bytes + end.offset);
     let mut cut = None;
@@ -354,16 +399,16 @@ pub(super) fn recover(
     if cut.is_some() {
         run(io, Operation::Sync { file })?;
     }
-    // Without its header nothing in a later segment can ever be taken for part of this log.
-    let later: Vec<u64> = inventory.segments.range(end.seq + 1..).map(|(&seq, _)| seq).collect();
-    for seq in later {
-        let Some(segment) = inventory.segments.remove(&seq) else { continue };
-        let id = open_file(io, &segment.name)?;
+    // Without its header nothing in a later segment can ever be taken for part of this log. Headers that do not verify
+    // are zeroed too: that they read as nothing does not prove that the disk holds nothing.
+    let later = inventory.segments.split_off(&(end.seq + 1)).into_values().map(|segment| segment.name);
+    inventory.blank.extend(later);
+    for name in &inventory.blank {
+        let id = open_file(io, name)?;
         let zeros = io.buffer(SEGMENT_HEADER_BYTES);
         write_zeros(io, id, 0, zeros)?;
         run(io, Operation::Sync { file: id })?;
         run(io, Operation::Close { file: id })?;
-        inventory.blank.push(segment.name);
     }
     let salts = inventory.segments.values().fold(Rng::new(rng_seed).next_u64(), |mixed, segment| {
         Rng::new(mixed ^ segment.header.salt).next_u64()
@@ -382,7 +427,9 @@ pub(super) fn recover(
     let current = Current { seq: end.seq, file, salt_lo };
     let mut wal = Wal::assemble(io, options, tail, pool, current, chain, replay_lsn);
     (wal.commit.promised, wal.commit.records_end) = (promised, records_end);
-    Ok((wal, RecoveryReport { end_lsn, records_count, bytes, segments_count, cut }))
+    let report =
+        RecoveryReport { end_lsn, records_count, bytes, segments_count, cut, unproven_bytes, rewritten };
+    Ok((wal, report))
 }
 
 fn missing(file: String, seq: u64) -> Error {
@@ -438,7 +485,7 @@ fn write_zeros(io: &mut dyn Io, file: FileId, offset: u64, buffer: IoBuffer) -> 
     Ok(())
 }
 
-/// Phase 6: live segments under their numbers, everything else a spare.
+/// Phase 7: live segments under their numbers, everything else a spare.
 fn settle_names(io: &mut dyn Io, inventory: &mut Inventory, first: u64, pool: &mut Pool) -> Result<()> {
     let live = inventory.segments.split_off(&first);
     let obsolete = std::mem::take(&mut inventory.segments).into_values().map(|segment| segment.name);

@@ -15,6 +15,7 @@ use super::format::{
 };
 use super::pool::path;
 use super::recovery::{Record, RecoveryProgress};
+use super::tail_copy::TailGroup;
 use super::writer::{GroupState, StateRecord};
 use super::{DIRECTORY, WalOptions, planted};
 use crate::base::checksum::crc32;
@@ -29,7 +30,7 @@ pub(super) const READ_BYTES: usize = 1 << 20;
 /// Reads under way at once.
 const READS_IN_FLIGHT: usize = 8;
 /// A block that does not verify is read so many times more before it is judged: the fault may be the bus's.
-const READS_AGAIN: u32 = 2;
+pub(super) const READS_AGAIN: u32 = 2;
 /// How far the segment behind the end is searched. Groups there start at its beginning, and the fifth group behind
 /// a position can only have been submitted when that position was durable.
 const NEXT_BYTES: u64 = 8 << 20;
@@ -328,6 +329,9 @@ pub(super) struct ScanEnd {
     pub(super) fault: &'static str,
     /// Newest promise read.
     pub(super) promised: Lsn,
+    /// The groups it does not cover: only a crash can leave more than those in flight, and those of one record in
+    /// fragments.
+    pub(super) unpromised: VecDeque<TailGroup>,
     /// End of the last group with records of a caller.
     pub(super) records_end: Lsn,
     /// Entries of segment `seq`.
@@ -462,6 +466,7 @@ pub(super) fn scan(
             chain: 0,
             fault: "",
             promised: Lsn(0),
+            unpromised: VecDeque::new(),
             records_end: Lsn(0),
             index: Vec::new(),
             states: Vec::new(),
@@ -563,6 +568,15 @@ fn scan_groups(
         let end = &mut scan.end;
         end.chain = chain;
         end.promised = end.promised.max(header.durable_lsn);
+        end.unpromised.push_back(TailGroup {
+            lsn: Lsn(start),
+            bytes: header.group_len,
+            chain,
+            payload_crc: header.payload_crc,
+        });
+        while end.unpromised.front().is_some_and(|group| group.end() <= end.promised) {
+            end.unpromised.pop_front();
+        }
         end.bytes += u64::from(header.group_len);
         if own {
             end.records_end = Lsn(start + u64::from(header.group_len));
