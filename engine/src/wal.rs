@@ -106,8 +106,8 @@ pub enum PlantedBug {
 pub struct WalOptions {
     /// Bytes of a segment: 64 KiB to 64 MiB, a multiple of 4 KiB. Fixed when the log is created.
     pub segment_bytes: u64,
-    /// Groups in flight at once: 1 to 4. Two overlap one group's sync with the next one's write; more helps only
-    /// on devices with forced unit access.
+    /// Groups at the device at once: 1 to 4. Two overlap one group's sync with the next one's write; more helps only
+    /// on devices with forced unit access. One that is done and waits for an earlier one is not counted.
     pub groups_in_flight_max: usize,
     /// Longest group: 16 KiB to 1 MiB, so that one slow group does not hold everybody.
     pub group_bytes_max: usize,

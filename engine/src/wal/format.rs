@@ -30,7 +30,7 @@ pub const SEGMENT_BYTES_MIN: u64 = 64 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 64 << 20;
 /// Largest group, header and padding included.
 pub const GROUP_BYTES_MAX: usize = 1 << 20;
-/// Most groups that may be in flight: together with [`GROUP_BYTES_MAX`] it bounds what a crash can leave behind
+/// Most groups that are submitted and not acknowledged: together with [`GROUP_BYTES_MAX`] it bounds what a crash can leave behind
 /// the end of the log.
 pub const GROUPS_IN_FLIGHT_MAX: usize = 4;
 /// What a crash can leave behind the end of the log.

@@ -4,8 +4,10 @@
 //! best timer when clients wait for their own writes, and never worse at one client.
 //!
 //! **Invariants.** W2 and W7 are kept here. A group is done when its own write and a sync that began after it are
-//! complete; it is acknowledged when every group before it is done too, whatever completed first.
-use super::format::{GROUP_CLOSE, GROUP_EOS, GROUP_IDLE};
+//! complete; it is acknowledged when every group before it is done too, whatever completed first. At most
+//! [`GROUPS_IN_FLIGHT_MAX`] groups are not acknowledged at any time, and of those at most the option's number is at the
+//! device: one that overtook an earlier one makes room for the next.
+use super::format::{GROUP_CLOSE, GROUP_EOS, GROUP_IDLE, GROUPS_IN_FLIGHT_MAX};
 use super::{SyncMethod, TokenKind, Wal, planted, token};
 use crate::base::ids::Lsn;
 use crate::io::{Durability, FileId, Io, IoBuffer, IoError, Operation, Outcome};
@@ -82,8 +84,20 @@ impl Wal {
         if planted!(self.options, ForgetDurableLsn) { Lsn(0) } else { self.commit.durable }
     }
 
+    /// Whether one more group may be submitted. A group that has overtaken an earlier one needs the device no more, so
+    /// its slot is free; the bound on what is not acknowledged is recovery's, see [`GROUPS_IN_FLIGHT_MAX`].
+    fn has_slot(&self) -> bool {
+        self.groups_in_flight() < self.options.groups_in_flight_max
+            && self.commit.in_flight.len() < GROUPS_IN_FLIGHT_MAX
+    }
+
+    /// Groups at the device. Those that are done and wait for an earlier one are not counted.
+    pub fn groups_in_flight(&self) -> usize {
+        self.commit.in_flight.iter().filter(|group| group.stage != Stage::Done).count()
+    }
+
     pub(super) fn submit_groups(&mut self, io: &mut dyn Io, now_us: u64) {
-        while self.commit.in_flight.len() < self.options.groups_in_flight_max {
+        while self.has_slot() {
             if self.tail.sealed.is_empty() {
                 self.tail.seal_filling();
             }
