@@ -89,6 +89,27 @@ fn what_was_acknowledged_is_read_back_after_a_clean_close() {
     }
 }
 
+/// A group was written without a sync, because one was to follow, when the method changed to one that needs none to
+/// follow. It was acknowledged without any. Now a group keeps the way in which it was submitted.
+#[test]
+fn a_change_of_method_leaves_the_groups_under_way_as_they_are() {
+    for before in SYNC_METHODS {
+        for after in SYNC_METHODS {
+            let disk = SimDisk::new(1);
+            let options = WalOptions { sync: before, ..options() };
+            let mut driver = Driver::create(&disk, options.clone(), 1).unwrap();
+            driver.append(entry(1), body(1, 1, 100)).unwrap();
+            driver.wal.pump(&mut driver.disk);
+            driver.wal.set_sync_method(&driver.disk, after);
+            while driver.wal.durable_lsn() <= driver.appended[0].lsn {
+                driver.turn(1_000);
+            }
+            let recovered = recover(&disk.crash(&CrashPolicy::DropAll), options, 2, Lsn(0)).unwrap();
+            assert!(recovered.records == driver.appended, "from {before:?} to {after:?}");
+        }
+    }
+}
+
 // --- The torn-tail table -----------------------------------------------------------------------------------------
 
 /// Two groups of one record each in flight behind a quiet log, the first of `bytes`; and the indices of their

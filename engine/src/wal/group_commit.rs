@@ -38,6 +38,8 @@ struct InFlight {
     promised: Lsn,
     submitted_us: u64,
     stage: Stage,
+    /// Written without a sync of its own: one follows. Kept here because the method may change while it is under way.
+    sync_follows: bool,
 }
 
 /// What is in flight and what is durable.
@@ -119,6 +121,7 @@ impl Wal {
             if self.commit.in_flight.is_empty() {
                 self.probe.set(Some(now_us));
             }
+            let sync_follows = self.options.sync == SyncMethod::Separate && !planted!(self.options, SkipSync);
             self.commit.in_flight.push_back(InFlight {
                 end: Lsn(group.seq * segment_bytes + group.offset + bytes as u64),
                 bytes,
@@ -128,6 +131,7 @@ impl Wal {
                 promised,
                 submitted_us: now_us,
                 stage: Stage::Writing,
+                sync_follows,
             });
             self.stats.queue_wait.record(now_us.saturating_sub(group.queued_us.unwrap_or(now_us)));
             let durability = match self.options.sync {
@@ -166,7 +170,6 @@ impl Wal {
                 io.recycle(buffer);
             }
         }
-        let separate = self.options.sync == SyncMethod::Separate && !planted!(self.options, SkipSync);
         let Some(at) = self.in_flight_at(number) else { return };
         let group = &mut self.commit.in_flight[at];
         match result {
@@ -180,7 +183,7 @@ impl Wal {
         if self.poisoned.is_some() {
             return;
         }
-        if separate {
+        if group.sync_follows {
             group.stage = Stage::Syncing;
             let file = group.file;
             io.submit(token(TokenKind::GroupSync, number), Operation::Sync { file });
