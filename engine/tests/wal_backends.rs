@@ -109,7 +109,8 @@ fn a_superblock_and_a_calibration_work_on_every_backend() {
     on_every_backend(|io| {
         assert_eq!(Superblock::read(io).unwrap(), None);
         let mut superblock = Superblock::new(DATABASE, Mode::Replicated, 64 << 10).create(io).unwrap();
-        let measurements = calibrate::measure(io, std::path::Path::new("scratch")).unwrap();
+        let never = std::sync::atomic::AtomicBool::new(false);
+        let measurements = calibrate::measure(io, std::path::Path::new("scratch"), &never).unwrap().unwrap();
         println!("{measurements:?}");
         let method = calibrate::choose(SyncMethod::Linked, &measurements);
         superblock.stage = Stage::Ready;
