@@ -15,6 +15,12 @@
 //! superblock is refused: nothing says whose it is.
 //!
 //! **Does not know** what its fields mean to anybody.
+//!
+//! Threads that share an open database's superblock do so through [`SharedSuperblock`].
+mod shared;
+
+pub use shared::SharedSuperblock;
+
 use crate::base::checksum::crc32;
 use crate::base::codec::Reader;
 use crate::base::ids::Lsn;
