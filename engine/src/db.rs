@@ -20,7 +20,7 @@
 //!
 //! **Shape.** Writers push operations into one bounded queue. One thread (`engine`) owns log and store and repeats
 //! [`core::Core::step`]: append what is queued, start the I/O, apply what is durable, answer. The simulator calls the
-//! same `step`.
+//! same `step`. Another thread (`calibrate`) measures the device once, see [`crate::log::calibration`].
 //!
 //! **Failure.** After a failed write or sync every later write fails with `LogPoisoned`; what is readable stays so. A
 //! full device refuses writes with `NoSpace` and takes them again when there is space.
@@ -32,6 +32,7 @@ mod snapshot;
 mod watcher;
 
 use crate::error::{Error, OperationError, Result};
+use crate::log::calibration::{self, Calibrator};
 use crate::log::{Log, LogIdentity, Mode};
 use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{
@@ -39,6 +40,7 @@ use crate::mvcc::{
     check_duplicate_keys,
 };
 use crate::options::Options;
+use crate::superblock::{Calibration, SharedSuperblock};
 use crate::wal::WalStats;
 use bytes::Bytes;
 use core::{Core, Shared};
@@ -92,6 +94,8 @@ pub struct Stats {
     pub durable_revision: i64,
     /// The log; `None` once it is closed.
     pub wal: Option<WalStats>,
+    /// How groups of the log become durable on this device, once it was measured.
+    pub calibration: Option<Calibration>,
 }
 
 /// An open database. Clones are handles of the same one; the last one dropped closes it.
@@ -103,6 +107,9 @@ pub struct Db {
 struct Inner {
     shared: Arc<Shared>,
     store: Store,
+    superblock: Arc<SharedSuperblock>,
+    /// Ends before the thread that owns the log does.
+    calibrator: Mutex<Option<Calibrator>>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
@@ -128,7 +135,7 @@ impl Db {
                 match Core::open(open, writer, thread_shared) {
                     Ok(mut core) => {
                         let _end = EndOnDrop(closing_shared);
-                        let _ = report.send(Ok(()));
+                        let _ = report.send(Ok((core.superblock(), core.take_calibration())));
                         while core.step(u64::MAX) {}
                         core.close()
                     }
@@ -139,10 +146,13 @@ impl Db {
                 }
             })
             .map_err(|error| Error::Refused(format!("cannot start the engine's thread: {error}")))?;
-        opened
+        let (superblock, calibration) = opened
             .recv()
             .unwrap_or_else(|_| Err(Error::Refused("the engine's thread ended while opening".into())))?;
-        Ok(Self { inner: Arc::new(Inner { shared, store, thread: Mutex::new(Some(thread)) }) })
+        // Nobody could hear why a measurement failed, and the next opening tries again.
+        let calibrator = calibration.and_then(|job| job.start(calibration::DELAY, |_| {}).ok());
+        let (calibrator, thread) = (Mutex::new(calibrator), Mutex::new(Some(thread)));
+        Ok(Self { inner: Arc::new(Inner { shared, store, superblock, calibrator, thread }) })
     }
 
     fn write_operation(&self, operation: &LogOperation) -> WriteFuture {
@@ -243,6 +253,7 @@ impl Db {
             store: self.inner.store.stats(),
             durable_revision: self.inner.shared.durable_revision(),
             wal: self.inner.shared.wal_stats(),
+            calibration: self.inner.superblock.read().calibration,
         }
     }
 
@@ -278,7 +289,12 @@ fn check_keys(txn: &Txn) -> Result<(), OperationError> {
 }
 
 impl Inner {
+    fn stop_calibrating(&self) {
+        drop(self.calibrator.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
     fn close(&self) -> Result<()> {
+        self.stop_calibrating();
         self.shared.start_closing();
         match self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             None => Ok(()),
@@ -293,6 +309,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // close() is the call that reports errors; here nobody could hear them.
+        self.stop_calibrating();
         self.shared.start_closing();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();

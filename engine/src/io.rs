@@ -29,7 +29,7 @@ mod sim_content;
 pub mod sim_disk;
 pub mod thread_disk;
 
-pub use backend::{BackendChoice, open_backend};
+pub use backend::{BackendChoice, device_name, open_backend};
 pub use buffer::{BufferPool, IoBuffer};
 pub use disk::{
     Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome, Token, Wait,

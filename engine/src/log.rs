@@ -2,7 +2,8 @@
 //!
 //! **Contract.** [`Log::open`] takes the directory's lock, chooses the device backend, reads or makes the superblock,
 //! and visits every record of the log in order. After that, the thread that opened it repeats: `append`, `submit`,
-//! look at `durable_lsn`, `wait`. Nothing here starts a thread or decides what a record means.
+//! look at `durable_lsn`, `wait`. Nothing here decides what a record means, or starts a thread but the one that
+//! [`calibration`] is asked for.
 //!
 //! **A directory is made in three steps**, each durable before the next: superblock that says *creating*, log,
 //! superblock that says *ready*. Until the second one nothing can have been acknowledged, so a start that finds the first
@@ -10,6 +11,8 @@
 //!
 //! **Failure.** A directory of another mode, format or identity is refused in one line that names the right way. An
 //! open never changes acknowledged bytes.
+pub mod calibration;
+
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};
 use crate::base::rng::Rng;
@@ -18,11 +21,12 @@ use crate::io::dir_lock::DirLock;
 use crate::io::{Backend, Completion, Io, Wait, Waker};
 use crate::options::LogOptions;
 pub use crate::superblock::Mode;
-use crate::superblock::{Stage, Superblock};
+use crate::superblock::{SharedSuperblock, Stage, Superblock};
 use crate::wal::{
     Record, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe, SyncMethod, Wal, WalOptions,
     WalStats, format,
 };
+use calibration::{CalibrationJob, SyncSwitch};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -64,10 +68,13 @@ impl WriteAge {
 pub struct Log {
     io: Box<dyn Io>,
     wal: Wal,
-    superblock: Superblock,
+    superblock: Arc<SharedSuperblock>,
+    switch: SyncSwitch,
     completions: Vec<Completion>,
+    /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
+    calibration: Option<CalibrationJob>,
     /// Released last: fields drop in order, and the backend's ring holds the same file.
-    _lock: Option<DirLock>,
+    _lock: Option<Arc<DirLock>>,
 }
 
 impl Log {
@@ -84,16 +91,42 @@ impl Log {
         let lock = DirLock::acquire(directory, options.lock_wait, |sentence| {
             progress(OpenProgress::Waiting(sentence))
         })?;
-        let io = crate::io::open_backend(directory, Some(&lock), options.io_backend)?;
+        let mut io = crate::io::open_backend(directory, Some(&lock), options.io_backend)?;
+        calibration::remove_leftovers(&mut *io)?;
+        let device = crate::io::device_name(directory, &io.backend())?;
         let (mut log, report, created) =
-            Self::open_over(io, options, random_seed(), identity, visit, progress)?;
+            Self::open_on(io, Some(&device), options, random_seed(), identity, visit, progress)?;
+        let lock = Arc::new(lock);
+        if options.calibrate && options.wal_sync.is_none() && log.measured(&device).is_none() {
+            log.calibration = Some(CalibrationJob {
+                lock: Arc::clone(&lock),
+                io_backend: options.io_backend,
+                device,
+                current: log.sync_method(),
+                superblock: log.superblock(),
+                switch: log.switch.clone(),
+            });
+        }
         log._lock = Some(lock);
         Ok((log, report, created))
     }
 
-    /// Opens the log over a device that is at hand, without a lock: for simulated disks. `seed` makes the salts.
+    /// Opens the log over a device that is at hand, without a lock: for simulated disks. `seed` makes the salts. Nothing
+    /// measured is used, and nothing is measured.
     pub fn open_over(
+        io: Box<dyn Io>,
+        options: &LogOptions,
+        seed: u64,
+        identity: &LogIdentity,
+        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+        progress: &mut dyn FnMut(OpenProgress<'_>),
+    ) -> Result<(Self, RecoveryReport, bool)> {
+        Self::open_on(io, None, options, seed, identity, visit, progress)
+    }
+
+    fn open_on(
         mut io: Box<dyn Io>,
+        device: Option<&str>,
         options: &LogOptions,
         seed: u64,
         identity: &LogIdentity,
@@ -106,7 +139,7 @@ impl Log {
             None => (make_superblock(io_ref, options, seed, identity)?, true),
         };
         superblock.expect_mode(identity.mode)?;
-        let wal_options = wal_options(options, &superblock);
+        let wal_options = wal_options(options, &superblock, device);
         let (wal, report) = if superblock.stage == Stage::Creating {
             let wal = Wal::create(io_ref, superblock.database, wal_options, seed)?;
             superblock.stage = Stage::Ready;
@@ -118,7 +151,16 @@ impl Log {
             let mut report_progress = |done: RecoveryProgress| progress(OpenProgress::Replaying(done));
             Wal::recover(io_ref, superblock.database, wal_options, seed, replay, visit, &mut report_progress)?
         };
-        Ok((Self { io, wal, superblock, completions: Vec::new(), _lock: None }, report, created))
+        let log = Self {
+            io,
+            wal,
+            superblock: Arc::new(SharedSuperblock::new(superblock)),
+            switch: SyncSwitch::default(),
+            completions: Vec::new(),
+            calibration: None,
+            _lock: None,
+        };
+        Ok((log, report, created))
     }
 
     /// Puts a record into the log; it is durable once its position is below [`Log::durable_lsn`].
@@ -134,6 +176,9 @@ impl Log {
 
     /// Starts writing what is appended, as far as slots are free, and takes in what has completed; never blocks.
     pub fn submit(&mut self) {
+        if let Some(method) = self.switch.take() {
+            self.wal.set_sync_method(&*self.io, method);
+        }
         self.wal.pump(&mut *self.io);
         self.collect(Wait::No);
     }
@@ -185,6 +230,22 @@ impl Log {
         self.wal.sync_method()
     }
 
+    /// The method that was measured for this device, if it was.
+    fn measured(&self, device: &str) -> Option<SyncMethod> {
+        measured(&self.superblock.read(), Some(device))
+    }
+
+    /// The superblock, for every thread that has something to say in it.
+    pub fn superblock(&self) -> Arc<SharedSuperblock> {
+        Arc::clone(&self.superblock)
+    }
+
+    /// The measurement of the device that this opening calls for, if it does: once, to be started when the caller has
+    /// nothing more urgent to do, and to be ended before the log is closed.
+    pub fn take_calibration(&mut self) -> Option<CalibrationJob> {
+        self.calibration.take()
+    }
+
     /// Age of the oldest write in flight, readable from any thread while the device hangs.
     pub fn write_age(&self) -> WriteAge {
         WriteAge { probe: self.wal.stall_probe(), clock: self.io.clock() }
@@ -202,10 +263,11 @@ impl Log {
 
     /// Who the directory belongs to.
     pub fn identity(&self) -> LogIdentity {
+        let superblock = self.superblock.read();
         LogIdentity {
-            mode: self.superblock.mode,
-            cluster_id: self.superblock.cluster_id,
-            member_id: self.superblock.member_id,
+            mode: superblock.mode,
+            cluster_id: superblock.cluster_id,
+            member_id: superblock.member_id,
         }
     }
 
@@ -243,13 +305,16 @@ fn make_superblock(
     superblock.create(io)
 }
 
-fn wal_options(options: &LogOptions, superblock: &Superblock) -> WalOptions {
+fn wal_options(options: &LogOptions, superblock: &Superblock, device: Option<&str>) -> WalOptions {
     WalOptions {
         segment_bytes: u64::from(superblock.segment_bytes),
         groups_in_flight_max: options.groups_in_flight_max,
-        sync: options.wal_sync.unwrap_or_else(|| {
-            superblock.calibration.as_ref().map_or(SyncMethod::Linked, |calibration| calibration.method)
-        }),
+        sync: options.wal_sync.or_else(|| measured(superblock, device)).unwrap_or(SyncMethod::Linked),
         ..WalOptions::default()
     }
+}
+
+fn measured(superblock: &Superblock, device: Option<&str>) -> Option<SyncMethod> {
+    let calibration = superblock.calibration.as_ref()?;
+    (Some(calibration.device.as_str()) == device).then_some(calibration.method)
 }

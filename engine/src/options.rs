@@ -33,6 +33,8 @@ pub struct LogOptions {
     pub segment_bytes: Option<u64>,
     /// How a group is made durable. `None`: what was measured for this device, else the linked pair.
     pub wal_sync: Option<SyncMethod>,
+    /// Whether the device is measured, in the background and once, where `wal_sync` is `None`.
+    pub calibrate: bool,
     /// Groups in flight, 1 to 4.
     pub groups_in_flight_max: usize,
     /// How long to wait for another process that has the directory open. A killed process holds its lock until its
@@ -46,6 +48,7 @@ impl Default for LogOptions {
             io_backend: BackendChoice::Auto,
             segment_bytes: None,
             wal_sync: None,
+            calibrate: true,
             groups_in_flight_max: WalOptions::default().groups_in_flight_max,
             lock_wait: Duration::from_secs(30),
         }
@@ -90,6 +93,13 @@ impl Options {
     /// Sets the device backend.
     pub fn io_backend(mut self, choice: BackendChoice) -> Self {
         self.log.io_backend = choice;
+        self
+    }
+
+    /// Sets whether the device is measured: once for each directory and device, for a second or so in the background of
+    /// the first opening that lasts longer than [`crate::log::calibration::DELAY`].
+    pub fn calibrate(mut self, calibrate: bool) -> Self {
+        self.log.calibrate = calibrate;
         self
     }
 }

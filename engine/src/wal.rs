@@ -81,6 +81,16 @@ pub enum SyncMethod {
     Separate,
 }
 
+impl std::fmt::Display for SyncMethod {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Linked => "linked",
+            Self::Dsync => "dsync",
+            Self::Separate => "separate",
+        })
+    }
+}
+
 /// Which bug is planted. The crash tests must find each one; see `tests/crash.rs`.
 #[cfg(feature = "planted-bugs")]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

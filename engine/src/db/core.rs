@@ -11,11 +11,13 @@ use crate::base::ids::{GroupId, Lsn};
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::Log;
+use crate::log::calibration::CalibrationJob;
 #[cfg(feature = "sim")]
 use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode};
 use crate::mvcc::{AnyLease, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
 use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
+use crate::superblock::SharedSuperblock;
 use crate::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -282,6 +284,16 @@ impl Core {
         core.shared.durable_revision.store(core.writer.store().revision(), Ordering::Release);
         let _ = core.shared.waker.set(core.log.waker());
         Ok(core)
+    }
+
+    /// See [`Log::take_calibration`].
+    pub(crate) fn take_calibration(&mut self) -> Option<CalibrationJob> {
+        self.log.take_calibration()
+    }
+
+    /// See [`Log::superblock`].
+    pub(crate) fn superblock(&self) -> Arc<SharedSuperblock> {
+        self.log.superblock()
     }
 
     /// The store's reading side.

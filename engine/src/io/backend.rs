@@ -5,7 +5,7 @@
 //! **Does not know** what is in the directory.
 use super::dir_lock::DirLock;
 use super::directory::Directory;
-use super::disk::{Io, IoError};
+use super::disk::{Backend, Io, IoError};
 #[cfg(target_os = "linux")]
 use super::ring_disk::RingDisk;
 use super::thread_disk::ThreadDisk;
@@ -44,6 +44,21 @@ pub fn open_backend(
         },
     };
     Ok(Box::new(ThreadDisk::new(directory, &reason, hold()?)?))
+}
+
+/// A name for the way from this process to the device under `directory`, for what was measured on it: numbers of the
+/// device and name of the backend. At most 64 bytes. File systems without a device of their own may get other numbers
+/// with each mount.
+///
+/// # Errors
+/// If the directory cannot be looked at.
+pub fn device_name(directory: &Path, backend: &Backend) -> Result<String, IoError> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(directory).map_err(|error| {
+        IoError::from_system(format!("look at directory {}", directory.display()), &error)
+    })?;
+    let device = metadata.dev();
+    Ok(format!("{}:{} {}", libc::major(device), libc::minor(device), backend.name))
 }
 
 #[cfg(target_os = "linux")]

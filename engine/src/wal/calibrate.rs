@@ -16,6 +16,7 @@ use super::SyncMethod;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
 use crate::io::{Completion, Durability, FileId, Io, IoErrorKind, Open, Operation, Outcome, Token, Wait};
+use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -40,6 +41,13 @@ pub struct Measurement {
     pub pair_us: u64,
 }
 
+impl fmt::Display for Measurement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, p50_us, p99_us, pair_us } = self;
+        write!(f, "{method}: p50 {p50_us} us, p99 {p99_us} us, {pair_us} us each in pairs")
+    }
+}
+
 /// The method to use. Another one than `current` if it gains at least a fifth: in the time of two in flight, with a tail
 /// that is at most half as long again; or in the tail, without being slower with two in flight. The fastest with two in
 /// flight among those.
@@ -61,7 +69,8 @@ pub fn choose(current: SyncMethod, measurements: &[Measurement]) -> SyncMethod {
 /// Measures every method the backend has, in a scratch file that is made and removed; `None` if `stop` was set meanwhile.
 ///
 /// # Errors
-/// Whatever the device reports; the scratch file may be left then, and the next call replaces it.
+/// Whatever the device reports first. The scratch file is removed all the same if the device lets it; a file that a
+/// process left which was killed is replaced.
 pub fn measure(io: &mut dyn Io, scratch: &Path, stop: &AtomicBool) -> Result<Option<Vec<Measurement>>> {
     match run(io, Operation::Unlink { path: scratch.to_path_buf() }) {
         Err(error) if error.kind != IoErrorKind::NotFound => return Err(error.into()),
@@ -70,9 +79,12 @@ pub fn measure(io: &mut dyn Io, scratch: &Path, stop: &AtomicBool) -> Result<Opt
     let open = Operation::Open { path: scratch.to_path_buf(), open: Open::CreateNew };
     let (Outcome::Opened(file), _) = run(io, open)? else { unreachable!("opening a file gives a file") };
     let measured = measure_in(io, file, stop);
-    run(io, Operation::Close { file })?;
-    run(io, Operation::Unlink { path: scratch.to_path_buf() })?;
-    measured
+    let closed = run(io, Operation::Close { file });
+    let removed = run(io, Operation::Unlink { path: scratch.to_path_buf() });
+    let measured = measured?;
+    closed?;
+    removed?;
+    Ok(measured)
 }
 
 /// What was timed of one method.
@@ -98,12 +110,12 @@ fn measure_in(io: &mut dyn Io, file: FileId, stop: &AtomicBool) -> Result<Option
     let mut times: Vec<Times> = methods.iter().map(|_| Times::default()).collect();
     for turn in 0..WRITES / TURN_WRITES {
         for (&method, times) in methods.iter().zip(&mut times) {
+            let in_flight_max = if turn % 2 == 0 { 1 } else { PAIR };
+            let start_us = io.now_us();
+            let alone_us = write_durably(io, file, turn * TURN_WRITES, method, in_flight_max, stop)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
             }
-            let in_flight_max = if turn % 2 == 0 { 1 } else { PAIR };
-            let start_us = io.now_us();
-            let alone_us = write_durably(io, file, turn * TURN_WRITES, method, in_flight_max)?;
             if in_flight_max == 1 {
                 times.alone_us.extend(alone_us);
             } else {
@@ -126,13 +138,14 @@ fn measure_in(io: &mut dyn Io, file: FileId, stop: &AtomicBool) -> Result<Option
     Ok(Some(result.collect()))
 }
 
-/// One turn: so many writes, one behind the other in the file; the time each took.
+/// One turn: so many writes, one behind the other in the file; the time each took. Cut short when `stop` is set.
 fn write_durably(
     io: &mut dyn Io,
     file: FileId,
     first: usize,
     method: SyncMethod,
     in_flight_max: usize,
+    stop: &AtomicBool,
 ) -> Result<Vec<u64>> {
     // Tokens: twice the number of the write, and one more for its sync if that is an operation of its own.
     let durability = match method {
@@ -145,14 +158,18 @@ fn write_durably(
     let mut completions: Vec<Completion> = Vec::new();
     let mut failed = None;
     let mut in_flight = 0;
-    while in_flight > 0 || (starts_us.len() < TURN_WRITES && failed.is_none()) {
-        while in_flight < in_flight_max && starts_us.len() < TURN_WRITES && failed.is_none() {
+    loop {
+        let go_on = failed.is_none() && !stop.load(Ordering::Relaxed);
+        while in_flight < in_flight_max && starts_us.len() < TURN_WRITES && go_on {
             let buffer = io.buffer(BLOCK_BYTES);
             let number = starts_us.len();
             let offset = ((first + number) * BLOCK_BYTES) as u64;
             starts_us.push(io.now_us());
             io.submit(Token(number as u64 * 2), Operation::Write { file, offset, buffer, durability });
             in_flight += 1;
+        }
+        if in_flight == 0 {
+            break;
         }
         if io.is_stopped() {
             return Err(super::recovery_scan::stopped("measure the device"));
