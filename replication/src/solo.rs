@@ -36,8 +36,8 @@ use sternpost_engine::{Error, Result};
 
 /// At most this many commands wait to be applied; etcd answers `too many requests` beyond the same gap.
 pub const PENDING_COMMANDS_MAX: u64 = 5_000;
-/// At most this many bytes of commands wait in the queue.
-pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+/// At most this many bytes of commands wait to be applied, queued or in the log: what is held in memory for them.
+pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 /// An entry takes no further command once it holds this much, so that one entry does not hold up the log.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
 /// Group of the log's records: there is one.
@@ -78,10 +78,13 @@ pub struct Solo {
 }
 
 /// What proposers and the `solo` thread share. Order of locks: `queue`, then `stats`.
+#[derive(Default)]
 struct Shared {
     queue: Mutex<Queue>,
     /// Commands taken over and not yet applied or rejected.
     pending_count: AtomicU64,
+    /// Their bytes.
+    pending_bytes: AtomicU64,
     committed_index: AtomicU64,
     applied_index: AtomicU64,
     member_id: AtomicU64,
@@ -94,7 +97,6 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     commands: VecDeque<(Class, Vec<u8>)>,
-    bytes: usize,
     /// Set when nothing more is taken over; holds the reason.
     stopped: Option<String>,
     /// Set when the thread shall finish what is queued and end.
@@ -108,6 +110,39 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Queues a command, within the bounds. The counts grow under the lock of the queue, so that no two proposers take the
+    /// same room, and shrink without it.
+    fn propose(&self, command: Vec<u8>, class: Class) -> Result<(), ProposeError> {
+        {
+            let mut queue = self.queue();
+            if let Some(reason) = &queue.stopped {
+                return Err(ProposeError::Stopped(reason.clone()));
+            }
+            if queue.closing {
+                return Err(ProposeError::Stopped("the server is stopping".into()));
+            }
+            // Privileged commands are few, and bounded by twice the gap.
+            let factor = if class == Class::Privileged { 2 } else { 1 };
+            let count = self.pending_count.load(Ordering::Relaxed);
+            let bytes = self.pending_bytes.load(Ordering::Relaxed) + command.len() as u64;
+            if count >= factor * PENDING_COMMANDS_MAX || bytes > factor * PENDING_BYTES_MAX {
+                return Err(ProposeError::TooManyRequests);
+            }
+            self.pending_count.fetch_add(1, Ordering::Relaxed);
+            self.pending_bytes.fetch_add(command.len() as u64, Ordering::Relaxed);
+            queue.commands.push_back((class, command));
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// These commands were applied or rejected: there is room for others.
+    fn release(&self, commands: &[Vec<u8>]) {
+        let bytes: usize = commands.iter().map(Vec::len).sum();
+        self.pending_bytes.fetch_sub(bytes as u64, Ordering::Relaxed);
+        self.pending_count.fetch_sub(commands.len() as u64, Ordering::Relaxed);
+    }
+
     fn wake(&self) {
         if let Some(waker) = self.waker.get() {
             waker();
@@ -119,16 +154,7 @@ impl Solo {
     /// Opens the directory, replays its log into `machine` and starts serving. Returns when the machine holds
     /// everything that was ever acknowledged.
     pub fn start(options: SoloOptions, machine: impl StateMachine) -> Result<Self> {
-        let shared = Arc::new(Shared {
-            queue: Mutex::default(),
-            pending_count: AtomicU64::new(0),
-            committed_index: AtomicU64::new(0),
-            applied_index: AtomicU64::new(0),
-            member_id: AtomicU64::new(0),
-            waker: OnceLock::new(),
-            write_age: OnceLock::new(),
-            stats: Mutex::new(None),
-        });
+        let shared = Arc::new(Shared::default());
         let (report, opened) = mpsc::sync_channel(1);
         let thread_shared = Arc::clone(&shared);
         // A ring belongs to the thread that made it, so the log is opened where it will be driven.
@@ -200,30 +226,7 @@ fn identity(genesis: &Genesis) -> LogIdentity {
 
 impl Replicator for Solo {
     fn propose(&self, command: Vec<u8>, class: Class) -> Result<(), ProposeError> {
-        {
-            let mut queue = self.shared.queue();
-            if let Some(reason) = &queue.stopped {
-                return Err(ProposeError::Stopped(reason.clone()));
-            }
-            if queue.closing {
-                return Err(ProposeError::Stopped("the server is stopping".into()));
-            }
-            let pending = self.shared.pending_count.load(Ordering::Relaxed);
-            if class == Class::Ordinary
-                && (pending >= PENDING_COMMANDS_MAX || queue.bytes + command.len() > QUEUE_BYTES_MAX)
-            {
-                return Err(ProposeError::TooManyRequests);
-            }
-            // Privileged commands are few, and bounded by twice the gap.
-            if pending >= 2 * PENDING_COMMANDS_MAX {
-                return Err(ProposeError::TooManyRequests);
-            }
-            queue.bytes += command.len();
-            queue.commands.push_back((class, command));
-            self.shared.pending_count.fetch_add(1, Ordering::Relaxed);
-        }
-        self.shared.wake();
-        Ok(())
+        self.shared.propose(command, class)
     }
 
     fn read_barrier(&self) -> ReadBarrier {
@@ -278,7 +281,7 @@ struct SoloCore<M> {
     shared: Arc<Shared>,
     /// Index of the next entry; entries are consecutive.
     next_index: u64,
-    /// Entries in log order, appended and not yet applied. Bounded by `PENDING_COMMANDS_MAX` commands.
+    /// Entries in log order, appended and not yet applied. Bounded by what `Shared::propose` lets in.
     unapplied: VecDeque<Unapplied>,
     /// Scratch for the body of an entry.
     body: Vec<u8>,
@@ -396,7 +399,6 @@ impl<M: StateMachine> SoloCore<M> {
     fn take_queue(&mut self) -> bool {
         let (commands, closing) = {
             let mut queue = self.shared.queue();
-            queue.bytes = 0;
             if std::mem::take(&mut queue.stats_wanted) {
                 *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(self.log.wal_stats());
@@ -453,7 +455,7 @@ impl<M: StateMachine> SoloCore<M> {
                 for command in &commands {
                     self.machine.rejected(command, &rejection);
                 }
-                self.shared.pending_count.fetch_sub(commands.len() as u64, Ordering::Relaxed);
+                self.shared.release(&commands);
             }
         }
     }
@@ -465,12 +467,11 @@ impl<M: StateMachine> SoloCore<M> {
         while self.unapplied.front().is_some_and(|entry| entry.lsn < durable) {
             let Some(entry) = self.unapplied.pop_front() else { break };
             let commands = entry.commands.iter().map(Vec::as_slice).collect::<Vec<_>>();
-            let count = commands.len() as u64;
             // R1: applied <= committed, and both are durable.
             self.shared.committed_index.store(entry.index, Ordering::Release);
             self.machine.apply(&Entry { index: entry.index, term: GENESIS_TERM, commands, replay: false });
             self.shared.applied_index.store(entry.index, Ordering::Release);
-            self.shared.pending_count.fetch_sub(count, Ordering::Relaxed);
+            self.shared.release(&entry.commands);
             last = Some(entry.index);
         }
         if let Some(index) = last {
@@ -484,16 +485,16 @@ impl<M: StateMachine> SoloCore<M> {
         if std::mem::replace(&mut self.failed, true) {
             return;
         }
-        let commands = {
+        let commands: Vec<_> = {
             let mut queue = self.shared.queue();
             queue.stopped = Some(reason.to_owned());
-            queue.bytes = 0;
-            std::mem::take(&mut queue.commands)
+            std::mem::take(&mut queue.commands).into_iter().map(|(_, command)| command).collect()
         };
         let rejection = Rejection::Stopped(reason.to_owned());
-        for (_, command) in &commands {
+        for command in &commands {
             self.machine.rejected(command, &rejection);
         }
+        self.shared.release(&commands);
         self.machine.stopped(reason);
     }
 
@@ -576,16 +577,7 @@ pub mod simulated {
             genesis: &Genesis,
             machine: M,
         ) -> Result<Self> {
-            let solo = Arc::new(Shared {
-                queue: Mutex::default(),
-                pending_count: AtomicU64::new(0),
-                committed_index: AtomicU64::new(0),
-                applied_index: AtomicU64::new(0),
-                member_id: AtomicU64::new(0),
-                waker: OnceLock::new(),
-                write_age: OnceLock::new(),
-                stats: Mutex::new(None),
-            });
+            let solo = Arc::new(Shared::default());
             let open = |visit: &mut dyn FnMut(&Record<'_>) -> Result<()>| {
                 Log::open_over(io, options, seed, &identity(genesis), visit, &mut |_| {})
             };
@@ -594,9 +586,11 @@ pub mod simulated {
         }
 
         /// Queues a command.
-        pub fn propose(&self, class: Class, command: Vec<u8>) {
-            self.solo.queue().commands.push_back((class, command));
-            self.solo.pending_count.fetch_add(1, Ordering::Relaxed);
+        ///
+        /// # Errors
+        /// Those of the real node.
+        pub fn propose(&self, class: Class, command: Vec<u8>) -> Result<(), ProposeError> {
+            self.solo.propose(command, class)
         }
 
         /// One round of the thread's loop.

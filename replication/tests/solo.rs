@@ -5,7 +5,7 @@ use sternpost_engine::base::rng::Rng;
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::solo::simulated::SimulatedSolo;
-use sternpost_replication::solo::{Solo, SoloOptions};
+use sternpost_replication::solo::{PENDING_BYTES_MAX, Solo, SoloOptions};
 use sternpost_replication::{Class, Entry, Genesis, ProposeError, Rejection, Replicator, StateMachine};
 
 /// Remembers what it was given, and tells.
@@ -148,7 +148,7 @@ fn after_every_power_cut_the_applied_commands_are_a_prefix_of_the_proposed_ones(
                 let mut command = vec![0; 1 + rng.below(3_000) as usize];
                 rng.fill(&mut command);
                 proposed.push(command.clone());
-                solo.propose(Class::Ordinary, command);
+                solo.propose(Class::Ordinary, command).expect("few are pending");
             }
             let applied = solo.machine().applied.len();
             assert!(solo.step(1_000_000));
@@ -175,4 +175,82 @@ fn after_every_power_cut_the_applied_commands_are_a_prefix_of_the_proposed_ones(
             }
         }
     }
+}
+
+const LARGE_BYTES: u64 = 4 << 20;
+
+fn large() -> Vec<u8> {
+    vec![7; LARGE_BYTES as usize]
+}
+
+/// Says that it has been asked to apply its first command, and waits there until it may go on.
+struct Blocked {
+    entered: Sender<()>,
+    go_on: Receiver<()>,
+    applied_count: u64,
+}
+
+impl StateMachine for Blocked {
+    fn apply(&mut self, entry: &Entry<'_>) {
+        if self.applied_count == 0 {
+            self.entered.send(()).unwrap();
+            self.go_on.recv().unwrap();
+        }
+        self.applied_count += entry.commands.len() as u64;
+    }
+    fn restore(&mut self, _index: u64, _term: u64, _state: &[u8]) {}
+    fn applied_index(&self) -> u64 {
+        0
+    }
+    fn rejected(&mut self, _command: &[u8], _rejection: &Rejection) {}
+    fn stopped(&mut self, _reason: &str) {}
+}
+
+/// Commands that had left the queue and were not yet applied were counted by number only, so that large ones held far
+/// more memory than the queue was allowed. Now their bytes count until they are applied.
+#[test]
+fn the_bytes_of_commands_count_until_they_are_applied() {
+    let directory = tempfile::tempdir().unwrap();
+    let (entered, is_in) = channel();
+    let (release, go_on) = channel();
+    let options = SoloOptions {
+        directory: directory.path().to_path_buf(),
+        log: LogOptions::default(),
+        genesis: genesis(),
+        progress: Box::new(|_| {}),
+    };
+    let solo = Solo::start(options, Blocked { entered, go_on, applied_count: 0 }).expect("starts");
+    let fill =
+        |class| std::iter::repeat_with(|| solo.propose(large(), class)).take_while(Result::is_ok).count();
+    let bound = (PENDING_BYTES_MAX / LARGE_BYTES) as usize;
+    solo.propose(large(), Class::Ordinary).unwrap();
+    is_in.recv().unwrap();
+    assert_eq!(fill(Class::Ordinary), bound - 1, "the one that is being applied counts");
+    assert_eq!(fill(Class::Privileged), bound, "the privileged have as much again");
+    release.send(()).unwrap();
+    while solo.status().pending_count > 0 {
+        std::thread::yield_now();
+    }
+    solo.propose(vec![7; PENDING_BYTES_MAX as usize], Class::Ordinary).expect("all of it is free again");
+}
+
+#[test]
+fn the_bytes_of_rejected_commands_are_free_again() {
+    let disk = SimDisk::new(1);
+    let (machine, told) = recorder();
+    let mut solo =
+        SimulatedSolo::open(Box::new(disk.clone()), &log_options(), 1, &genesis(), machine).expect("opens");
+    disk.set_capacity(Some(disk.allocated_bytes()));
+    // The log learns that the device is full when it wants its next segment.
+    let is_rejected = |told: &Told| matches!(told, Told::Rejected(_, Rejection::NoSpace));
+    while !told.try_iter().any(|told| is_rejected(&told)) {
+        solo.propose(Class::Ordinary, vec![7; 20_000]).expect("few are pending");
+        assert!(solo.step(1_000_000));
+    }
+    let count = 2 * PENDING_BYTES_MAX / LARGE_BYTES;
+    for _ in 0..count {
+        solo.propose(Class::Ordinary, large()).expect("the one before is rejected");
+        assert!(solo.step(0));
+    }
+    assert_eq!(told.try_iter().filter(is_rejected).count() as u64, count);
 }
