@@ -25,13 +25,15 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use sternpost_engine::base::ids::{GroupId, Lsn};
 #[cfg(feature = "sim")]
 use sternpost_engine::io::Io;
 use sternpost_engine::io::{Backend, Waker};
+use sternpost_engine::log::calibration::{CalibrationJob, CalibrationReport, Calibrator};
 use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, WriteAge};
 use sternpost_engine::options::LogOptions;
-use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
+use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, SyncMethod, WalStats};
 use sternpost_engine::{Error, Result};
 
 /// At most this many commands wait to be applied; etcd answers `too many requests` beyond the same gap.
@@ -68,13 +70,23 @@ pub struct Opened {
     pub backend: Backend,
     /// What the log held.
     pub recovery: RecoveryReport,
+    /// How groups of the log become durable: as asked, as measured before, or the default.
+    pub sync_method: SyncMethod,
 }
 
 /// A running single node.
 pub struct Solo {
     shared: Arc<Shared>,
     opened: Opened,
+    calibration: Mutex<Calibration>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
+}
+
+/// The measurement of the device: not wanted or over, to be made, under way.
+enum Calibration {
+    None,
+    Wanted(CalibrationJob),
+    UnderWay(#[expect(dead_code, reason = "dropping it is what ends it")] Calibrator),
 }
 
 /// What proposers and the `solo` thread share. Order of locks: `queue`, then `stats`.
@@ -178,7 +190,7 @@ impl Solo {
                 ) {
                     Ok((mut core, opened)) => {
                         let _abort = AbortOnPanic;
-                        let _ = report.send(Ok(opened));
+                        let _ = report.send(Ok((opened, core.log.take_calibration())));
                         core.run();
                         core.close()
                     }
@@ -189,10 +201,33 @@ impl Solo {
                 }
             })
             .map_err(|error| Error::Refused(format!("cannot start the thread of the log: {error}")))?;
-        let opened = opened.recv().unwrap_or_else(|_| {
+        let (opened, calibration) = opened.recv().unwrap_or_else(|_| {
             Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
         })?;
-        Ok(Self { shared, opened, thread: Mutex::new(Some(thread)) })
+        let calibration = Mutex::new(calibration.map_or(Calibration::None, Calibration::Wanted));
+        Ok(Self { shared, opened, calibration, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Measures the device in the background if this start calls for it (see [`sternpost_engine::log::calibration`]); to be
+    /// called once everything is served that waits for the start. `report` is called on that thread when it came to an
+    /// end by itself; it must not hold this node, which waits for the thread when it is dropped.
+    pub fn calibrate(
+        &self,
+        delay: Duration,
+        report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
+    ) {
+        let mut calibration = self.calibration();
+        *calibration = match std::mem::replace(&mut *calibration, Calibration::None) {
+            // Without a thread there is no measurement; the next start tries again.
+            Calibration::Wanted(job) => {
+                job.start(delay, report).map_or(Calibration::None, Calibration::UnderWay)
+            }
+            other => other,
+        };
+    }
+
+    fn calibration(&self) -> MutexGuard<'_, Calibration> {
+        self.calibration.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was found at the start.
@@ -248,6 +283,8 @@ impl Replicator for Solo {
     }
 
     fn shutdown(&self) -> Result<(), String> {
+        // It has the directory open too.
+        *self.calibration() = Calibration::None;
         self.shared.queue().closing = true;
         self.shared.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -337,6 +374,7 @@ impl<M: StateMachine> SoloCore<M> {
             created,
             backend: core.log.backend(),
             recovery,
+            sync_method: core.log.sync_method(),
         };
         Ok((core, opened))
     }

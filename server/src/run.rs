@@ -4,7 +4,8 @@
 //! 1. sockets are opened, so that a port in use is found before the data directory is touched,
 //! 2. the data directory is made if needed (mode 0700) and looked at: one of etcd's own is refused,
 //! 3. the member starts: the log is replayed (`server.rs`),
-//! 4. listeners accept; the ready line is logged; the supervisor is told.
+//! 4. listeners accept; the ready line is logged; the supervisor is told,
+//! 5. the device is measured in the background, if it was not measured before.
 //!
 //! **Stop**, on SIGTERM or SIGINT: health says not serving · sockets close and connections are told to go away · watches end · other streams
 //! are cut after [`STREAMS_CUT`] · what is left gets until [`DRAIN`] · the log is closed. The caller then ends the process by the same signal.
@@ -28,6 +29,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::io::BackendChoice;
 use sternpost_engine::log::OpenProgress;
+use sternpost_engine::log::calibration::{self, CalibrationReport};
 use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::SyncMethod;
@@ -73,7 +75,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     prepare_directory(&config)?;
     let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
     let starting = start_member(&config, metrics.clone());
-    let (server, diagnostics) = tokio::select! {
+    let (server, diagnostics, solo) = tokio::select! {
         started = starting => started?,
         _ = terminate.recv() => return Ok(Stopped::Terminated),
         _ = interrupt.recv() => return Ok(Stopped::Interrupted),
@@ -86,6 +88,8 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         log_listening(url);
     }
     notify_supervisor();
+    solo.calibrate(calibration::DELAY, log_calibration);
+    drop(solo);
 
     let stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
@@ -233,7 +237,10 @@ fn prepare_directory(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<(Server, Arc<Diagnostics>), String> {
+async fn start_member(
+    config: &Config,
+    metrics: Arc<Metrics>,
+) -> Result<(Server, Arc<Diagnostics>, Arc<Solo>), String> {
     let options = ServerOptions {
         name: config.name.clone(),
         initial_cluster: config
@@ -280,6 +287,7 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<(Server,
             member_id = format!("{:x}", opened.member_id),
             created = opened.created,
             backend = ?opened.backend,
+            wal_sync = %opened.sync_method,
             records = opened.recovery.records_count,
             bytes = opened.recovery.bytes,
             "opened the log"
@@ -309,14 +317,29 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<(Server,
         }
     })?;
     let solo = solo.await.map_err(|_| "the log was not opened".to_string())?;
+    let stats_solo = Arc::clone(&solo);
     let diagnostics = Diagnostics {
         pipeline: server.pipeline.clone(),
         member_id: server.header.member_id(),
         feature_gates: config.feature_gates.clone(),
         inflight: InflightBudget::new(config.inflight_bytes_max),
-        wal_stats: Box::new(move || solo.wal_stats()),
+        wal_stats: Box::new(move || stats_solo.wal_stats()),
     };
-    Ok((server, Arc::new(diagnostics)))
+    Ok((server, Arc::new(diagnostics), solo))
+}
+
+/// Logs what the measurement of the device gave.
+fn log_calibration(result: sternpost_engine::Result<CalibrationReport>) {
+    match result {
+        Ok(report) => tracing::info!(
+            device = report.device,
+            before = %report.before,
+            chosen = %report.chosen,
+            measured = report.measurements.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+            "measured how groups of the log become durable fastest on this device"
+        ),
+        Err(error) => tracing::warn!(%error, "cannot measure the device; the log is made durable as before"),
+    }
 }
 
 /// Logs how far the opening is: that it waits, and each tenth of the replay of a long log.

@@ -258,3 +258,30 @@ fn a_log_file_gets_the_lines() {
     assert!(log.contains("\tfatal\t"), "{log}");
     assert!(ended.stderr.is_empty());
 }
+
+#[test]
+fn the_device_is_measured_after_the_ready_line_and_once() {
+    const MEASURED: &str = "measured how groups of the log become durable fastest on this device";
+    let opened_with = |server: &Server| {
+        let log = server.log_tail();
+        let line = log.lines().rfind(|line| line.contains("opened the log")).expect("it says so").to_string();
+        fields(&line)["wal-sync"].clone()
+    };
+    let mut server = Server::start(Program::Sternpost, &[]);
+    assert_eq!(opened_with(&server), "linked");
+    let measured = fields(&server.line_with(MEASURED));
+    for method in ["linked: p50 ", "separate: p50 "] {
+        assert!(measured["measured"].contains(method), "{measured:?}");
+    }
+    server.stop();
+    server.start_again();
+    assert_eq!(opened_with(&server), measured["chosen"], "it is remembered");
+    server.stop();
+    assert_eq!(server.log_tail().matches(MEASURED).count(), 1, "and not measured again");
+
+    let mut server = Server::start(Program::Sternpost, &["--wal-sync=separate".to_string()]);
+    assert_eq!(opened_with(&server), "separate");
+    // A stop soon after the start does not wait for the measurement that nobody asked for.
+    server.stop();
+    assert!(!server.log_tail().contains(MEASURED));
+}

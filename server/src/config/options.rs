@@ -559,7 +559,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "wal-sync",
         Kind::Choice(&["auto", "linked", "dsync", "separate"]),
         "auto",
-        "How the log is made durable; auto is a write and a linked sync, measuring is not built yet.",
+        "How the log is made durable; auto measures the device once, in the background of a start, and remembers the best.",
     ),
     option(
         Sternpost,

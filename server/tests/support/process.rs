@@ -98,6 +98,8 @@ pub struct Server {
     folder: tempfile::TempDir,
     child: Option<Child>,
     log: Arc<Mutex<VecDeque<String>>>,
+    /// What it logged after the ready line.
+    lines: Option<Mutex<mpsc::Receiver<String>>>,
 }
 
 impl Server {
@@ -116,6 +118,7 @@ impl Server {
             folder,
             child: None,
             log: Arc::default(),
+            lines: None,
         };
         server.start_again();
         server
@@ -137,13 +140,22 @@ impl Server {
         loop {
             // The channel closes when the log ends: a server that dies at start fails at once, not after the limit.
             match lines.recv_timeout(READY_WITHIN) {
-                Ok(line) if line.contains(READY_LINE) => return,
+                Ok(line) if line.contains(READY_LINE) => break,
                 Ok(_) => {}
                 Err(_) => {
                     panic!("{:?} did not become ready; its log ends:\n{}", self.program, self.log_tail())
                 }
             }
         }
+        self.lines = Some(Mutex::new(lines));
+    }
+
+    /// The next line with `text` that the server logs, or has logged since it was ready.
+    pub fn line_with(&self, text: &str) -> String {
+        let lines = self.lines.as_ref().expect("the server was started").lock().expect("no reader panics");
+        std::iter::from_fn(|| lines.recv_timeout(READY_WITHIN).ok())
+            .find(|line| line.contains(text))
+            .unwrap_or_else(|| panic!("no line with {text:?}; the log ends:\n{}", self.log_tail()))
     }
 
     /// Starts the stopped server and kills it (SIGKILL) when it has logged so many lines, or is ready before that.
