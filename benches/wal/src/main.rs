@@ -11,9 +11,11 @@ mod replay;
 use raw::{Method, measure_raw};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use sternpost_engine::base::ids::{GroupId, Lsn};
 use sternpost_engine::io::{BackendChoice, Io, Wait, open_backend};
+use sternpost_engine::wal::calibrate;
 use sternpost_engine::wal::format::GROUPS_IN_FLIGHT_MAX;
 use sternpost_engine::wal::{RecordKind, RecordMeta, Reserve, SyncMethod, Wal, WalOptions};
 use sternpost_engine::{Db, Options};
@@ -115,7 +117,6 @@ fn us_since(start: Instant) -> u64 {
 type Contestant<'a> = (String, Box<dyn Fn() -> Result<Rate, String> + 'a>);
 
 fn compare(scratch: &Path, arguments: &Arguments) -> Result<(), String> {
-    raw::prewrite(scratch)?;
     for depth in [1, 2] {
         let mut contestants: Vec<Contestant<'_>> = Vec::new();
         for method in Method::ALL {
@@ -126,6 +127,7 @@ fn compare(scratch: &Path, arguments: &Arguments) -> Result<(), String> {
         for (name, choice, sync) in [
             ("log, ring, linked", BackendChoice::Ring, SyncMethod::Linked),
             ("log, ring, dsync", BackendChoice::Ring, SyncMethod::Dsync),
+            ("log, ring, separate", BackendChoice::Ring, SyncMethod::Separate),
             ("log, threads, write and sync", BackendChoice::Syscall, SyncMethod::Linked),
             ("log, threads, dsync", BackendChoice::Syscall, SyncMethod::Dsync),
         ] {
@@ -148,6 +150,20 @@ fn compare(scratch: &Path, arguments: &Arguments) -> Result<(), String> {
         }
         eprint!("\r{:90}\r", "");
         print_table(depth, &contestants, &rounds, raw_count);
+    }
+    print_calibration(scratch)
+}
+
+/// What `--wal-sync auto` comes to here.
+fn print_calibration(scratch: &Path) -> Result<(), String> {
+    println!();
+    for choice in [BackendChoice::Ring, BackendChoice::Syscall] {
+        let mut io = open_backend(scratch, None, choice).map_err(|error| error.to_string())?;
+        let measured = calibrate::measure(&mut *io, Path::new("calibration"), &AtomicBool::new(false));
+        let measured = measured.map_err(|error| error.to_string())?.unwrap_or_default();
+        let chosen = calibrate::choose(SyncMethod::Linked, &measured);
+        let shown = measured.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        println!("calibration, {}: {chosen} ({shown})", io.backend().name);
     }
     Ok(())
 }
@@ -249,11 +265,16 @@ fn drive(
     wal.pump(io);
 }
 
+/// Without a measurement of the device in the background, which would be measured here.
+fn quiet() -> Options {
+    Options::new().calibrate(false)
+}
+
 /// A put through the embedded database: the same group, and two hand-overs between threads.
 fn measure_db(scratch: &Path, operations: usize) -> Result<Rate, String> {
     let directory = scratch.join("db");
     let _ = std::fs::remove_dir_all(&directory);
-    let db = Db::open(&directory, Options::new()).map_err(|error| error.to_string())?;
+    let db = Db::open(&directory, quiet()).map_err(|error| error.to_string())?;
     let value = [0x5a_u8; 3_900];
     db.put("warm", value).map_err(|error| error.to_string())?;
     let mut latencies_us = Vec::with_capacity(operations);

@@ -1,4 +1,8 @@
-//! What the device can do: the same 4 KiB durable writes into a file that was written before, by every method there is.
+//! What the device can do: the same 4 KiB durable writes by every method there is.
+//!
+//! Each measurement gets what the log's has: a new file that was filled with zeros once and synced, written from its start
+//! with blocks that are not zeros. A file that earlier rounds wrote has its blocks where the device finds them faster, and a
+//! device under a virtual machine may know zeros from other bytes.
 use super::{Rate, now, us_since};
 use std::fs::{File, OpenOptions};
 use std::io::IoSlice;
@@ -44,8 +48,9 @@ fn open(scratch: &Path) -> Result<File, String> {
     opened.map_err(|error| format!("open {}: {error}", path.display()))
 }
 
-/// Writes the whole file once, so that no later write changes metadata.
-pub(crate) fn prewrite(scratch: &Path) -> Result<(), String> {
+/// Makes the file and writes it once, so that no later write changes metadata.
+fn prewrite(scratch: &Path) -> Result<(), String> {
+    let _ = std::fs::remove_file(scratch.join(FILE));
     let file = open(scratch)?;
     let zeros = IoBuffer::zeroed(1 << 20);
     for offset in (0..FILE_BYTES).step_by(zeros.len()) {
@@ -60,6 +65,7 @@ pub(crate) fn measure_raw(
     depth: usize,
     operations: usize,
 ) -> Result<Rate, String> {
+    prewrite(scratch)?;
     match method {
         Method::WriteSync | Method::WriteDsync => {
             by_calls(scratch, method == Method::WriteDsync, depth, operations)
@@ -80,7 +86,8 @@ fn by_calls(scratch: &Path, dsync: bool, depth: usize, operations: usize) -> Res
         let file = open(scratch);
         std::thread::spawn(move || -> Result<Vec<u64>, String> {
             let file = file?;
-            let block = IoBuffer::zeroed(BLOCK);
+            let mut block = IoBuffer::zeroed(BLOCK);
+            block.fill(0x5a);
             let mut latencies_us = Vec::new();
             for operation in (thread..operations).step_by(depth) {
                 let start = now();
@@ -121,7 +128,8 @@ fn by_ring(scratch: &Path, durability: Durability, depth: usize, operations: usi
     let started = now();
     while latencies_us.len() < operations {
         while submitted < operations && submitted - latencies_us.len() < depth {
-            let buffer = io.buffer(BLOCK);
+            let mut buffer = io.buffer(BLOCK);
+            buffer.fill(0x5a);
             starts[submitted] = Some(now());
             let write = Operation::Write { file, offset: offset(submitted), buffer, durability };
             io.submit(Token(submitted as u64), write);

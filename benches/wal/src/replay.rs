@@ -1,9 +1,8 @@
 //! How long a 1 GiB log takes to replay: 256 B puts over 100,000 keys, written in groups of about 64 KiB.
-use super::now;
-use bytes::Bytes;
+use super::{now, quiet};
 use std::path::Path;
 use sternpost_engine::base::rng::Rng;
-use sternpost_engine::{Batch, Db, Options};
+use sternpost_engine::{Batch, Db};
 
 const KEYS: u64 = 100_000;
 const VALUE_BYTES: usize = 256;
@@ -12,61 +11,53 @@ const IN_FLIGHT: usize = 200;
 
 pub(crate) fn measure(scratch: &Path, log_bytes: u64) -> Result<(), String> {
     let directory = scratch.join("replay");
-    let revision = fill(&directory, log_bytes)?;
-    let on_disk = directory_bytes(&directory.join("wal"));
+    let (revision, logged_bytes) = fill(&directory, log_bytes)?;
     // Twice: the second open finds the file system's own state warm; direct I/O reads the device both times.
     for _ in 0..2 {
         let started = now();
-        let db = Db::open(&directory, Options::new()).map_err(|error| error.to_string())?;
+        let db = Db::open(&directory, quiet()).map_err(|error| error.to_string())?;
         let seconds = started.elapsed().as_secs_f64();
         assert_eq!(db.latest().revision(), revision, "every put is there");
         println!(
-            "opened in {seconds:.2} s: {} revisions, {} MiB of segments, {:.0} puts/s",
+            "opened in {seconds:.2} s: {} revisions, {} MiB of log, {:.0} puts/s",
             revision - 1,
-            on_disk >> 20,
+            logged_bytes >> 20,
             (revision - 1) as f64 / seconds
         );
         db.close().map_err(|error| error.to_string())?;
     }
     // A batch is one revision: it only closes the file here, so that the tool shows it can go on.
-    let db = Db::open(&directory, Options::new()).map_err(|error| error.to_string())?;
+    let db = Db::open(&directory, quiet()).map_err(|error| error.to_string())?;
     db.write(Batch::new().put("after", "replay")).map_err(|error| error.to_string())?;
     db.close().map_err(|error| error.to_string())
 }
 
-fn fill(directory: &Path, log_bytes: u64) -> Result<i64, String> {
-    let db = Db::open(directory, Options::new()).map_err(|error| error.to_string())?;
+/// Writes until so many bytes of groups are in the log; returns the last revision and how many bytes it came to.
+fn fill(directory: &Path, log_bytes: u64) -> Result<(i64, u64), String> {
+    let db = Db::open(directory, quiet()).map_err(|error| error.to_string())?;
     let mut rng = Rng::new(1);
     let mut waiting = std::collections::VecDeque::new();
-    let mut written = 0;
+    let logged = || db.stats().wal.map_or(0, |wal| wal.group_bytes);
     let mut shown = 0;
-    while written < log_bytes {
+    while logged() < log_bytes {
         while waiting.len() < IN_FLIGHT {
             let mut value = [0; VALUE_BYTES];
             rng.fill(&mut value);
-            let key = Bytes::from(format!("/registry/pods/{:08}", rng.below(KEYS)));
-            waiting.push_back(db.put_async(&key, value));
-            // Record header, operation header, key, value.
-            written += (32 + 19 + key.len() + VALUE_BYTES) as u64;
+            waiting.push_back(db.put_async(format!("/registry/pods/{:08}", rng.below(KEYS)), value));
         }
         for future in waiting.drain(..IN_FLIGHT / 2) {
             future.wait().map_err(|error| error.to_string())?;
         }
-        if written >> 26 != shown {
-            shown = written >> 26;
-            eprint!("\rwriting the log: {} of {} MiB", written >> 20, log_bytes >> 20);
+        if logged() >> 26 != shown {
+            shown = logged() >> 26;
+            eprint!("\rwriting the log: {} of {} MiB", logged() >> 20, log_bytes >> 20);
         }
     }
     for future in waiting {
         future.wait().map_err(|error| error.to_string())?;
     }
     eprintln!();
-    let revision = db.latest().revision();
+    let (revision, logged_bytes) = (db.latest().revision(), logged());
     db.close().map_err(|error| error.to_string())?;
-    Ok(revision)
-}
-
-fn directory_bytes(directory: &Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    entries.flatten().filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
+    Ok((revision, logged_bytes))
 }
