@@ -7,11 +7,16 @@
 //!
 //! **Does not know** what the bytes mean, nor what anybody above does about an error.
 //!
-//! Three backends: [`ring_disk`] (io_uring), [`thread_disk`] (blocking calls on worker threads, where a container
-//! forbids the ring or a file system refuses direct I/O), [`sim_disk`] (in memory, from one seed).
+//! **Two ways to read.** [`Io`] belongs to one thread and is for files that are being written. [`Files`] reads files that
+//! no longer change: blocking, from any thread, without a queue.
 //!
-//! Reading order: `disk` (the trait), `buffer`, `sim_disk` (with `sim_content` and `fault_plan`), `thread_disk`,
-//! `ring_disk`, `dir_lock`.
+//! Three backends: [`ring_disk`] (io_uring), [`thread_disk`] (blocking calls on worker threads, where a container
+//! forbids the ring or a file system refuses direct I/O), [`sim_disk`] (in memory, from one seed). For tools that only look
+//! there is [`read_only_disk`].
+//!
+//! Reading order: `disk` (the trait), `buffer`, `files` (with `aligned_bytes`), `sim_disk` (with `sim_content`,
+//! `fault_plan` and `sim_files`), `thread_disk`, `ring_disk`, `read_only_disk`, `dir_lock`.
+pub mod aligned_bytes;
 mod backend;
 pub mod buffer;
 pub mod dir_lock;
@@ -19,6 +24,8 @@ mod directory;
 pub mod disk;
 #[cfg(feature = "sim")]
 pub mod fault_plan;
+pub mod files;
+pub mod read_only_disk;
 #[cfg(target_os = "linux")]
 mod ring;
 #[cfg(target_os = "linux")]
@@ -27,11 +34,15 @@ pub mod ring_disk;
 mod sim_content;
 #[cfg(feature = "sim")]
 pub mod sim_disk;
+#[cfg(feature = "sim")]
+mod sim_files;
 pub mod thread_disk;
 
+pub use aligned_bytes::AlignedBytes;
 pub use backend::{BackendChoice, device_name, open_backend};
 pub use buffer::{BufferPool, IoBuffer};
 pub use disk::{
     Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome, Token, Wait,
     Waker,
 };
+pub use files::{Files, ReadFile, open_files};

@@ -1,4 +1,4 @@
-//! Identifiers that must not be mistaken for one another: positions in the log, revisions, log groups.
+//! Identifiers that must not be mistaken for one another: positions in the log, revisions, log groups, segments.
 use std::fmt;
 
 /// A position in the write-ahead log, in bytes: `segment sequence × segment_bytes + offset`.
@@ -17,6 +17,17 @@ impl fmt::Display for Lsn {
 /// Which replication group a log record belongs to. Group 0 is the only one today.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GroupId(pub u32);
+
+/// Number of a file under `seg/`, shared by all kinds of segment. Drawn from a counter and never used twice: a
+/// segment is written once, sealed, and later unlinked.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct SegmentId(pub u32);
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
 
 /// Identity of one change: `main` counts applied write transactions (the first write of a store is 2, as in
 /// etcd), `sub` counts changes inside one transaction, from 0.

@@ -34,12 +34,9 @@ pub(crate) struct OpenFile {
 impl Directory {
     /// Looks at the directory, which must exist, and tries one direct and one synced write in it.
     pub(crate) fn open(root: &Path) -> Result<Self, IoError> {
+        check_directory(root)?;
         let failed =
             |what: &str, error: &io::Error| IoError::from_system(format!("{what} {}", root.display()), error);
-        let metadata = fs::metadata(root).map_err(|error| failed("open directory", &error))?;
-        if !metadata.is_dir() {
-            return Err(failed("open directory", &io::Error::from(io::ErrorKind::NotADirectory)));
-        }
         let mut directory =
             Self { root: root.to_path_buf(), direct: true, dsync: true, detail: String::new() };
         let block = IoBuffer::zeroed(BLOCK_BYTES);
@@ -132,9 +129,25 @@ impl Directory {
     }
 }
 
+/// An error unless there is a directory.
+pub(crate) fn check_directory(root: &Path) -> Result<(), IoError> {
+    let checked = fs::metadata(root).and_then(|metadata| match metadata.is_dir() {
+        true => Ok(()),
+        false => Err(io::Error::from(io::ErrorKind::NotADirectory)),
+    });
+    checked.map_err(|error| IoError::from_system(format!("open directory {}", root.display()), &error))
+}
+
 fn options(direct: bool) -> OpenOptions {
+    let mut options = read_options(direct);
+    options.write(true).mode(0o600);
+    options
+}
+
+/// How a file is opened that is only read.
+pub(crate) fn read_options(direct: bool) -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).mode(0o600);
+    options.read(true);
     #[cfg(target_os = "linux")]
     options.custom_flags(if direct { libc::O_DIRECT } else { 0 });
     #[cfg(not(target_os = "linux"))]

@@ -5,6 +5,11 @@
 //! to the engine. Same seed, same calls: same completions in the same order at the same times. Nothing happens by
 //! itself: time moves and operations take effect only inside [`Io::wait`].
 //!
+//! **Owners.** Two parts of an engine that drive a device each, as two rings in one directory do, get a handle each by
+//! [`SimDisk::handle`]: it has an owner of its own, which a clone keeps. A wait moves the one clock and lets every
+//! operation take effect, whoever submitted it, and returns its owner's completions only; those of others are kept until
+//! their owner waits. Files belong to the owner that opened them, as descriptors to a ring; names are everybody's.
+//!
 //! **Steps.** Whatever changes what a power cut may leave is one step: a write landing, a sync ending, a name changing,
 //! and the completion of everything else. `Write` with `Synced` or `Dsync` is two steps, the write and its sync. A test
 //! that visits the state after every step has visited every state:
@@ -25,10 +30,11 @@
 use super::buffer::{BufferPool, IoBuffer};
 use super::disk::{
     BLOCK_BYTES, Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome,
-    Token, Wait, Waker,
+    Token, Wait, Waker, check_path,
 };
 use super::fault_plan::{Effect, Fault, FaultPlan, Latency, OperationKind};
-use super::sim_content::{Block, Blocks, Covers, Name, SimContent};
+use super::sim_content::{Block, Blocks, Bytes, Covers, Name, SimContent};
+use super::sim_files::Refusal;
 use crate::base::clock::Clock;
 use crate::base::rng::Rng;
 use std::cmp::Reverse;
@@ -43,11 +49,15 @@ pub use super::sim_content::{CrashPolicy, TornUnits, Unsynced, UnsyncedChange};
 #[derive(Clone)]
 pub struct SimDisk {
     device: Arc<Mutex<Device>>,
+    /// Whose operations and completions this handle's are.
+    owner: u32,
     woken: Arc<AtomicBool>,
 }
 
 struct Device {
     content: SimContent,
+    /// By owner, from 0; never shorter.
+    owners: Vec<Owner>,
     open: BTreeMap<u32, OpenFile>,
     file_id_next: u32,
     /// When each operation in flight takes its next step: (due in microseconds, draw for ties, key in `in_flight`).
@@ -68,12 +78,25 @@ struct Device {
     buffers: BufferPool,
 }
 
+/// What the device knows of one owner.
+#[derive(Default)]
+struct Owner {
+    /// Completed in a wait of somebody else, in order.
+    mailbox: Vec<Completion>,
+    /// Submitted and not yet returned by a wait, those in `mailbox` included; at most `in_flight_max`.
+    in_flight: usize,
+}
+
+#[derive(Clone)]
 struct OpenFile {
     inode: u64,
     path: PathBuf,
+    /// `None` for files that are only read, by anybody.
+    owner: Option<u32>,
 }
 
 struct InFlight {
+    owner: u32,
     token: Token,
     operation: Operation,
     effect: Option<Effect>,
@@ -102,6 +125,7 @@ impl SimDisk {
     fn with_content(content: SimContent, seed: u64) -> Self {
         let device = Device {
             content,
+            owners: vec![Owner::default()],
             open: BTreeMap::new(),
             file_id_next: 0,
             due: BinaryHeap::new(),
@@ -118,7 +142,19 @@ impl SimDisk {
             capacity_bytes: None,
             buffers: BufferPool::default(),
         };
-        Self { device: Arc::new(Mutex::new(device)), woken: Arc::default() }
+        Self { device: Arc::new(Mutex::new(device)), owner: 0, woken: Arc::default() }
+    }
+
+    /// Another handle of this device, with an owner and a waker of its own.
+    ///
+    /// # Panics
+    /// If there are 2^32 already.
+    #[must_use]
+    pub fn handle(&self) -> Self {
+        let mut device = self.device();
+        let owner = u32::try_from(device.owners.len()).expect("few owners");
+        device.owners.push(Owner::default());
+        Self { device: self.device.clone(), owner, woken: Arc::default() }
     }
 
     fn device(&self) -> MutexGuard<'_, Device> {
@@ -257,7 +293,7 @@ impl SimDisk {
         device.content.damage(path.as_ref(), offset, &[byte[0] ^ (1 << (bit % 8))])
     }
 
-    /// Copies this handle's content into an independent device with this seed, unsynced changes included.
+    /// Copies the content into an independent device with this seed, unsynced changes included.
     ///
     /// # Panics
     /// If an operation is in flight.
@@ -272,6 +308,38 @@ impl SimDisk {
     }
 }
 
+/// For [`super::sim_files`].
+impl SimDisk {
+    /// Enters a file into the table of open files.
+    pub(super) fn open_to_read(&self, path: &Path) -> Result<u32, Refusal> {
+        check_path(path);
+        let mut device = self.device();
+        device.begin_read(OperationKind::Open, path)?;
+        match device.content.name(path) {
+            Some(Name::File(inode)) => Ok(device.open_inode(inode, path, None).0),
+            Some(Name::Directory) => Err(IS_DIRECTORY),
+            None => Err(NO_SUCH_NAME),
+        }
+    }
+
+    /// What an open file holds now, and what goes wrong with this read of it.
+    pub(super) fn content_to_read(&self, id: u32) -> Result<(Arc<Bytes>, Option<Effect>), Refusal> {
+        let mut device = self.device();
+        let OpenFile { inode, path, .. } = device.open_file(FileId(id)).clone();
+        let effect = device.begin_read(OperationKind::Read, &path)?;
+        let content = device.content.file(inode).map(|file| file.current.clone()).unwrap_or_default();
+        Ok((content, effect))
+    }
+
+    /// Takes a file out of the table of open files.
+    pub(super) fn close_read(&self, id: u32) {
+        let mut device = self.device();
+        device.open.remove(&id);
+        let open = device.open_inodes();
+        device.content.forget_unnamed(&open);
+    }
+}
+
 /// Simulated time.
 impl Clock for SimDisk {
     fn now_us(&self) -> u64 {
@@ -283,12 +351,12 @@ impl Io for SimDisk {
     fn submit(&mut self, token: Token, operation: Operation) {
         let in_flight_max = self.in_flight_max();
         let mut device = self.device();
+        let in_flight = device.owner(self.owner).in_flight;
         assert!(
-            device.in_flight.len() < in_flight_max,
-            "{} operations are in flight, at most {in_flight_max} may be",
-            device.in_flight.len()
+            in_flight < in_flight_max,
+            "{in_flight} operations are in flight, at most {in_flight_max} may be"
         );
-        device.submit(token, operation);
+        device.submit(self.owner, token, operation);
     }
 
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>) {
@@ -300,7 +368,7 @@ impl Io for SimDisk {
             Wait::AtMostUs(_) | Wait::No => 1,
         };
         let until_us = device.now_us.saturating_add(limit_us.max(1));
-        device.run_until(until_us, completions);
+        device.run_until(self.owner, until_us, completions);
     }
 
     fn waker(&self) -> Waker {
@@ -352,6 +420,10 @@ impl Device {
         self.content.allocated_bytes(&self.open_inodes())
     }
 
+    fn owner(&mut self, owner: u32) -> &mut Owner {
+        &mut self.owners[owner as usize]
+    }
+
     fn open_file(&self, file: FileId) -> &OpenFile {
         self.open.get(&file.0).unwrap_or_else(|| panic!("file {} is used and not open", file.0))
     }
@@ -360,12 +432,22 @@ impl Device {
         self.open.get(&file.0).map_or_else(String::new, |open| open.path.display().to_string())
     }
 
-    fn submit(&mut self, token: Token, operation: Operation) {
+    /// Counts one blocking open or read; the fault that it suffers and survives, or how it fails.
+    fn begin_read(&mut self, kind: OperationKind, path: &Path) -> Result<Option<Effect>, Refusal> {
+        if self.stopped {
+            return Err((IoErrorKind::Device, "the device has stopped"));
+        }
+        let effect = self.plan.decide(kind, path);
+        refusal(effect).map_or(Ok(effect), Err)
+    }
+
+    fn submit(&mut self, owner: u32, token: Token, operation: Operation) {
         if self.stopped {
             // The power is off; the caller has not noticed yet.
             return;
         }
         operation.check();
+        self.check_owner(owner, &operation);
         let (kind, path) = self.kind_and_path(&operation);
         let effect = self.plan.decide(kind, &path);
         let stage = match &operation {
@@ -388,8 +470,22 @@ impl Device {
         };
         let key = self.in_flight_next;
         self.in_flight_next += 1;
-        self.in_flight.insert(key, InFlight { token, operation, effect, stage });
+        self.in_flight.insert(key, InFlight { owner, token, operation, effect, stage });
+        self.owner(owner).in_flight += 1;
         self.schedule(key, range, effect);
+    }
+
+    /// Stops the process if an owner uses another's file: a real device would find another file, or none.
+    fn check_owner(&self, owner: u32, operation: &Operation) {
+        if let Operation::Close { file }
+        | Operation::Read { file, .. }
+        | Operation::Write { file, .. }
+        | Operation::Sync { file }
+        | Operation::Length { file } = operation
+        {
+            let opened_by = self.open_file(*file).owner;
+            assert_eq!(opened_by, Some(owner), "file {} is used by who did not open it", file.0);
+        }
     }
 
     fn schedule(&mut self, key: u64, range: (u64, u64), effect: Option<Effect>) {
@@ -424,12 +520,19 @@ impl Device {
         Stage::Writing { inode, id: Some(id) }
     }
 
-    /// Makes every step that is due until `until_us`, and stops early at the moment of the first completion.
-    fn run_until(&mut self, until_us: u64, completions: &mut Vec<Completion>) {
-        let completions_before = completions.len();
+    /// Makes every step that is due until `until_us`, and stops early at the moment of the first completion for `owner`;
+    /// appends what there is for it.
+    fn run_until(&mut self, owner: u32, until_us: u64, completions: &mut Vec<Completion>) {
+        self.make_steps(owner, until_us);
+        let Owner { mailbox, in_flight } = self.owner(owner);
+        *in_flight -= mailbox.len();
+        completions.append(mailbox);
+    }
+
+    fn make_steps(&mut self, owner: u32, until_us: u64) {
         while !self.stopped {
             let due_us = self.due.peek().map_or(u64::MAX, |Reverse((due_us, ..))| *due_us);
-            let complete = completions.len() > completions_before;
+            let complete = !self.owner(owner).mailbox.is_empty();
             if due_us > until_us || (complete && due_us > self.now_us) {
                 if !complete {
                     self.now_us = until_us;
@@ -439,7 +542,10 @@ impl Device {
             let Some(Reverse((due_us, _, key))) = self.due.pop() else { return };
             self.now_us = self.now_us.max(due_us);
             let Some(in_flight) = self.in_flight.remove(&key) else { continue };
-            completions.extend(self.step(key, in_flight));
+            let step_owner = in_flight.owner;
+            if let Some(completion) = self.step(key, in_flight) {
+                self.owner(step_owner).mailbox.push(completion);
+            }
             self.steps += 1;
             self.stopped = self.steps >= self.steps_max;
             if self.images.is_some() {
@@ -451,19 +557,13 @@ impl Device {
 
     /// Makes one step of one operation; its completion, if that was the last.
     fn step(&mut self, key: u64, in_flight: InFlight) -> Option<Completion> {
-        let InFlight { token, operation, effect, stage } = in_flight;
-        let failed = match effect {
-            Some(Effect::Fail | Effect::SyncFailsLosing | Effect::SyncFailsKeeping) => {
-                Some((IoErrorKind::Device, "Input/output error (simulated)"))
-            }
-            Some(Effect::NoSpace) => Some((IoErrorKind::NoSpace, "No space left on device (simulated)")),
-            _ => None,
-        };
+        let InFlight { owner, token, operation, effect, stage } = in_flight;
+        let failed = refusal(effect);
         let outcome = match stage {
             Stage::Writing { inode, id } => match self.write_lands(inode, id, failed) {
                 Ok(()) => match self.begin_own_sync(inode, id, &operation) {
                     Some((stage, effect)) => {
-                        self.in_flight.insert(key, InFlight { token, operation, effect, stage });
+                        self.in_flight.insert(key, InFlight { owner, token, operation, effect, stage });
                         self.schedule(key, self.latency.sync_us, effect);
                         return None;
                     }
@@ -500,24 +600,19 @@ impl Device {
             },
             Stage::Whole => match failed {
                 Some(error) => Err(error),
-                None => return Some(self.complete_whole(token, operation, effect)),
+                None => return Some(self.complete_whole(owner, token, operation, effect)),
             },
         };
         Some(self.completion(token, operation, outcome))
     }
 
-    fn write_lands(
-        &mut self,
-        inode: u64,
-        id: Option<u64>,
-        failed: Option<(IoErrorKind, &'static str)>,
-    ) -> Result<(), (IoErrorKind, &'static str)> {
+    fn write_lands(&mut self, inode: u64, id: Option<u64>, failed: Option<Refusal>) -> Result<(), Refusal> {
         let Some(id) = id else { return failed.map_or(Ok(()), Err) };
         if let Some(capacity_bytes) = self.capacity_bytes {
             let new_bytes = self.content.new_bytes_of_write(inode, id);
             if new_bytes > 0 && self.allocated_bytes() + new_bytes > capacity_bytes {
                 self.content.write_vanishes(inode, id);
-                return Err((IoErrorKind::NoSpace, "No space left on device (simulated)"));
+                return Err(NO_SPACE);
             }
         }
         self.content.write_completes(inode, id);
@@ -549,23 +644,26 @@ impl Device {
     /// Does what takes one step and cannot be undone by halves.
     fn complete_whole(
         &mut self,
+        owner: u32,
         token: Token,
         mut operation: Operation,
         effect: Option<Effect>,
     ) -> Completion {
         let outcome = match &mut operation {
             Operation::Open { path, open } => match (self.content.name(path), open) {
-                (Some(Name::File(inode)), Open::Existing) => Ok(self.open_inode(inode, path)),
+                (Some(Name::File(inode)), Open::Existing) => {
+                    Ok(Outcome::Opened(self.open_inode(inode, path, Some(owner))))
+                }
                 (None, Open::CreateNew) => match self.parent_is_there(path) {
                     true => {
                         let inode = self.content.create(path);
-                        Ok(self.open_inode(inode, path))
+                        Ok(Outcome::Opened(self.open_inode(inode, path, Some(owner))))
                     }
                     false => Err(NO_SUCH_NAME),
                 },
                 (Some(_), Open::CreateNew) => Err(NAME_EXISTS),
                 (None, Open::Existing) => Err(NO_SUCH_NAME),
-                (Some(Name::Directory), Open::Existing) => Err((IoErrorKind::Device, "Is a directory")),
+                (Some(Name::Directory), Open::Existing) => Err(IS_DIRECTORY),
             },
             Operation::Close { file } => {
                 self.open.remove(&file.0).unwrap_or_else(|| panic!("file {} is closed twice", file.0));
@@ -591,7 +689,7 @@ impl Device {
                     self.content.rename(from, to, inode);
                     Ok(Outcome::Done)
                 }
-                Some(Name::Directory) => Err((IoErrorKind::Device, "Is a directory")),
+                Some(Name::Directory) => Err(IS_DIRECTORY),
                 None => Err(NO_SUCH_NAME),
             },
             Operation::Unlink { path } => match self.content.name(path) {
@@ -599,7 +697,7 @@ impl Device {
                     self.content.unlink(path);
                     Ok(Outcome::Done)
                 }
-                Some(Name::Directory) => Err((IoErrorKind::Device, "Is a directory")),
+                Some(Name::Directory) => Err(IS_DIRECTORY),
                 None => Err(NO_SUCH_NAME),
             },
             Operation::List { path } => match self.content.name(path) {
@@ -626,18 +724,18 @@ impl Device {
         path.parent().is_some_and(|parent| self.content.name(parent) == Some(Name::Directory))
     }
 
-    fn open_inode(&mut self, inode: u64, path: &Path) -> Outcome {
+    fn open_inode(&mut self, inode: u64, path: &Path, owner: Option<u32>) -> FileId {
         let id = self.file_id_next;
         self.file_id_next += 1;
-        self.open.insert(id, OpenFile { inode, path: path.to_path_buf() });
-        Outcome::Opened(FileId(id))
+        self.open.insert(id, OpenFile { inode, path: path.to_path_buf(), owner });
+        FileId(id)
     }
 
     fn completion(
         &self,
         token: Token,
         operation: Operation,
-        outcome: Result<Outcome, (IoErrorKind, &'static str)>,
+        outcome: Result<Outcome, Refusal>,
     ) -> Completion {
         let result = outcome.map_err(|(kind, cause)| IoError {
             kind,
@@ -665,8 +763,21 @@ impl Device {
     }
 }
 
-const NO_SUCH_NAME: (IoErrorKind, &str) = (IoErrorKind::NotFound, "No such file or directory");
-const NAME_EXISTS: (IoErrorKind, &str) = (IoErrorKind::AlreadyExists, "File exists");
+const NO_SUCH_NAME: Refusal = (IoErrorKind::NotFound, "No such file or directory");
+const NAME_EXISTS: Refusal = (IoErrorKind::AlreadyExists, "File exists");
+const IS_DIRECTORY: Refusal = (IoErrorKind::Device, "Is a directory");
+const NO_SPACE: Refusal = (IoErrorKind::NoSpace, "No space left on device (simulated)");
+
+/// How an operation with this fault fails, if it does.
+fn refusal(effect: Option<Effect>) -> Option<Refusal> {
+    match effect? {
+        Effect::Fail | Effect::SyncFailsLosing | Effect::SyncFailsKeeping => {
+            Some((IoErrorKind::Device, "Input/output error (simulated)"))
+        }
+        Effect::NoSpace => Some(NO_SPACE),
+        _ => None,
+    }
+}
 
 fn written_bytes(operation: &Operation) -> usize {
     if let Operation::Write { buffer, .. } = operation { buffer.len() } else { 0 }
