@@ -45,6 +45,30 @@ impl<'a> Reader<'a> {
         self.take(usize::try_from(count).map_err(|_| Truncated)?)
     }
 
+    /// An unsigned LEB128 number: seven bits a byte, lowest first, the high bit set on all bytes but the last.
+    #[inline]
+    pub fn varint(&mut self) -> Result<u64, Truncated> {
+        let mut number = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.u8()?;
+            let bits = u64::from(byte & 0x7f);
+            if shift == 63 && bits > 1 {
+                return Err(Truncated);
+            }
+            number |= bits << shift;
+            if byte < 0x80 {
+                return Ok(number);
+            }
+        }
+        Err(Truncated)
+    }
+
+    /// A [`Self::varint`] below 2^63.
+    #[inline]
+    pub fn varint_i64(&mut self) -> Result<i64, Truncated> {
+        i64::try_from(self.varint()?).map_err(|_| Truncated)
+    }
+
     /// What has not been read yet.
     pub fn rest(&self) -> &'a [u8] {
         self.rest
@@ -54,6 +78,16 @@ impl<'a> Reader<'a> {
     pub fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
+}
+
+/// Appends a number as [`Reader::varint`] reads it: 1 to 10 bytes.
+#[inline]
+pub fn put_varint(out: &mut Vec<u8>, mut number: u64) {
+    while number >= 0x80 {
+        out.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    out.push(number as u8);
 }
 
 /// Appends `bytes` behind their u32 length.

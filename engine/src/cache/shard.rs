@@ -1,0 +1,320 @@
+//! One shard of the cache: a hash table of entries, a ring for each class, a budget.
+//!
+//! **Shape.**
+//! ```text
+//! index:  key -> number of its slot
+//! slots:  [ Entry { value, bytes, class, uses, touched, older, newer } | free ]
+//! rings:  for each class the oldest and the newest entry, linked through their slots
+//! ```
+//! The hand of a CLOCK is the oldest entry of its ring: if it was used, it becomes the newest with one use less.
+//!
+//! **Invariants.** K1: `bytes` is the sum over the rings, and over the entries, and at most `bytes_max`. K2: each entry is in
+//! `index` under its key and in the ring of its class, and in no other.
+//!
+//! **Age** is counted in bytes that were inserted, or refused for want of room: it passes only while there is something
+//! to gain from it.
+use super::{CacheKey, CacheStats, Class, ENTRIES_IN_SHARD_MIN};
+use crate::base::ids::SegmentId;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::sync::Arc;
+
+/// What is kept; the type is that of its key.
+pub(super) type Value = Arc<dyn Any + Send + Sync>;
+
+/// More uses than this do not keep an entry longer.
+pub(super) const USES_MAX: u8 = 3;
+/// How many used entries the hand may pass in one insertion; then the next one goes, used or not. A bound for how long the
+/// lock is held, rarely met: each use is passed once.
+const PASSES_MAX: usize = 256;
+/// How many slots an insertion looks at for entries that are idle.
+const SWEEP_SLOTS: usize = 4;
+/// No slot.
+const NONE: u32 = u32::MAX;
+
+/// An entry that was not used while this many times the budget came by is dead.
+pub(super) fn idle_budgets(class: Class) -> u64 {
+    match class {
+        Class::Inner => 64,
+        Class::Index => 32,
+        Class::Leaf | Class::Value => 16,
+    }
+}
+
+/// A place, and the type of what is kept for it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Key {
+    pub(super) place: CacheKey,
+    pub(super) entry_type: TypeId,
+}
+
+impl Key {
+    /// The place alone: two types at one place are rare, and told apart when compared. (The mixing function is the output
+    /// step of SplitMix64. Nobody outside chooses places, so no secret is needed.)
+    pub(super) fn hash(&self) -> u64 {
+        let mut z = u64::from(self.place.segment.0) << 32 | u64::from(self.place.block);
+        z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(Key::hash(self));
+    }
+}
+
+/// Takes the hash as it is.
+#[derive(Default)]
+struct Ready(u64);
+
+impl Hasher for Ready {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("a key is hashed before it comes here");
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+struct Entry {
+    key: Key,
+    value: Value,
+    bytes: usize,
+    class: Class,
+    /// Since it was inserted or the hand passed, at most [`USES_MAX`].
+    uses: u8,
+    /// Age of the shard when it was last used.
+    touched: u64,
+    older: u32,
+    newer: u32,
+}
+
+/// The entries of one class, in the order in which the hand meets them.
+struct Ring {
+    oldest: u32,
+    newest: u32,
+    bytes: usize,
+}
+
+pub(super) struct Shard {
+    index: HashMap<Key, u32, BuildHasherDefault<Ready>>,
+    slots: Vec<Option<Entry>>,
+    /// Numbers of the slots that are `None`.
+    slots_free: Vec<u32>,
+    rings: [Ring; Class::ALL.len()],
+    bytes: usize,
+    bytes_max: usize,
+    /// See the module's documentation.
+    age: u64,
+    /// The slot that is looked at next for being idle.
+    sweep_next: usize,
+    hits: u64,
+    misses: u64,
+    insertions: u64,
+    refusals: u64,
+    evictions: u64,
+}
+
+impl Shard {
+    pub(super) fn new(bytes_max: usize) -> Self {
+        Self {
+            index: HashMap::default(),
+            slots: Vec::new(),
+            slots_free: Vec::new(),
+            rings: Class::ALL.map(|_| Ring { oldest: NONE, newest: NONE, bytes: 0 }),
+            bytes: 0,
+            bytes_max,
+            age: 0,
+            sweep_next: 0,
+            hits: 0,
+            misses: 0,
+            insertions: 0,
+            refusals: 0,
+            evictions: 0,
+        }
+    }
+
+    pub(super) fn get(&mut self, key: &Key) -> Option<Value> {
+        let Some(&slot) = self.index.get(key) else {
+            self.misses += 1;
+            return None;
+        };
+        self.hits += 1;
+        let age = self.age;
+        let entry = self.entry(slot);
+        entry.uses = (entry.uses + 1).min(USES_MAX);
+        entry.touched = age;
+        Some(entry.value.clone())
+    }
+
+    /// Adds an entry of `bytes` if the place is free and it fits. Returns what must be freed, behind the lock.
+    pub(super) fn insert(&mut self, key: Key, class: Class, value: Value, bytes: usize) -> Vec<Value> {
+        let mut evicted = Vec::new();
+        if self.index.contains_key(&key) {
+            // The caller's value goes with the caller.
+            return vec![value];
+        }
+        let fits = bytes <= self.bytes_max / ENTRIES_IN_SHARD_MIN && {
+            self.age += bytes as u64;
+            self.make_room(class, bytes, &mut evicted)
+        };
+        if !fits {
+            self.refusals += 1;
+            evicted.push(value);
+            return evicted;
+        }
+        self.insertions += 1;
+        let entry = Entry { key, value, bytes, class, uses: 0, touched: self.age, older: NONE, newer: NONE };
+        let slot = match self.slots_free.pop() {
+            Some(slot) => {
+                self.slots[slot as usize] = Some(entry);
+                slot
+            }
+            None => {
+                self.slots.push(Some(entry));
+                u32::try_from(self.slots.len() - 1).expect("each entry counts 128 bytes at least")
+            }
+        };
+        self.index.insert(key, slot);
+        self.link(slot);
+        self.bytes += bytes;
+        self.rings[class as usize].bytes += bytes;
+        // K1.
+        assert!(self.bytes <= self.bytes_max, "{} bytes of {} are kept", self.bytes, self.bytes_max);
+        evicted
+    }
+
+    /// Evicts until `bytes` fit, nothing better than `class` but what is idle. False, if that is not enough.
+    fn make_room(&mut self, class: Class, bytes: usize, evicted: &mut Vec<Value>) -> bool {
+        if self.bytes + bytes <= self.bytes_max {
+            return true;
+        }
+        self.sweep(evicted);
+        let worse = &Class::ALL[class as usize..];
+        let better_bytes: usize = self.rings[..class as usize].iter().map(|ring| ring.bytes).sum();
+        if better_bytes + bytes > self.bytes_max {
+            return false;
+        }
+        let mut passes = 0;
+        while self.bytes + bytes > self.bytes_max {
+            let rings = worse.iter().rev().map(|class| self.rings[*class as usize].oldest);
+            let Some(slot) = rings.into_iter().find(|oldest| *oldest != NONE) else { return false };
+            if self.entry(slot).uses == 0 || passes == PASSES_MAX {
+                evicted.push(self.evict(slot));
+                continue;
+            }
+            passes += 1;
+            self.entry(slot).uses -= 1;
+            self.unlink(slot);
+            self.link(slot);
+        }
+        true
+    }
+
+    /// Evicts what is idle among the next few slots.
+    fn sweep(&mut self, evicted: &mut Vec<Value>) {
+        for _ in 0..SWEEP_SLOTS.min(self.slots.len()) {
+            self.sweep_next = (self.sweep_next + 1) % self.slots.len();
+            if let Some(entry) = &self.slots[self.sweep_next]
+                && self.age - entry.touched > idle_budgets(entry.class).saturating_mul(self.bytes_max as u64)
+            {
+                let slot = u32::try_from(self.sweep_next).expect("slots have 32-bit numbers");
+                evicted.push(self.evict(slot));
+            }
+        }
+    }
+
+    pub(super) fn remove_segment(&mut self, segment: SegmentId) -> Vec<Value> {
+        let of_segment = |(key, slot): (&Key, &u32)| (key.place.segment == segment).then_some(*slot);
+        let slots: Vec<u32> = self.index.iter().filter_map(of_segment).collect();
+        slots.into_iter().map(|slot| self.remove(slot)).collect()
+    }
+
+    pub(super) fn add_stats(&self, stats: &mut CacheStats) {
+        stats.hits += self.hits;
+        stats.misses += self.misses;
+        stats.insertions += self.insertions;
+        stats.refusals += self.refusals;
+        stats.evictions += self.evictions;
+        stats.entries += self.index.len() as u64;
+        for (total, ring) in stats.bytes.iter_mut().zip(&self.rings) {
+            *total += ring.bytes as u64;
+        }
+    }
+
+    fn evict(&mut self, slot: u32) -> Value {
+        self.evictions += 1;
+        self.remove(slot)
+    }
+
+    fn remove(&mut self, slot: u32) -> Value {
+        self.unlink(slot);
+        let entry = self.slots[slot as usize].take().expect("an entry in the ring is in its slot");
+        self.slots_free.push(slot);
+        self.index.remove(&entry.key);
+        self.bytes -= entry.bytes;
+        self.rings[entry.class as usize].bytes -= entry.bytes;
+        entry.value
+    }
+
+    fn entry(&mut self, slot: u32) -> &mut Entry {
+        self.slots[slot as usize].as_mut().expect("a slot that is named holds an entry")
+    }
+
+    /// Makes an entry the newest of its ring.
+    fn link(&mut self, slot: u32) {
+        let class = self.entry(slot).class;
+        let newest = std::mem::replace(&mut self.rings[class as usize].newest, slot);
+        (self.entry(slot).older, self.entry(slot).newer) = (newest, NONE);
+        match newest {
+            NONE => self.rings[class as usize].oldest = slot,
+            newest => self.entry(newest).newer = slot,
+        }
+    }
+
+    /// Takes an entry out of its ring.
+    fn unlink(&mut self, slot: u32) {
+        let &mut Entry { class, older, newer, .. } = self.entry(slot);
+        match older {
+            NONE => self.rings[class as usize].oldest = newer,
+            older => self.entry(older).newer = newer,
+        }
+        match newer {
+            NONE => self.rings[class as usize].newest = older,
+            newer => self.entry(newer).older = older,
+        }
+    }
+
+    /// Stops a test if K1 or K2 does not hold.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut bytes = 0;
+        let mut count = 0;
+        for class in Class::ALL {
+            let ring = &self.rings[class as usize];
+            let (mut slot, mut before, mut ring_bytes) = (ring.oldest, NONE, 0);
+            while slot != NONE {
+                let entry = self.slots[slot as usize].as_ref().expect("K2: a ring names entries");
+                assert_eq!((entry.class, entry.older), (class, before), "K2");
+                assert_eq!(self.index.get(&entry.key), Some(&slot), "K2");
+                ring_bytes += entry.bytes;
+                count += 1;
+                (before, slot) = (slot, entry.newer);
+            }
+            assert_eq!((ring.newest, ring.bytes), (before, ring_bytes), "K1, K2");
+            bytes += ring_bytes;
+        }
+        assert_eq!((self.bytes, self.index.len()), (bytes, count), "K1, K2");
+        assert_eq!(self.slots.len(), count + self.slots_free.len(), "K2");
+        assert!(self.bytes <= self.bytes_max, "K1: {} of {}", self.bytes, self.bytes_max);
+    }
+}
