@@ -31,9 +31,10 @@ mod simulated;
 mod snapshot;
 mod watcher;
 
+use crate::checkpoint::CheckpointStats;
 use crate::error::{Error, OperationError, Result};
 use crate::log::calibration::{self, Calibrator};
-use crate::log::{Log, LogIdentity, Mode};
+use crate::log::{LogIdentity, Mode, PreparedLog};
 use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{
     DeleteRange, KeyRange, KeyValue, Put, Store, StoreStats, StoreWriter, Txn, TxnOperation, TxnOutcome,
@@ -94,6 +95,8 @@ pub struct Stats {
     pub durable_revision: i64,
     /// The log; `None` once it is closed.
     pub wal: Option<WalStats>,
+    /// Checkpoints; `None` once it is closed.
+    pub checkpoints: Option<CheckpointStats>,
     /// How groups of the log become durable on this device, once it was measured.
     pub calibration: Option<Calibration>,
 }
@@ -129,10 +132,10 @@ impl Db {
             .name("engine".into())
             .spawn(move || {
                 let identity = LogIdentity { mode: Mode::Embedded, cluster_id: 0, member_id: 0 };
-                let open = |visit: &mut dyn FnMut(&crate::wal::Record<'_>) -> Result<()>| {
-                    Log::open(&directory, &options.log, &identity, visit, &mut |_| {})
-                };
-                match Core::open(open, writer, thread_shared) {
+                let prepared = PreparedLog::in_directory(&directory, &options.log, &identity, &mut |_| {});
+                let opened = prepared
+                    .and_then(|prepared| Core::open(prepared, &options.checkpoint, writer, thread_shared));
+                match opened {
                     Ok(mut core) => {
                         let _end = EndOnDrop(closing_shared);
                         let _ = report.send(Ok((core.superblock(), core.take_calibration())));
@@ -249,10 +252,12 @@ impl Db {
 
     /// Counters and latencies.
     pub fn stats(&self) -> Stats {
+        let (wal, checkpoints) = self.inner.shared.stats().unzip();
         Stats {
             store: self.inner.store.stats(),
             durable_revision: self.inner.shared.durable_revision(),
-            wal: self.inner.shared.wal_stats(),
+            wal,
+            checkpoints,
             calibration: self.inner.superblock.read().calibration,
         }
     }

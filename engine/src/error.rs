@@ -91,6 +91,7 @@ impl From<OperationError> for Error {
         match error {
             OperationError::Compacted(revision) => Self::Compacted(revision),
             OperationError::FutureRevision(revision) => Self::FutureRevision(revision),
+            OperationError::Unreadable(what) => what.error().clone(),
             other => Self::Invalid(other),
         }
     }
@@ -113,6 +114,36 @@ pub enum OperationError {
     Compacted(i64),
     /// The revision does not exist yet; holds the current one.
     FutureRevision(i64),
+    /// Something on disk could not be read, or does not verify. The only variant that depends on this machine: an
+    /// operation that meets it must not count as applied.
+    Unreadable(Unreadable),
+}
+
+/// A failed read beneath an operation.
+#[derive(Clone, Debug)]
+pub struct Unreadable(std::sync::Arc<Error>);
+
+impl Unreadable {
+    /// What failed.
+    pub fn error(&self) -> &Error {
+        &self.0
+    }
+}
+
+/// Each failure is only equal to itself.
+impl PartialEq for Unreadable {
+    fn eq(&self, other: &Self) -> bool {
+        std::sync::Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Unreadable {}
+
+/// For reads beneath an operation of the data model.
+impl From<Error> for OperationError {
+    fn from(error: Error) -> Self {
+        Self::Unreadable(Unreadable(std::sync::Arc::new(error)))
+    }
 }
 
 impl fmt::Display for OperationError {
@@ -128,6 +159,7 @@ impl fmt::Display for OperationError {
             Self::FutureRevision(revision) => {
                 write!(f, "the revision is in the future; the newest is {revision}")
             }
+            Self::Unreadable(what) => what.error().fmt(f),
         }
     }
 }

@@ -1,15 +1,22 @@
 //! Sternpost's storage engine: a multi-version key-value store with etcd's data model, on its own.
 #![deny(unsafe_code)]
 pub mod base;
+pub mod cache;
+pub mod checkpoint;
 pub mod db;
+pub mod disk_state;
 pub mod error;
+pub mod inspect;
 #[allow(unsafe_code, reason = "system calls and aligned buffers; each use is argued in place")]
 pub mod io;
 pub mod log;
 mod memtable;
 pub mod mvcc;
 pub mod options;
+pub mod revision_log;
+pub mod segment;
 pub mod superblock;
+pub mod tree;
 pub mod wal;
 
 pub use bytes::Bytes;

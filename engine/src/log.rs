@@ -1,8 +1,9 @@
 //! The write-ahead log together with its directory and device: what one thread drives.
 //!
-//! **Contract.** [`Log::open`] takes the directory's lock, chooses the device backend, reads or makes the superblock,
-//! and visits every record of the log in order. After that, the thread that opened it repeats: `append`, `submit`,
-//! look at `durable_lsn`, `wait`. Nothing here decides what a record means, or starts a thread but the one that
+//! **Contract.** [`PreparedLog`] takes the directory's lock, chooses the device backend, reads or makes the superblock;
+//! its owner opens the checkpoint; then [`PreparedLog::recover`] visits every record of the log that the checkpoint does not
+//! have, in order, and gives the [`Log`]. After that, the thread that opened it repeats: `append`, `submit`, look at
+//! `durable_lsn`, `wait`. Nothing here decides what a record means, or starts a thread but the one that
 //! [`calibration`] is asked for.
 //!
 //! **A directory is made in three steps**, each durable before the next: superblock that says *creating*, log,
@@ -16,9 +17,13 @@ pub mod calibration;
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};
 use crate::base::rng::Rng;
+use crate::checkpoint::{CheckpointOptions, Checkpointer};
 use crate::error::{Error, Result};
 use crate::io::dir_lock::DirLock;
-use crate::io::{Backend, Completion, Io, Wait, Waker};
+use crate::io::files::{Files, open_files};
+#[cfg(feature = "sim")]
+use crate::io::sim_disk::SimDisk;
+use crate::io::{Backend, BackendChoice, Completion, Io, Wait, Waker};
 use crate::options::LogOptions;
 pub use crate::superblock::Mode;
 use crate::superblock::{SharedSuperblock, Stage, Superblock};
@@ -27,7 +32,7 @@ use crate::wal::{
     WalStats, format,
 };
 use calibration::{CalibrationJob, SyncSwitch};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a new directory is made with, and what an existing one must agree with (the mode) or keeps (the ids).
@@ -73,33 +78,131 @@ pub struct Log {
     completions: Vec<Completion>,
     /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
     calibration: Option<CalibrationJob>,
-    /// Released last: fields drop in order, and the backend's ring holds the same file.
-    _lock: Option<Arc<DirLock>>,
+    io_backend: BackendChoice,
+    /// Holds the lock, which is released last: fields drop in order.
+    place: Place,
 }
 
-impl Log {
-    /// Opens the log in `directory` (made if missing) with the best device backend; see the module. `visit` sees every
-    /// record in order; `progress` is called while a long log is read. The last value is true when the directory was
-    /// made by this call.
-    pub fn open(
+/// A directory whose superblock was read and whose log was not: the moment at which its checkpoint is opened.
+pub struct PreparedLog {
+    io: Box<dyn Io>,
+    superblock: Arc<SharedSuperblock>,
+    created: bool,
+    options: LogOptions,
+    /// Makes the salts.
+    seed: u64,
+    /// The device's name; none where nothing is measured.
+    device: Option<String>,
+    place: Place,
+}
+
+/// Where other parts of the engine find the same directory.
+enum Place {
+    Directory {
+        path: PathBuf,
+        /// Released last: the backends' rings hold the same file.
+        lock: Arc<DirLock>,
+    },
+    #[cfg(feature = "sim")]
+    Simulated(SimDisk),
+}
+
+impl PreparedLog {
+    /// Takes the lock of `directory` (made if missing), chooses the best device backend, reads or makes the superblock.
+    /// `progress` hears of a directory that is in use.
+    pub fn in_directory(
         directory: &Path,
         options: &LogOptions,
         identity: &LogIdentity,
-        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
         progress: &mut dyn FnMut(OpenProgress<'_>),
-    ) -> Result<(Self, RecoveryReport, bool)> {
+    ) -> Result<Self> {
         let lock = DirLock::acquire(directory, options.lock_wait, |sentence| {
             progress(OpenProgress::Waiting(sentence))
         })?;
         let mut io = crate::io::open_backend(directory, Some(&lock), options.io_backend)?;
         calibration::remove_leftovers(&mut *io)?;
         let device = crate::io::device_name(directory, &io.backend())?;
-        let (mut log, report, created) =
-            Self::open_on(io, Some(&device), options, random_seed(), identity, visit, progress)?;
-        let lock = Arc::new(lock);
-        if options.calibrate && options.wal_sync.is_none() && log.measured(&device).is_none() {
+        let place = Place::Directory { path: directory.to_path_buf(), lock: Arc::new(lock) };
+        Self::prepare(io, Some(device), place, options, random_seed(), identity)
+    }
+
+    /// The same over a simulated disk, without a lock. `seed` makes the salts. Nothing measured is used, and nothing is
+    /// measured.
+    #[cfg(feature = "sim")]
+    pub fn on_simulated_disk(
+        disk: &SimDisk,
+        options: &LogOptions,
+        identity: &LogIdentity,
+        seed: u64,
+    ) -> Result<Self> {
+        let place = Place::Simulated(disk.clone());
+        Self::prepare(Box::new(disk.handle()), None, place, options, seed, identity)
+    }
+
+    fn prepare(
+        mut io: Box<dyn Io>,
+        device: Option<String>,
+        place: Place,
+        options: &LogOptions,
+        seed: u64,
+        identity: &LogIdentity,
+    ) -> Result<Self> {
+        let (superblock, created) = match Superblock::read(&mut *io)? {
+            Some(superblock) => (superblock, false),
+            None => (make_superblock(&mut *io, options, seed, identity)?, true),
+        };
+        superblock.expect_mode(identity.mode)?;
+        let superblock = Arc::new(SharedSuperblock::new(superblock));
+        Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
+    }
+
+    /// Opens the newest checkpoint, if there is one.
+    pub fn checkpointer(&mut self, options: &CheckpointOptions) -> Result<Checkpointer> {
+        let files: Arc<dyn Files> = match &self.place {
+            Place::Directory { path, .. } => open_files(path)?,
+            #[cfg(feature = "sim")]
+            Place::Simulated(disk) => Arc::new(disk.clone()),
+        };
+        Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options)
+    }
+
+    /// Reads the log, from the replay position on, or makes it. `visit` sees every record in order; `progress` is called
+    /// while a long log is read. The last value is true when the directory was made by this call.
+    pub fn recover(
+        self,
+        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+        progress: &mut dyn FnMut(OpenProgress<'_>),
+    ) -> Result<(Log, RecoveryReport, bool)> {
+        let Self { mut io, superblock, created, options, seed, device, place } = self;
+        let known = superblock.read();
+        let wal_options = wal_options(&options, &known, device.as_deref());
+        let (wal, report) = if known.stage == Stage::Creating {
+            let wal = Wal::create(&mut *io, known.database, wal_options, seed)?;
+            superblock.update(&mut *io, |superblock| superblock.stage = Stage::Ready)?;
+            let end_lsn = wal.durable_lsn();
+            (wal, RecoveryReport::of_a_new_log(end_lsn))
+        } else {
+            let replay = known.wal_replay_lsn;
+            let mut report_progress = |done: RecoveryProgress| progress(OpenProgress::Replaying(done));
+            Wal::recover(&mut *io, known.database, wal_options, seed, replay, visit, &mut report_progress)?
+        };
+        let mut log = Log {
+            io,
+            wal,
+            superblock,
+            switch: SyncSwitch::default(),
+            completions: Vec::new(),
+            calibration: None,
+            io_backend: options.io_backend,
+            place,
+        };
+        if let (Place::Directory { lock, .. }, Some(device)) = (&log.place, device)
+            && options.calibrate
+            && options.wal_sync.is_none()
+            && log.measured(&device).is_none()
+        {
             log.calibration = Some(CalibrationJob {
-                lock: Arc::clone(&lock),
+                lock: Arc::clone(lock),
                 io_backend: options.io_backend,
                 device,
                 current: log.sync_method(),
@@ -107,60 +210,32 @@ impl Log {
                 switch: log.switch.clone(),
             });
         }
-        log._lock = Some(lock);
         Ok((log, report, created))
     }
+}
 
-    /// Opens the log over a device that is at hand, without a lock: for simulated disks. `seed` makes the salts. Nothing
-    /// measured is used, and nothing is measured.
-    pub fn open_over(
-        io: Box<dyn Io>,
-        options: &LogOptions,
-        seed: u64,
-        identity: &LogIdentity,
-        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
-        progress: &mut dyn FnMut(OpenProgress<'_>),
-    ) -> Result<(Self, RecoveryReport, bool)> {
-        Self::open_on(io, None, options, seed, identity, visit, progress)
+impl Log {
+    /// Lets `checkpointer`, of the same directory, make checkpoints from now on: on a thread with a device handle of its
+    /// own that wakes a waiting [`Log::wait`]; on a simulated disk within its calls.
+    pub fn start_checkpoints(&self, checkpointer: &mut Checkpointer) -> Result<()> {
+        match &self.place {
+            Place::Directory { path, lock } => {
+                let (path, lock, choice) = (path.clone(), lock.clone(), self.io_backend);
+                let open = move || Ok(crate::io::open_backend(&path, Some(&lock), choice)?);
+                checkpointer.start(Box::new(open), self.waker())
+            }
+            #[cfg(feature = "sim")]
+            Place::Simulated(disk) => {
+                checkpointer.start_here(Box::new(disk.handle()));
+                Ok(())
+            }
+        }
     }
 
-    fn open_on(
-        mut io: Box<dyn Io>,
-        device: Option<&str>,
-        options: &LogOptions,
-        seed: u64,
-        identity: &LogIdentity,
-        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
-        progress: &mut dyn FnMut(OpenProgress<'_>),
-    ) -> Result<(Self, RecoveryReport, bool)> {
-        let io_ref = &mut *io;
-        let (mut superblock, created) = match Superblock::read(io_ref)? {
-            Some(superblock) => (superblock, false),
-            None => (make_superblock(io_ref, options, seed, identity)?, true),
-        };
-        superblock.expect_mode(identity.mode)?;
-        let wal_options = wal_options(options, &superblock, device);
-        let (wal, report) = if superblock.stage == Stage::Creating {
-            let wal = Wal::create(io_ref, superblock.database, wal_options, seed)?;
-            superblock.stage = Stage::Ready;
-            superblock.write(io_ref)?;
-            let end_lsn = wal.durable_lsn();
-            (wal, RecoveryReport::of_a_new_log(end_lsn))
-        } else {
-            let replay = superblock.wal_replay_lsn;
-            let mut report_progress = |done: RecoveryProgress| progress(OpenProgress::Replaying(done));
-            Wal::recover(io_ref, superblock.database, wal_options, seed, replay, visit, &mut report_progress)?
-        };
-        let log = Self {
-            io,
-            wal,
-            superblock: Arc::new(SharedSuperblock::new(superblock)),
-            switch: SyncSwitch::default(),
-            completions: Vec::new(),
-            calibration: None,
-            _lock: None,
-        };
-        Ok((log, report, created))
+    /// Says that recovery will start at `lsn`: what lies before may be used again. To be called when the superblock says
+    /// so, durably.
+    pub fn set_replay_lsn(&mut self, lsn: Lsn) {
+        self.wal.set_replay_lsn(lsn);
     }
 
     /// Puts a record into the log; it is durable once its position is below [`Log::durable_lsn`].

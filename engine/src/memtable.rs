@@ -11,8 +11,8 @@
 //!
 //! Invariants: N1, N2 (arena), K1 (key index), K2 to K4 (skip list), H2 (event list).
 //!
-//! Why several small memtables instead of one: frozen ones can be merged, later flushed, and given back to the system
-//! while the active one grows.
+//! Why several small memtables instead of one: frozen ones are flushed, and given back to the system, while the active
+//! one grows.
 #[allow(unsafe_code, reason = "raw memory that never moves; each use is argued in place")]
 mod arena;
 mod event_ring;
@@ -20,7 +20,7 @@ mod key_index;
 #[allow(unsafe_code, reason = "nodes in raw memory, read while the list grows; each use is argued in place")]
 mod skip_list;
 
-pub(crate) use skip_list::{Key, Keys, Prev, Record, Version};
+pub(crate) use skip_list::{Key, Keys, Newest, Prev, Record, Version};
 
 use crate::base::ids::Revision;
 use skip_list::{SkipList, SkipListWriter};
@@ -59,6 +59,8 @@ pub(crate) struct Memtable {
     record_bytes: AtomicU64,
     /// The part of `record_bytes` that compaction has accounted as dead.
     dead_bytes: AtomicU64,
+    /// Bytes of records on disk that compaction has accounted as replaced by records of this memtable.
+    killed_bytes: AtomicU64,
 }
 
 /// The right to add records to a memtable; there is one.
@@ -78,6 +80,7 @@ impl Memtable {
             first_sub: AtomicI64::new(0),
             record_bytes: AtomicU64::new(0),
             dead_bytes: AtomicU64::new(0),
+            killed_bytes: AtomicU64::new(0),
         });
         (table.clone(), MemtableWriter { table, list: list_writer })
     }
@@ -164,6 +167,18 @@ impl Memtable {
     pub(crate) fn add_dead_bytes(&self, bytes: u64) {
         let dead = self.dead_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         debug_assert!(dead <= self.record_bytes(), "C3: {dead} dead bytes of {}", self.record_bytes());
+    }
+}
+
+impl Memtable {
+    /// See the field.
+    pub(crate) fn killed_bytes(&self) -> u64 {
+        self.killed_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Counts bytes on disk as dead; for the store's writer alone.
+    pub(crate) fn add_killed_bytes(&self, bytes: u64) {
+        self.killed_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 }
 

@@ -2,6 +2,9 @@
 mod compaction;
 mod duplicate_keys;
 pub mod encoding;
+mod flush;
+mod found;
+mod history;
 mod lease_index;
 pub mod operation;
 mod range;
@@ -12,10 +15,13 @@ mod write_txn;
 mod writer;
 
 pub use duplicate_keys::check_duplicate_keys;
+pub use flush::CutPosition;
+pub(crate) use flush::Run;
 pub use operation::*;
 pub use scan::Scan;
 pub use store::{
     AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
     Wanted,
 };
+pub(crate) use view_set::is_dead;
 pub use writer::StoreWriter;

@@ -1,4 +1,5 @@
 //! Every option of the engine: its unit, default, allowed range and reason.
+use crate::checkpoint::CheckpointOptions;
 use crate::mvcc::StoreOptions;
 use crate::wal::{SyncMethod, WalOptions};
 use std::time::Duration;
@@ -64,6 +65,8 @@ pub struct Options {
     pub log: LogOptions,
     /// The memtables.
     pub store: StoreOptions,
+    /// What is on disk beside the log, and its cache.
+    pub checkpoint: CheckpointOptions,
 }
 
 impl Options {
@@ -87,6 +90,12 @@ impl Options {
     /// Sets the size at which a memtable is frozen, in bytes.
     pub fn memtable_bytes(mut self, bytes: usize) -> Self {
         self.store.memtable_bytes = bytes;
+        self
+    }
+
+    /// Sets the memory for pages and values that were read from disk, in bytes.
+    pub fn cache_bytes(mut self, bytes: usize) -> Self {
+        self.checkpoint.shelf.cache_bytes = bytes;
         self
     }
 

@@ -27,13 +27,16 @@ use crate::base::ids::Lsn;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
 use crate::io::{Durability, FileId, Io, IoErrorKind, Open, Operation, Outcome};
+use crate::tree::{PAGE_REF_BYTES, PageRef};
 use crate::wal::SyncMethod;
 use std::path::PathBuf;
 
 /// Path of the file, relative to the data directory.
 pub const FILE: &str = "super";
-/// Version of this file; a reader refuses a higher one.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of this file; a reader refuses a higher one. Version 1 knows no checkpoints: a state without one is written as
+/// version 1, so that the release before this one opens the directory until there is one.
+pub const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION_WITHOUT_CHECKPOINT: u32 = 1;
 /// Copies of the block in the file.
 pub const COPIES: usize = 4;
 /// Longest name of a device.
@@ -58,6 +61,17 @@ pub enum Mode {
     Embedded,
     /// A replicated log, be it of one member.
     Replicated,
+}
+
+/// Roots of the trees of a checkpoint; none for an empty tree.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Roots {
+    /// Root of the key tree.
+    pub keys: Option<PageRef>,
+    /// Root of the system tree.
+    pub system: Option<PageRef>,
+    /// Root of the segment table.
+    pub segments: Option<PageRef>,
 }
 
 /// The measured choice of how groups of the log become durable.
@@ -105,6 +119,10 @@ pub struct Superblock {
     pub revision: i64,
     /// Compact revision as of the applied index; −1 at first.
     pub compact_revision: i64,
+    /// Trees of the checkpoint.
+    pub roots: Roots,
+    /// Number of the next segment of a checkpoint, 1 at first; each is used once.
+    pub next_segment: u32,
     /// How groups become durable, if it was measured.
     pub calibration: Option<Calibration>,
     /// Set while the member must not take part.
@@ -132,6 +150,8 @@ impl Superblock {
             applied_term: 0,
             revision: 1,
             compact_revision: -1,
+            roots: Roots::default(),
+            next_segment: 1,
             calibration: None,
             quarantine: None,
             copies: [None; COPIES],
@@ -140,9 +160,24 @@ impl Superblock {
         }
     }
 
+    /// True if there is a checkpoint: recovery of the log then adds to it.
+    pub fn has_checkpoint(&self) -> bool {
+        self.applied_index > 0
+    }
+
     /// Number of this state, counted up by every write.
     pub fn sequence(&self) -> u64 {
         self.sequence
+    }
+
+    /// Which sequence each copy on disk holds; none for one that does not verify.
+    pub fn copies(&self) -> [Option<u64>; COPIES] {
+        self.copies
+    }
+
+    /// The version that this state is written as.
+    pub fn format_version(&self) -> u32 {
+        if self.has_checkpoint() { FORMAT_VERSION } else { FORMAT_VERSION_WITHOUT_CHECKPOINT }
     }
 
     /// True if only one valid copy of it was found: to be logged.
@@ -292,7 +327,7 @@ impl Superblock {
     fn encode(&self, copy: usize, block: &mut [u8]) {
         let mut out = Vec::with_capacity(256);
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&self.format_version().to_le_bytes());
         out.push(copy as u8);
         out.push(match self.stage {
             Stage::Creating => 0,
@@ -327,6 +362,12 @@ impl Superblock {
         let mut field = [0; DEVICE_BYTES_MAX];
         field[..device.len()].copy_from_slice(device);
         out.extend_from_slice(&field);
+        if self.has_checkpoint() {
+            out.extend_from_slice(&self.next_segment.to_le_bytes());
+            for root in [self.roots.keys, self.roots.system, self.roots.segments] {
+                out.extend_from_slice(&root.map_or([0; PAGE_REF_BYTES], |root| root.encode()));
+            }
+        }
         block.fill(0);
         block[..out.len()].copy_from_slice(&out);
         let crc = crc32(&block[..CRC_OFFSET]);
@@ -358,7 +399,7 @@ impl Superblock {
             return Ok(Decoded::Invalid);
         }
         let version = reader.u32()?;
-        if version != FORMAT_VERSION {
+        if !(FORMAT_VERSION_WITHOUT_CHECKPOINT..=FORMAT_VERSION).contains(&version) {
             return Ok(Decoded::Future(version));
         }
         let copy_found = reader.u8()?;
@@ -395,6 +436,19 @@ impl Superblock {
             Quarantine { reason: reader.u32()?, last_index: reader.u64()?, last_term: reader.u64()? };
         let device = reader.take(DEVICE_BYTES_MAX)?;
         let device = String::from_utf8_lossy(device).trim_end_matches('\0').to_string();
+        let (mut roots, mut next_segment) = (Roots::default(), 1);
+        if version > FORMAT_VERSION_WITHOUT_CHECKPOINT {
+            next_segment = reader.u32()?;
+            for root in [&mut roots.keys, &mut roots.system, &mut roots.segments] {
+                let bytes = reader.take(PAGE_REF_BYTES)?;
+                if bytes.iter().any(|&byte| byte != 0) {
+                    match PageRef::decode(bytes) {
+                        Ok(reference) => *root = Some(reference),
+                        Err(_) => return Ok(Decoded::Invalid),
+                    }
+                }
+            }
+        }
         Ok(Decoded::Valid(Box::new(Self {
             stage,
             database,
@@ -407,6 +461,8 @@ impl Superblock {
             applied_term,
             revision,
             compact_revision,
+            roots,
+            next_segment,
             calibration: method.map(|method| Calibration { method, device }),
             quarantine: (quarantine.reason != 0).then_some(quarantine),
             copies: [None; COPIES],
@@ -566,7 +622,7 @@ mod tests {
     fn a_later_format_is_refused() {
         let mut block = vec![0; BLOCK_BYTES];
         fresh().encode(0, &mut block);
-        block[8] = 2;
+        block[8] = 3;
         let crc = crc32(&block[..CRC_OFFSET]);
         block[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
         assert!(matches!(Superblock::decode(0, &block), Err(Error::Refused(_))));

@@ -41,7 +41,7 @@ mod tail_copy;
 mod writer;
 
 pub use format::{RecordKind, RecordMeta};
-pub use recovery::{CutReport, Record, RecoveryProgress, RecoveryReport};
+pub use recovery::{CutReport, LogReport, Record, RecoveryProgress, RecoveryReport, inspect};
 pub use stall::StallProbe;
 pub use stats::{StageLatency, WalStats};
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sternpost_engine::base::ids::GroupId;
 use sternpost_engine::io::{BackendChoice, device_name, open_backend};
 use sternpost_engine::log::calibration::SCRATCH_FILE;
-use sternpost_engine::log::{Log, LogIdentity, Mode};
+use sternpost_engine::log::{Log, LogIdentity, Mode, PreparedLog};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::superblock::Calibration;
 use sternpost_engine::wal::{RecordKind, RecordMeta, Reserve, SyncMethod};
@@ -18,7 +18,8 @@ fn options() -> LogOptions {
 
 fn open(directory: &Path, options: &LogOptions) -> Log {
     let identity = LogIdentity { mode: Mode::Embedded, cluster_id: 0, member_id: 0 };
-    Log::open(directory, options, &identity, &mut |_| Ok(()), &mut |_| {}).expect("opens").0
+    let prepared = PreparedLog::in_directory(directory, options, &identity, &mut |_| {}).expect("opens");
+    prepared.recover(&mut |_| Ok(()), &mut |_| {}).expect("is read").0
 }
 
 /// As if `method` had been measured on `device`.

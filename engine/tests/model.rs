@@ -14,6 +14,10 @@ use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use sternpost_engine::Bytes;
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::checkpoint::CheckpointOptions;
+use sternpost_engine::checkpoint::simulated::SimulatedCheckpoints;
+use sternpost_engine::disk_state::ShelfOptions;
+use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::mvcc::*;
 
 /// Operations of one run: long enough for many memtables, short enough to be shortened.
@@ -44,9 +48,9 @@ fn the_store_does_what_the_model_does() {
 /// One run; panics with a short list of operations if store and model differ.
 fn check_seed(seed: u64) {
     let mut generator = Generator::new(seed);
-    let memtable_bytes = generator.memtable_bytes();
+    let sizes = Sizes { memtable_bytes: generator.memtable_bytes(), seed };
     let mut operations = Vec::new();
-    let outcome = attempt(memtable_bytes, |pair| {
+    let outcome = attempt(sizes, |pair| {
         for _ in 0..RUN_OPERATIONS {
             let horizon = Horizon { head: pair.model.head, compact: pair.model.compact };
             let operation = generator.operation(&horizon);
@@ -57,7 +61,7 @@ fn check_seed(seed: u64) {
     });
     let Err(first) = outcome else { return };
     let run = |operations: &[Operation]| {
-        attempt(memtable_bytes, |pair| {
+        attempt(sizes, |pair| {
             operations.iter().try_for_each(|operation| pair.step(operation))?;
             pair.check_everything()
         })
@@ -69,7 +73,7 @@ fn check_seed(seed: u64) {
     let last = run(&shortest);
     std::panic::set_hook(hook);
     let mut list = String::new();
-    let _ = attempt(memtable_bytes, |pair| {
+    let _ = attempt(sizes, |pair| {
         for operation in &shortest {
             list += &format!("  {:?}\n", operation.absolute(pair.model.head));
             pair.step(operation)?;
@@ -77,21 +81,46 @@ fn check_seed(seed: u64) {
         Ok(())
     });
     panic!(
-        "store and model differ: STERNPOST_MODEL_SEED={seed}, memtable_bytes {memtable_bytes}\nfirst seen: \
+        "store and model differ: STERNPOST_MODEL_SEED={seed}, {sizes:?}\nfirst seen: \
          {first}\nshortest list of operations, which fails with {last:?}:\n{list}"
     );
 }
 
 /// Runs with a new store; a panic is a difference too.
-fn attempt(memtable_bytes: usize, body: impl FnOnce(&mut Pair) -> Result<(), String>) -> Result<(), String> {
-    catch_unwind(AssertUnwindSafe(|| body(&mut Pair::new(memtable_bytes)))).unwrap_or_else(|panic| {
+fn attempt(sizes: Sizes, body: impl FnOnce(&mut Pair) -> Result<(), String>) -> Result<(), String> {
+    catch_unwind(AssertUnwindSafe(|| body(&mut Pair::new(sizes)))).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         Err(text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string())).unwrap_or_default())
     })
 }
 
+/// What a run is made with. Nothing of it may show in an answer.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    memtable_bytes: usize,
+    seed: u64,
+}
+
+impl Sizes {
+    /// Two runs in three are over a disk, with small pages, segments and caches of all kinds.
+    fn disk(self) -> Option<CheckpointOptions> {
+        let mut rng = Rng::new(self.seed ^ 0xd15c);
+        rng.chance(2, 3).then(|| CheckpointOptions {
+            shelf: ShelfOptions {
+                cache_bytes: [0, 64 << 10, 64 << 20][rng.below(3) as usize],
+                page_bytes: [512, 1024, 4096, 16384][rng.below(4) as usize],
+                segment_bytes: [16 << 10, 64 << 10, 1 << 20][rng.below(3) as usize],
+            },
+            wal_bytes_max: [500, 5_000, 1 << 30][rng.below(3) as usize],
+            ..CheckpointOptions::default()
+        })
+    }
+}
+
 /// The store and what it must be like.
 struct Pair {
+    sizes: Sizes,
+    disk: Option<(SimDisk, SimulatedCheckpoints)>,
     model: Model,
     store: Store,
     writer: StoreWriter,
@@ -105,9 +134,15 @@ fn equal<T: PartialEq + Debug>(what: &str, found: T, expected: T) -> Result<(), 
 }
 
 impl Pair {
-    fn new(memtable_bytes: usize) -> Pair {
-        let (store, writer) = StoreWriter::new(StoreOptions { memtable_bytes });
-        Pair { model: Model::new(), store, writer, history: Vec::new(), steps: 0 }
+    fn new(sizes: Sizes) -> Pair {
+        let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: sizes.memtable_bytes });
+        let disk = sizes.disk().map(|options| {
+            let disk = SimDisk::new(sizes.seed);
+            let checkpoints =
+                SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("a new disk opens");
+            (disk, checkpoints)
+        });
+        Pair { sizes, disk, model: Model::new(), store, writer, history: Vec::new(), steps: 0 }
     }
 
     fn step(&mut self, operation: &Operation) -> Result<(), String> {
@@ -121,7 +156,7 @@ impl Pair {
             }
             Operation::DeleteLeaseKeys(lease) => {
                 let found = self.writer.delete_lease_keys(*lease);
-                equal("delete lease keys", found, self.model.delete_lease_keys(*lease))?;
+                equal("delete lease keys", found, Ok(self.model.delete_lease_keys(*lease)))?;
             }
             Operation::Txn(txn) => {
                 equal("duplicate keys", check_duplicate_keys(txn).is_err(), has_duplicate_keys(txn))?;
@@ -148,7 +183,7 @@ impl Pair {
                     }
                 }
             }
-            Operation::Reopen { memtable_bytes } => self.reopen(*memtable_bytes),
+            Operation::Reopen { memtable_bytes } => self.reopen(*memtable_bytes)?,
         }
         if matches!(
             operation,
@@ -159,6 +194,17 @@ impl Pair {
                 | Operation::Compact(_)
         ) {
             self.history.push(operation.clone());
+            if let Some((_, checkpoints)) = &mut self.disk {
+                checkpoints.after_operation(&mut self.writer);
+            }
+        }
+        // Some checkpoints are made long after their cut.
+        if let Some((_, checkpoints)) = &mut self.disk
+            && self.steps.is_multiple_of(3)
+        {
+            checkpoints
+                .make(&mut self.writer, self.steps.is_multiple_of(99))
+                .map_err(|error| error.to_string())?;
         }
         equal("revision", self.store.revision(), self.model.head)?;
         equal("compact revision", self.store.compact_revision(), self.model.compact)?;
@@ -166,9 +212,17 @@ impl Pair {
         if self.steps.is_multiple_of(200) { self.check_everything() } else { Ok(()) }
     }
 
-    fn reopen(&mut self, memtable_bytes: usize) {
+    fn reopen(&mut self, memtable_bytes: usize) -> Result<(), String> {
         let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes });
-        for (index, operation) in self.history.iter().enumerate() {
+        let mut applied = 0;
+        if let Some((disk, checkpoints)) = &mut self.disk
+            && let Some(options) = self.sizes.disk()
+        {
+            *checkpoints =
+                SimulatedCheckpoints::open(disk, &mut writer, &options).map_err(|error| error.to_string())?;
+            applied = checkpoints.applied() as usize;
+        }
+        for (index, operation) in self.history.iter().enumerate().skip(applied) {
             match operation {
                 Operation::Put(put) => drop(writer.put(put, &FewLeases)),
                 Operation::DeleteRange(delete) => drop(writer.delete_range(delete)),
@@ -177,11 +231,15 @@ impl Pair {
                 Operation::Compact(revision) => drop(writer.compact(*revision)),
                 _ => unreachable!("the history holds changes"),
             }
+            if let Some((_, checkpoints)) = &mut self.disk {
+                checkpoints.after_operation(&mut writer);
+            }
             if index % 7 == 0 {
                 writer.maintain();
             }
         }
         (self.store, self.writer) = (store, writer);
+        Ok(())
     }
 
     fn check_events(&self, start: i64, events_max: usize, bytes_max: usize) -> Result<(), String> {
@@ -220,7 +278,10 @@ impl Pair {
         equal("next revision", from, start.max(self.model.head + 1))?;
         let found: Vec<Event> = all
             .iter()
-            .map(|event| Event { prev_kv: self.store.previous(event), ..Event::clone(event) })
+            .map(|event| Event {
+                prev_kv: self.store.previous(event).expect("the disk is whole"),
+                ..Event::clone(event)
+            })
             .collect();
         equal("events", found, expected)
     }
@@ -268,6 +329,10 @@ impl Pair {
         }
         if rng.chance(1, 2) {
             while self.writer.maintain() {}
+            if let Some((_, checkpoints)) = &mut self.disk {
+                checkpoints.make(&mut self.writer, true).map_err(|error| error.to_string())?;
+                checkpoints.verify().map_err(|error| error.to_string())?;
+            }
             equal("retained bytes", self.store.stats().retained_bytes, retained_bytes)?;
         }
         Ok(())

@@ -1,4 +1,8 @@
 //! The data model, claim by claim, as etcd's clients know it. Random operations are in `model.rs`.
+use sternpost_engine::base::rng::Rng;
+use sternpost_engine::checkpoint::CheckpointOptions;
+use sternpost_engine::checkpoint::simulated::SimulatedCheckpoints;
+use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::mvcc::*;
 use sternpost_engine::{Bytes, OperationError};
 
@@ -143,10 +147,10 @@ fn a_key_belongs_to_the_lease_of_its_last_put() {
     assert_eq!((store.lease_keys(1), store.lease_keys(2)), (vec![bytes("a")], vec![bytes("b")]));
     attach(&mut writer, "c", 1);
     let revision = store.revision();
-    let deleted = writer.delete_lease_keys(1);
+    let deleted = writer.delete_lease_keys(1).expect("everything is in memory");
     assert_eq!((deleted.deleted, deleted.revision), (2, revision + 1));
     assert_eq!(store.lease_keys(1), Vec::<Bytes>::new());
-    assert_eq!(writer.delete_lease_keys(1).revision, revision + 1);
+    assert_eq!(writer.delete_lease_keys(1).expect("everything is in memory").revision, revision + 1);
     let last = events(&store, revision + 1).events;
     assert_eq!(last.iter().map(|event| event.kv.key.clone()).collect::<Vec<_>>(), [bytes("a"), bytes("c")]);
 }
@@ -292,7 +296,11 @@ fn previous_states_are_those_before_the_transaction_and_not_compacted() {
     writer.txn(&txn, &AnyLease).expect("nothing to refuse");
     let previous = |store: &Store| {
         let batch = events(store, store.compact_revision().max(2));
-        batch.events.iter().map(|event| store.previous(event)).collect::<Vec<_>>()
+        batch
+            .events
+            .iter()
+            .map(|event| store.previous(event).expect("everything is in memory"))
+            .collect::<Vec<_>>()
     };
     let first = Some(kv("a", "1", 2, 2, 1));
     let second = Some(kv("a", "2", 2, 3, 2));
@@ -319,18 +327,34 @@ fn batches_of_events_end_at_whole_revisions() {
 }
 
 #[test]
-fn memory_of_overwritten_values_is_given_back_after_compaction() {
+fn memory_and_space_of_overwritten_values_are_given_back_after_compaction() {
+    let disk = SimDisk::new(1);
     let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: 4 << 20 });
-    let value = "v".repeat(4096);
+    let options = CheckpointOptions::default();
+    let mut checkpoints = SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("a new disk opens");
+    let mut value = vec![0; 4096];
+    let mut rng = Rng::new(1);
     for index in 0..10_000 {
-        do_put(&mut writer, &format!("key{}", index % 100), &value);
+        rng.fill(&mut value);
+        let key = Bytes::from(format!("key{}", index % 100));
+        let put = Put { key, value: Bytes::copy_from_slice(&value), ..Put::default() };
+        writer.put(&put, &AnyLease).expect("a plain put");
+        checkpoints.after_operation(&mut writer);
+        checkpoints.make(&mut writer, false).expect("the disk is whole");
     }
+    while writer.maintain() {}
     let before = store.stats();
-    assert!(before.retained_bytes > 38 << 20 && before.arena_bytes > 38 << 20 && before.memtables_count > 8);
+    assert!(before.retained_bytes > 38 << 20, "{before:?}");
+    assert!(before.arena_bytes < 16 << 20, "memory is bounded: {before:?}");
+    assert!(disk.allocated_bytes() > 30 << 20, "every version is on disk");
     writer.compact(store.revision()).expect("the head can be compacted to");
+    checkpoints.after_operation(&mut writer);
+    checkpoints.make(&mut writer, true).expect("the disk is whole");
+    checkpoints.verify().expect("the disk is whole");
     while writer.maintain() {}
     let after = store.stats();
     assert!(after.retained_bytes < 1 << 20 && after.arena_bytes < 4 << 20, "{after:?}");
+    assert!(disk.allocated_bytes() < 2 << 20, "{} bytes on disk", disk.allocated_bytes());
     assert_eq!(after.keys_count, 100);
     assert_eq!(store.range(&range("\0", "\0")).expect("current").count, 100);
 }

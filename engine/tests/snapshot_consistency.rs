@@ -159,7 +159,7 @@ fn follow(store: &Store, done: &AtomicBool) -> u64 {
                         "H2: no gap inside"
                     );
                 }
-                let previous = store.previous(event);
+                let previous = store.previous(event).expect("everything is in memory");
                 let before = match event.kind {
                     EventKind::Put => state.insert(event.kv.key.clone(), event.kv.clone()),
                     EventKind::Delete => state.remove(&event.kv.key),

@@ -27,11 +27,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use sternpost_engine::base::ids::{GroupId, Lsn};
+use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
 #[cfg(feature = "sim")]
-use sternpost_engine::io::Io;
+use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::io::{Backend, Waker};
 use sternpost_engine::log::calibration::{CalibrationJob, CalibrationReport, Calibrator};
-use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, WriteAge};
+use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, PreparedLog, WriteAge};
+use sternpost_engine::mvcc::CutPosition;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, SyncMethod, WalStats};
 use sternpost_engine::{Error, Result};
@@ -51,10 +53,14 @@ pub struct SoloOptions {
     pub directory: PathBuf,
     /// The log and its device.
     pub log: LogOptions,
+    /// What is on disk beside the log, and its cache.
+    pub checkpoint: CheckpointOptions,
     /// Used when the directory is new; an existing directory keeps its own.
     pub genesis: Genesis,
     /// Called while the log is replayed, every few MiB.
     pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
+    /// Hears of checkpoints, on the node's thread; must not block.
+    pub on_checkpoint: Option<OnCheckpoint>,
 }
 
 /// What was found when the node was opened.
@@ -103,7 +109,7 @@ struct Shared {
     waker: OnceLock<Waker>,
     write_age: OnceLock<WriteAge>,
     /// Newest statistics of the log, refreshed by the thread when somebody asks.
-    stats: Mutex<Option<WalStats>>,
+    stats: Mutex<Option<(WalStats, CheckpointStats)>>,
 }
 
 #[derive(Default)]
@@ -174,21 +180,27 @@ impl Solo {
             .name("solo".into())
             .spawn(move || {
                 let mut progress = options.progress;
-                match SoloCore::open(
-                    |visit| {
-                        Log::open(
-                            &options.directory,
-                            &options.log,
-                            &identity(&options.genesis),
-                            visit,
-                            &mut *progress,
-                        )
-                    },
-                    &options.genesis,
-                    machine,
-                    thread_shared,
-                ) {
+                let prepared = PreparedLog::in_directory(
+                    &options.directory,
+                    &options.log,
+                    &identity(&options.genesis),
+                    &mut *progress,
+                );
+                let opened = prepared.and_then(|prepared| {
+                    SoloCore::open(
+                        prepared,
+                        &options.checkpoint,
+                        &mut *progress,
+                        &options.genesis,
+                        machine,
+                        thread_shared,
+                    )
+                });
+                match opened {
                     Ok((mut core, opened)) => {
+                        if let Some(on_checkpoint) = options.on_checkpoint {
+                            core.checkpointer.set_on_event(on_checkpoint);
+                        }
                         let _abort = AbortOnPanic;
                         let _ = report.send(Ok((opened, core.log.take_calibration())));
                         core.run();
@@ -235,8 +247,8 @@ impl Solo {
         &self.opened
     }
 
-    /// Statistics of the log as of the last time the thread had a moment; asks for fresher ones.
-    pub fn wal_stats(&self) -> Option<WalStats> {
+    /// Statistics of the log and of the checkpoints as of the last time the thread had a moment; asks for fresher ones.
+    pub fn stats(&self) -> Option<(WalStats, CheckpointStats)> {
         self.shared.queue().stats_wanted = true;
         self.shared.wake();
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -315,6 +327,7 @@ struct Unapplied {
 struct SoloCore<M> {
     log: Log,
     machine: M,
+    checkpointer: Checkpointer,
     shared: Arc<Shared>,
     /// Index of the next entry; entries are consecutive.
     next_index: u64,
@@ -330,18 +343,29 @@ struct SoloCore<M> {
 impl<M: StateMachine> SoloCore<M> {
     /// Opens a log through `open`, replays it, and writes the genesis when it is new.
     fn open(
-        open: impl FnOnce(&mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<(Log, RecoveryReport, bool)>,
+        mut prepared: PreparedLog,
+        options: &CheckpointOptions,
+        progress: &mut dyn FnMut(OpenProgress<'_>),
         genesis: &Genesis,
         mut machine: M,
         shared: Arc<Shared>,
     ) -> Result<(Self, Opened)> {
-        let mut replay = Replay::default();
-        let (log, recovery, created) = open(&mut |record| replay.visit(&mut machine, record))?;
+        let mut checkpointer = prepared.checkpointer(options)?;
+        if let Some(storage) = machine.storage() {
+            checkpointer.attach(storage)?;
+            machine.attached();
+        }
+        let applied_index = machine.applied_index();
+        let mut replay = Replay { genesis: None, last_index: applied_index, applied_index };
+        let mut visit = |record: &Record<'_>| replay.visit(&mut machine, &mut checkpointer, record);
+        let (log, recovery, created) = prepared.recover(&mut visit, progress)?;
+        log.start_checkpoints(&mut checkpointer)?;
         machine.flush();
         let superblock = log.identity();
         let mut core = Self {
             log,
             machine,
+            checkpointer,
             shared,
             next_index: replay.last_index + 1,
             unapplied: VecDeque::new(),
@@ -409,6 +433,11 @@ impl<M: StateMachine> SoloCore<M> {
 
     /// One round; blocks for at most `wait_us_max` when there is nothing to do. False when it is time to end.
     fn step(&mut self, wait_us_max: u64) -> bool {
+        if let Some(storage) = self.machine.storage()
+            && let Some(replay_lsn) = self.checkpointer.poll(storage, self.log.durable_lsn())
+        {
+            self.log.set_replay_lsn(replay_lsn);
+        }
         let closing = self.take_queue();
         self.log.submit();
         let applied = self.apply_durable();
@@ -439,10 +468,20 @@ impl<M: StateMachine> SoloCore<M> {
             let mut queue = self.shared.queue();
             if std::mem::take(&mut queue.stats_wanted) {
                 *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) =
-                    Some(self.log.wal_stats());
+                    Some((self.log.wal_stats(), self.checkpointer.stats()));
+            }
+            // While memory waits for the disk nothing more is taken; what is queued fills up to its bound, and then
+            // proposers hear of it.
+            if self.checkpointer.is_full() && self.checkpointer.failing().is_none() {
+                return queue.closing;
             }
             (std::mem::take(&mut queue.commands), queue.closing)
         };
+        if self.checkpointer.is_full() {
+            // The disk takes nothing more, and memory is full: the device decides what the proposers hear.
+            self.refuse(commands);
+            return closing;
+        }
         let mut entry = Vec::new();
         let mut entry_class = Class::Ordinary;
         let mut entry_bytes = 0;
@@ -460,6 +499,18 @@ impl<M: StateMachine> SoloCore<M> {
             self.append_entry(entry, entry_class);
         }
         closing
+    }
+
+    fn refuse(&mut self, commands: VecDeque<(Class, Vec<u8>)>) {
+        let rejection = match self.checkpointer.failing() {
+            Some(Error::NoSpace(_)) | None => Rejection::NoSpace,
+            Some(other) => Rejection::Stopped(other.to_string()),
+        };
+        let commands: Vec<_> = commands.into_iter().map(|(_, command)| command).collect();
+        for command in &commands {
+            self.machine.rejected(command, &rejection);
+        }
+        self.shared.release(&commands);
     }
 
     fn append_entry(&mut self, commands: Vec<Vec<u8>>, class: Class) {
@@ -508,6 +559,10 @@ impl<M: StateMachine> SoloCore<M> {
             // R1: applied <= committed, and both are durable.
             self.shared.committed_index.store(entry.index, Ordering::Release);
             self.machine.apply(&Entry { index: entry.index, term: GENESIS_TERM, commands, replay: false });
+            let position = CutPosition { index: entry.index, term: GENESIS_TERM, lsn: entry.lsn };
+            if let Some(storage) = self.machine.storage() {
+                self.checkpointer.after_entry(storage, position);
+            }
             self.shared.applied_index.store(entry.index, Ordering::Release);
             self.shared.release(&entry.commands);
             last = Some(entry.index);
@@ -536,21 +591,28 @@ impl<M: StateMachine> SoloCore<M> {
         self.machine.stopped(reason);
     }
 
-    fn close(self) -> Result<()> {
+    fn close(mut self) -> Result<()> {
+        self.checkpointer.close();
         self.shared.queue().stopped.get_or_insert_with(|| "the server has stopped".into());
         if self.failed { Ok(()) } else { self.log.close() }
     }
 }
 
 /// What replaying the log has found so far.
-#[derive(Default)]
 struct Replay {
     genesis: Option<Genesis>,
     last_index: u64,
+    /// What the checkpoint holds.
+    applied_index: u64,
 }
 
 impl Replay {
-    fn visit<M: StateMachine>(&mut self, machine: &mut M, record: &Record<'_>) -> Result<()> {
+    fn visit<M: StateMachine>(
+        &mut self,
+        machine: &mut M,
+        checkpointer: &mut Checkpointer,
+        record: &Record<'_>,
+    ) -> Result<()> {
         let refused = |what: String| {
             Error::Refused(format!(
                 "record of index {} at log position {}: {what}",
@@ -566,10 +628,14 @@ impl Replay {
                         "needs feature level {feature_level}, this build has {FEATURE_LEVEL}; use a newer build"
                     )));
                 }
-                machine.restore(record.meta.index, record.meta.term, &genesis.state);
-                self.last_index = record.meta.index;
+                if self.applied_index < record.meta.index {
+                    machine.restore(record.meta.index, record.meta.term, &genesis.state);
+                    self.last_index = record.meta.index;
+                }
                 self.genesis = Some(genesis);
             }
+            // In the checkpoint; recovery starts with the last of these (I4).
+            RecordKind::RaftEntry if record.meta.index <= self.applied_index => {}
             RecordKind::RaftEntry => {
                 if self.genesis.is_none()
                     || record.meta.index != self.last_index + 1
@@ -587,6 +653,11 @@ impl Replay {
                     Entry { index: record.meta.index, term: record.meta.term, commands, replay: true };
                 machine.apply(&entry);
                 self.last_index = record.meta.index;
+                let position =
+                    CutPosition { index: record.meta.index, term: record.meta.term, lsn: record.lsn };
+                if let Some(storage) = machine.storage() {
+                    checkpointer.after_entry(storage, position);
+                }
             }
             // Repeated at the start of each segment, or nothing that a single node acts on.
             _ => {}
@@ -607,19 +678,19 @@ pub mod simulated {
     }
 
     impl<M: StateMachine> SimulatedSolo<M> {
-        /// Opens over `io`.
+        /// Opens over `disk`.
         pub fn open(
-            io: Box<dyn Io>,
+            disk: &SimDisk,
             options: &LogOptions,
+            checkpoint: &CheckpointOptions,
             seed: u64,
             genesis: &Genesis,
             machine: M,
         ) -> Result<Self> {
             let solo = Arc::new(Shared::default());
-            let open = |visit: &mut dyn FnMut(&Record<'_>) -> Result<()>| {
-                Log::open_over(io, options, seed, &identity(genesis), visit, &mut |_| {})
-            };
-            let (core, _) = SoloCore::open(open, genesis, machine, Arc::clone(&solo))?;
+            let prepared = PreparedLog::on_simulated_disk(disk, options, &identity(genesis), seed)?;
+            let (core, _) =
+                SoloCore::open(prepared, checkpoint, &mut |_| {}, genesis, machine, Arc::clone(&solo))?;
             Ok(Self { core, solo })
         }
 

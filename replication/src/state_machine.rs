@@ -1,4 +1,5 @@
 //! The only thing replication knows of the layer above it.
+use sternpost_engine::mvcc::StoreWriter;
 
 /// One committed log entry: many commands in one order.
 #[derive(Clone, Debug)]
@@ -35,6 +36,15 @@ pub trait StateMachine: Send + 'static {
     fn maintain(&mut self) -> bool {
         false
     }
+
+    /// The engine's store that holds the state; a machine that has one gets checkpoints, and a log that does not grow for
+    /// ever.
+    fn storage(&mut self) -> Option<&mut StoreWriter> {
+        None
+    }
+
+    /// The store was filled from a checkpoint, before the log is replayed: the moment to read what is kept in memory.
+    fn attached(&mut self) {}
 
     /// Takes over the state of a checkpoint at (`index`, `term`), before any entry is applied. The first one is the
     /// genesis: `state` is then what [`crate::Genesis::state`] was given.

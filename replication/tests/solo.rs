@@ -2,6 +2,7 @@
 //! the same rounds over the simulated disk under power cuts.
 use std::sync::mpsc::{Receiver, Sender, channel};
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::solo::simulated::SimulatedSolo;
@@ -72,8 +73,10 @@ fn start(directory: &std::path::Path) -> (Solo, Receiver<Told>) {
     let options = SoloOptions {
         directory: directory.to_path_buf(),
         log: log_options(),
+        checkpoint: CheckpointOptions::default(),
         genesis: genesis(),
         progress: Box::new(|_| {}),
+        on_checkpoint: None,
     };
     (Solo::start(options, machine).expect("starts"), told)
 }
@@ -117,8 +120,10 @@ fn a_directory_in_use_is_refused() {
     let options = SoloOptions {
         directory: directory.path().to_path_buf(),
         log: LogOptions { lock_wait: std::time::Duration::ZERO, ..log_options() },
+        checkpoint: CheckpointOptions::default(),
         genesis: genesis(),
         progress: Box::new(|_| {}),
+        on_checkpoint: None,
     };
     assert!(matches!(Solo::start(options, machine), Err(sternpost_engine::Error::Locked(_))));
 }
@@ -139,8 +144,15 @@ fn after_every_power_cut_the_applied_commands_are_a_prefix_of_the_proposed_ones(
         let disk = SimDisk::new(seed);
         disk.record_images();
         let (machine, _told) = recorder();
-        let mut solo = SimulatedSolo::open(Box::new(disk.clone()), &log_options(), seed, &genesis(), machine)
-            .expect("opens");
+        let mut solo = SimulatedSolo::open(
+            &disk,
+            &log_options(),
+            &CheckpointOptions::default(),
+            seed,
+            &genesis(),
+            machine,
+        )
+        .expect("opens");
         let mut proposed = Vec::new();
         let mut cuts = Vec::new();
         while solo.machine().applied.len() < 40 {
@@ -158,9 +170,16 @@ fn after_every_power_cut_the_applied_commands_are_a_prefix_of_the_proposed_ones(
         for (image, acknowledged) in cuts {
             for policy in [CrashPolicy::KeepAll, CrashPolicy::DropAll, CrashPolicy::Random(rng.next_u64())] {
                 let (machine, _told) = recorder();
-                let io = Box::new(image.crash(&policy));
-                let solo =
-                    SimulatedSolo::open(io, &log_options(), !seed, &genesis(), machine).expect("opens again");
+                let crashed = image.crash(&policy);
+                let solo = SimulatedSolo::open(
+                    &crashed,
+                    &log_options(),
+                    &CheckpointOptions::default(),
+                    !seed,
+                    &genesis(),
+                    machine,
+                )
+                .expect("opens again");
                 let found = &solo.machine().applied;
                 assert!(
                     found.len() >= acknowledged,
@@ -216,8 +235,10 @@ fn the_bytes_of_commands_count_until_they_are_applied() {
     let options = SoloOptions {
         directory: directory.path().to_path_buf(),
         log: LogOptions::default(),
+        checkpoint: CheckpointOptions::default(),
         genesis: genesis(),
         progress: Box::new(|_| {}),
+        on_checkpoint: None,
     };
     let solo = Solo::start(options, Blocked { entered, go_on, applied_count: 0 }).expect("starts");
     let fill =
@@ -239,7 +260,8 @@ fn the_bytes_of_rejected_commands_are_free_again() {
     let disk = SimDisk::new(1);
     let (machine, told) = recorder();
     let mut solo =
-        SimulatedSolo::open(Box::new(disk.clone()), &log_options(), 1, &genesis(), machine).expect("opens");
+        SimulatedSolo::open(&disk, &log_options(), &CheckpointOptions::default(), 1, &genesis(), machine)
+            .expect("opens");
     disk.set_capacity(Some(disk.allocated_bytes()));
     // The log learns that the device is full when it wants its next segment.
     let is_rejected = |told: &Told| matches!(told, Told::Rejected(_, Rejection::NoSpace));

@@ -8,17 +8,18 @@
 //! **Invariant D2**: the durable revision never exceeds the revision of the last write below the durable position.
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
+use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
 use crate::error::{Error, Result};
 use crate::io::Waker;
-use crate::log::Log;
 use crate::log::calibration::CalibrationJob;
+use crate::log::{Log, PreparedLog};
 #[cfg(feature = "sim")]
 use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode};
-use crate::mvcc::{AnyLease, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
+use crate::mvcc::{AnyLease, CutPosition, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
 use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
 use crate::superblock::SharedSuperblock;
-use crate::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, WalStats};
+use crate::wal::{Record, RecordKind, RecordMeta, Reserve, WalStats};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -75,7 +76,7 @@ struct Queue {
     bytes: usize,
     closing: bool,
     closed: bool,
-    stats: Option<WalStats>,
+    stats: Option<(WalStats, CheckpointStats)>,
     stats_wanted: bool,
 }
 
@@ -176,7 +177,7 @@ impl Shared {
     }
 
     /// The newest statistics the thread has left; asks for fresher ones.
-    pub(crate) fn wal_stats(&self) -> Option<WalStats> {
+    pub(crate) fn stats(&self) -> Option<(WalStats, CheckpointStats)> {
         let stats = {
             let mut queue = self.queue();
             queue.stats_wanted = true;
@@ -249,6 +250,9 @@ impl Pending {
 pub(crate) struct Core {
     log: Log,
     writer: StoreWriter,
+    checkpointer: Checkpointer,
+    /// Something on disk that an operation needs could not be read: nothing is applied after it.
+    broken: Option<Error>,
     shared: Arc<Shared>,
     /// In log order. Bounded by what the log lets gather.
     pending: VecDeque<Pending>,
@@ -263,17 +267,27 @@ pub(crate) struct Core {
 }
 
 impl Core {
+    /// Opens the checkpoint of a prepared directory, and replays its log.
     pub(crate) fn open(
-        open: impl FnOnce(&mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<(Log, RecoveryReport, bool)>,
+        mut prepared: PreparedLog,
+        options: &CheckpointOptions,
         mut writer: StoreWriter,
         shared: Arc<Shared>,
     ) -> Result<Self> {
-        let mut last_index = 0;
-        let (log, _, _) = open(&mut |record| replay(&mut writer, &mut last_index, record))?;
+        let mut checkpointer = prepared.checkpointer(options)?;
+        checkpointer.attach(&mut writer)?;
+        let mut last_index = writer.store().applied().0;
+        let (log, _, _) = prepared.recover(
+            &mut |record| replay(&mut writer, &mut checkpointer, &mut last_index, record),
+            &mut |_| {},
+        )?;
+        log.start_checkpoints(&mut checkpointer)?;
         writer.notify();
         let core = Self {
             log,
             writer,
+            checkpointer,
+            broken: None,
             shared,
             pending: VecDeque::new(),
             next_index: last_index + 1,
@@ -302,11 +316,29 @@ impl Core {
         self.writer.store()
     }
 
+    /// What checkpoints did.
+    #[cfg(feature = "sim")]
+    pub(crate) fn checkpoint_stats(&self) -> CheckpointStats {
+        self.checkpointer.stats()
+    }
+
+    /// What the log did.
+    #[cfg(feature = "sim")]
+    pub(crate) fn wal_stats(&self) -> WalStats {
+        self.log.wal_stats()
+    }
+
     /// One round; blocks for at most `wait_us_max` when there is nothing to do. False when it is time to end.
     pub(crate) fn step(&mut self, wait_us_max: u64) -> bool {
-        let closing = self.take_queue();
-        if let Some(reason) = self.log.poisoned() {
-            let error = Error::LogPoisoned(reason.to_owned());
+        let full = self.checkpointer.is_full();
+        if full {
+            // A run waits for the log, and while they are that many nobody can ask for a sync any more.
+            self.push_to = self.push_to.max(self.last_lsn);
+        }
+        let failing = if full { self.checkpointer.failing() } else { None };
+        // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
+        let closing = self.take_queue(!full || failing.is_some(), failing.as_ref());
+        if let Some(error) = self.stopped() {
             self.answer_all(&error);
             // Reads go on; writes are refused one by one until the database is closed.
             if closing {
@@ -314,6 +346,9 @@ impl Core {
             }
             self.log.wait(wait_us_max);
             return true;
+        }
+        if let Some(replay_lsn) = self.checkpointer.poll(&mut self.writer, self.log.durable_lsn()) {
+            self.log.set_replay_lsn(replay_lsn);
         }
         if self.wants_push(closing) {
             self.log.submit();
@@ -335,13 +370,25 @@ impl Core {
         true
     }
 
-    fn take_queue(&mut self) -> bool {
+    /// Why nothing is written any more, if so.
+    fn stopped(&self) -> Option<Error> {
+        self.broken
+            .clone()
+            .or_else(|| self.log.poisoned().map(|reason| Error::LogPoisoned(reason.to_owned())))
+    }
+
+    /// Takes what is queued, if `take`; writes are answered with `refusal` if there is one. Returns whether it is time
+    /// to end.
+    fn take_queue(&mut self, take: bool, refusal: Option<&Error>) -> bool {
         let (requests, closing) = {
             let mut queue = self.shared.queue();
-            queue.bytes = 0;
             if std::mem::take(&mut queue.stats_wanted) {
-                queue.stats = Some(self.log.wal_stats());
+                queue.stats = Some((self.log.wal_stats(), self.checkpointer.stats()));
             }
+            if !take {
+                return queue.closing;
+            }
+            queue.bytes = 0;
             (std::mem::take(&mut queue.requests), queue.closing)
         };
         if !requests.is_empty() {
@@ -350,7 +397,10 @@ impl Core {
         let applied_from = self.writer.store().revision();
         for request in requests {
             match request {
-                Request::Write { body, reply } => self.append(body, reply),
+                Request::Write { body, reply } => match refusal {
+                    None => self.append(body, reply),
+                    Some(error) => reply.send(Err(error.clone())),
+                },
                 Request::Sync { reply } => match self.last_lsn {
                     Some(lsn) if lsn >= self.log.durable_lsn() => {
                         self.push_to = Some(lsn);
@@ -375,6 +425,9 @@ impl Core {
             term: 0,
             index: self.next_index,
         };
+        if let Some(error) = &self.broken {
+            return reply.send(Err(error.clone()));
+        }
         let lsn = match self.log.append(meta, &body, Reserve::Ordinary) {
             Ok(lsn) => lsn,
             Err(error) => return reply.send(Err(error)),
@@ -385,10 +438,23 @@ impl Core {
             self.pending.push_back(Pending::Unapplied { lsn, index: meta.index, body, reply });
             return;
         }
-        let answer = apply(&mut self.writer, &body, meta.index);
+        let answer = self.apply(&body, meta.index, lsn);
         self.pending.push_back(Pending::Applied { lsn, revision: self.writer.store().revision() });
         self.unsynced_since_us.get_or_insert(self.log.now_us());
         reply.send(answer);
+    }
+
+    fn apply(&mut self, body: &[u8], index: u64, lsn: Lsn) -> Result<Answer> {
+        if let Some(error) = &self.broken {
+            return Err(error.clone());
+        }
+        let answer = apply(&mut self.writer, &mut self.checkpointer, body, index, lsn);
+        if let Err(error) = &answer
+            && !is_refusal(error)
+        {
+            self.broken = Some(error.clone());
+        }
+        answer
     }
 
     /// Whether what is appended goes to the device now.
@@ -424,7 +490,7 @@ impl Core {
                 Some(Pending::Unapplied { lsn, index, body, reply }) => {
                     // D1.
                     assert!(lsn < durable, "D1: applied at {lsn}, durable up to {durable}");
-                    answers.push((reply, apply(&mut self.writer, &body, index)));
+                    answers.push((reply, self.apply(&body, index, lsn)));
                     durable_revision = Some(self.writer.store().revision());
                 }
                 Some(Pending::Applied { revision, .. }) => durable_revision = Some(revision),
@@ -460,9 +526,10 @@ impl Core {
     }
 
     /// Makes everything durable and writes the closing group.
-    pub(crate) fn close(self) -> Result<()> {
-        let result = match self.log.poisoned() {
-            Some(reason) => Err(Error::LogPoisoned(reason.to_owned())),
+    pub(crate) fn close(mut self) -> Result<()> {
+        self.checkpointer.close();
+        let result = match self.stopped() {
+            Some(error) => Err(error),
             None => self.log.close(),
         };
         if result.is_ok() {
@@ -473,8 +540,18 @@ impl Core {
     }
 }
 
-/// Applies one body to the store. The body was encoded by this process or verified by the log.
-fn apply(writer: &mut StoreWriter, body: &[u8], index: u64) -> Result<Answer> {
+/// Applies the operation of the record at `lsn`. The body was encoded by this process or verified by the log.
+///
+/// # Errors
+/// What the operation was refused with; then it counts as applied. Or why something on disk could not be read: then it
+/// does not, see [`is_refusal`].
+fn apply(
+    writer: &mut StoreWriter,
+    checkpointer: &mut Checkpointer,
+    body: &[u8],
+    index: u64,
+    lsn: Lsn,
+) -> Result<Answer> {
     let operation = decode(body).map_err(|error| Error::Refused(format!("operation {index}: {error}")))?;
     let answer = match &operation {
         LogOperation::Put(put) => writer.put(put, &AnyLease).map(Answer::Put),
@@ -483,7 +560,7 @@ fn apply(writer: &mut StoreWriter, body: &[u8], index: u64) -> Result<Answer> {
         LogOperation::Compact(revision) => {
             writer.compact(*revision).map(|()| Answer::Done(writer.store().revision()))
         }
-        LogOperation::DeleteLeaseKeys(lease) => Ok(Answer::DeleteRange(writer.delete_lease_keys(*lease))),
+        LogOperation::DeleteLeaseKeys(lease) => writer.delete_lease_keys(*lease).map(Answer::DeleteRange),
         LogOperation::SystemPut(key, value) => {
             writer.system_put(key.clone(), value.clone());
             Ok(Answer::Done(writer.store().revision()))
@@ -493,25 +570,40 @@ fn apply(writer: &mut StoreWriter, body: &[u8], index: u64) -> Result<Answer> {
             Ok(Answer::Done(writer.store().revision()))
         }
     };
-    // A refused operation is applied too: it changes nothing, on every replay.
-    writer.set_applied(index, 0);
-    Ok(answer?)
+    let answer = answer.map_err(Error::from);
+    if answer.as_ref().err().is_none_or(is_refusal) {
+        // A refused operation is applied too: it changes nothing, on every replay.
+        writer.set_applied(index, 0);
+        checkpointer.after_entry(writer, CutPosition { index, term: 0, lsn });
+    }
+    answer
 }
 
-fn replay(writer: &mut StoreWriter, last_index: &mut u64, record: &Record<'_>) -> Result<()> {
-    if record.meta.kind != RecordKind::Batch {
+/// True if an operation was refused by a rule of the data model, the same on every replay; false if this device failed.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_))
+}
+
+fn replay(
+    writer: &mut StoreWriter,
+    checkpointer: &mut Checkpointer,
+    last_index: &mut u64,
+    record: &Record<'_>,
+) -> Result<()> {
+    let index = record.meta.index;
+    // What the checkpoint holds is there already (I4); recovery starts with the last of it.
+    if record.meta.kind != RecordKind::Batch || index <= writer.store().applied().0 {
         return Ok(());
     }
-    if record.meta.index != *last_index + 1 {
+    if index != *last_index + 1 {
         return Err(Error::Refused(format!(
-            "the log goes from operation {last_index} to {} at position {}",
-            record.meta.index, record.lsn
+            "the log goes from operation {last_index} to {index} at position {}",
+            record.lsn
         )));
     }
-    *last_index = record.meta.index;
-    match apply(writer, record.body, record.meta.index) {
-        // Refused then as now.
-        Ok(_) | Err(Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_)) => Ok(()),
-        Err(error) => Err(error),
+    *last_index = index;
+    match apply(writer, checkpointer, record.body, index, record.lsn) {
+        Err(error) if !is_refusal(&error) => Err(error),
+        _ => Ok(()),
     }
 }

@@ -1,12 +1,14 @@
 //! The embedded database over a simulated disk, round by round, without a thread. Feature `sim`.
 use super::core::{Core, Shared};
 use super::reply::WriteFuture;
+use crate::checkpoint::CheckpointStats;
 use crate::error::Result;
-use crate::io::Io;
-use crate::log::{Log, LogIdentity, Mode};
+use crate::io::sim_disk::SimDisk;
+use crate::log::{LogIdentity, Mode, PreparedLog};
 use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{Store, StoreWriter};
 use crate::options::Options;
+use crate::wal::WalStats;
 use std::sync::Arc;
 
 /// A database whose rounds a test makes one by one; the rounds are those of the real thread.
@@ -16,16 +18,13 @@ pub struct SimulatedDb {
 }
 
 impl SimulatedDb {
-    /// Opens over `io`; `seed` makes the salts of the log.
-    pub fn open(io: Box<dyn Io>, options: &Options, seed: u64) -> Result<Self> {
+    /// Opens over `disk`; `seed` makes the salts of the log. Checkpoints are made within [`Self::step`].
+    pub fn open(disk: &SimDisk, options: &Options, seed: u64) -> Result<Self> {
         let (_, writer) = StoreWriter::new(options.store.clone());
         let shared = Arc::new(Shared::new(options.durability));
         let identity = LogIdentity { mode: Mode::Embedded, cluster_id: 0, member_id: 0 };
-        let core = Core::open(
-            |visit| Log::open_over(io, &options.log, seed, &identity, visit, &mut |_| {}),
-            writer,
-            Arc::clone(&shared),
-        )?;
+        let prepared = PreparedLog::on_simulated_disk(disk, &options.log, &identity, seed)?;
+        let core = Core::open(prepared, &options.checkpoint, writer, Arc::clone(&shared))?;
         Ok(Self { core, shared })
     }
 
@@ -47,6 +46,21 @@ impl SimulatedDb {
     /// What readers see.
     pub fn store(&self) -> &Store {
         self.core.store()
+    }
+
+    /// What checkpoints did.
+    pub fn checkpoint_stats(&self) -> CheckpointStats {
+        self.core.checkpoint_stats()
+    }
+
+    /// What the log did.
+    pub fn wal_stats(&self) -> WalStats {
+        self.core.wal_stats()
+    }
+
+    /// Reads and verifies everything that the newest checkpoint refers to.
+    pub fn verify(&self) -> Result<()> {
+        self.core.store().disk().verify(&mut |_| {}).map(drop)
     }
 
     /// Closes cleanly.

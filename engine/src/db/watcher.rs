@@ -119,7 +119,15 @@ impl Watcher {
                         if event.revision.main <= visible && contains(&self.range, &event.kv.key) {
                             let mut event = Event::clone(event);
                             if self.options.prev_kv {
-                                event.prev_kv = self.store.previous(&event);
+                                match self.store.previous(&event) {
+                                    Ok(previous) => event.prev_kv = previous,
+                                    Err(error) => {
+                                        // What was found so far is delivered by nobody: the whole batch failed.
+                                        self.ready.clear();
+                                        self.ended = true;
+                                        return Poll::Ready(Some(Err(error.into())));
+                                    }
+                                }
                             }
                             self.ready.push_back(event);
                         }

@@ -14,7 +14,7 @@
 //!
 //! ```text
 //! key node       latest u32 (atomic), key bytes u32, height u32, tower [u32; height] (atomic), key,
-//!                to the next multiple of 8: see NewestNode (56 bytes, atomic, for the writer)
+//!                to the next multiple of 8: see NewestNode (48 bytes, atomic, for the writer)
 //! version node   see VersionNode (80 bytes), value
 //! ```
 //!
@@ -92,9 +92,6 @@ struct NewestNode {
     value_bytes: AtomicU32,
     depth: AtomicU32,
     jump: AtomicU32,
-    /// 1 when a version in another list has replaced it.
-    is_replaced: AtomicU32,
-    unused: u32,
 }
 
 impl NewestNode {
@@ -107,7 +104,6 @@ impl NewestNode {
         self.value_bytes.store(other.value_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
         self.depth.store(other.depth.load(Ordering::Relaxed), Ordering::Relaxed);
         self.jump.store(other.jump.load(Ordering::Relaxed), Ordering::Relaxed);
-        self.is_replaced.store(other.is_replaced.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 }
 
@@ -124,15 +120,13 @@ pub(crate) struct Newest {
     pub(crate) lease: i64,
     /// Size of its value.
     pub(crate) value_bytes: u32,
-    /// True if it was replaced by a version elsewhere.
-    pub(crate) is_replaced: bool,
 }
 
 const KEY_NODE_BYTES: usize = size_of::<KeyNode>();
 const VERSION_NODE_BYTES: usize = size_of::<VersionNode>();
 const NEWEST_NODE_BYTES: usize = size_of::<NewestNode>();
 const _: () =
-    assert!(KEY_NODE_BYTES == 12 && VERSION_NODE_BYTES == 80 && NEWEST_NODE_BYTES == 56, "no padding");
+    assert!(KEY_NODE_BYTES == 12 && VERSION_NODE_BYTES == 80 && NEWEST_NODE_BYTES == 48, "no padding");
 
 /// Where in a key node the newest version is described.
 fn newest_at(height: usize, key_bytes: usize) -> usize {
@@ -156,8 +150,6 @@ pub(crate) struct Record<'a> {
     pub(crate) value: &'a [u8],
     /// The version that this one replaces, a tombstone too, in whichever memtable it is.
     pub(crate) prev: Option<Prev>,
-    /// Main revision of the next version, 0 for none; known only when a record is copied.
-    pub(crate) next_main: i64,
 }
 
 /// What a version knows about the one before.
@@ -268,7 +260,6 @@ impl<'a> Key<'a> {
             version: newest.version.load(Ordering::Relaxed),
             lease: newest.lease.load(Ordering::Relaxed),
             value_bytes: newest.value_bytes.load(Ordering::Relaxed),
-            is_replaced: newest.is_replaced.load(Ordering::Relaxed) != 0,
         }
     }
 
@@ -277,7 +268,6 @@ impl<'a> Key<'a> {
     #[inline]
     pub(crate) fn replace_newest(&self, main: i64) {
         self.latest().fields().next_main.store(main, Ordering::Release);
-        self.newest_fields().is_replaced.store(1, Ordering::Relaxed);
     }
 
     /// The key behind this one.
@@ -304,6 +294,23 @@ impl<'a> Key<'a> {
             version = if jump.revision() > revision { jump } else { older };
         }
         Some(version)
+    }
+
+    /// The oldest version in this list.
+    pub(crate) fn oldest(&self) -> Version<'a> {
+        let mut version = self.latest();
+        while let Some(older) = version.older() {
+            // The jump of a version that is not the oldest leads at least one further down.
+            let jump = version.jump();
+            version = if jump.revision() < older.revision() { jump } else { older };
+        }
+        version
+    }
+}
+
+impl std::fmt::Debug for Version<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Version({})", self.revision())
     }
 }
 
@@ -411,20 +418,6 @@ impl<'a> Version<'a> {
         unsafe {
             let start = self.node.as_ptr().cast::<u8>().add(VERSION_NODE_BYTES);
             std::slice::from_raw_parts(start, self.value_bytes() as usize)
-        }
-    }
-
-    /// The record, to be copied into another list.
-    pub(crate) fn record(&self) -> Record<'a> {
-        Record {
-            key: self.key(),
-            revision: self.revision(),
-            create_revision: self.create_revision(),
-            version: self.version(),
-            lease: self.lease(),
-            value: self.value(),
-            prev: self.prev(),
-            next_main: self.next_main(),
         }
     }
 }
@@ -675,12 +668,10 @@ impl SkipListWriter {
             value_bytes: AtomicU32::new(value_bytes),
             depth: AtomicU32::new(depth),
             jump: AtomicU32::new(jump),
-            is_replaced: AtomicU32::new(u32::from(record.next_main != 0)),
-            unused: 0,
         };
         let node = VersionNode {
             main: record.revision.main,
-            next_main: AtomicI64::new(record.next_main),
+            next_main: AtomicI64::new(0),
             create_revision: record.create_revision,
             version: record.version,
             lease: record.lease,

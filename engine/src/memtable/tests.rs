@@ -13,7 +13,6 @@ fn put<'a>(key: &'a [u8], main: i64, sub: i64, value: &'a [u8]) -> Record<'a> {
         lease: 0,
         value,
         prev: None,
-        next_main: 0,
     }
 }
 

@@ -1,12 +1,12 @@
 //! Pages of keys in either direction, without the count that a range read gives: what an iterator is made of.
 //!
-//! Forward, the tables are merged. Backward, a skip list has no links: each step asks every table for its last key
-//! below the one before, O(tables × log keys), which a page of a few hundred keys can afford.
+//! Forward, the tables and the tree are merged. Backward, a skip list has no links: each step asks every table for its
+//! last key below the one before, O(tables × log keys), which a page of a few hundred keys can afford.
+use super::found::{Found, Hit, Parts, copy_all};
 use super::operation::KeyValue;
 use super::store::Store;
-use super::view_set::{Bounds, Parts, ViewSet, copy_all};
+use super::view_set::{Bounds, ViewSet};
 use crate::error::OperationError;
-use crate::memtable::Version;
 use bytes::Bytes;
 
 /// Which keys, at which revision, in which direction.
@@ -35,25 +35,48 @@ impl Store {
             return Ok(Vec::new());
         }
         if scan.reverse {
-            scan_backward(&view, scan, main, &mut hits);
+            scan_backward(&view, scan, main, &mut hits)?;
         } else {
-            view.scan(Bounds::From(&scan.lower, scan.upper.as_deref()), main, |key, version| {
-                hits.push((key, version));
-                hits.len() < scan.limit
-            });
+            view.scan(Bounds::From(&scan.lower, scan.upper.as_deref()), main, |key, found| {
+                hits.push(Hit::new(key, found));
+                Ok(hits.len() < scan.limit)
+            })?;
         }
-        Ok(copy_all(&hits, if scan.keys_only { Parts::KeysOnly } else { Parts::All }))
+        copy_all(&view, &hits, if scan.keys_only { Parts::KeysOnly } else { Parts::All })
     }
 }
 
-fn scan_backward<'a>(view: &'a ViewSet, scan: &Scan, main: i64, hits: &mut Vec<(&'a [u8], Version<'a>)>) {
-    let mut end: Option<&[u8]> = scan.upper.as_deref();
+fn scan_backward<'a>(
+    view: &'a ViewSet,
+    scan: &Scan,
+    main: i64,
+    hits: &mut Vec<Hit<'a>>,
+) -> Result<(), OperationError> {
+    let mut end = scan.upper.clone();
+    let mut disk = view.disk.cursor();
+    if let Some(disk) = &mut disk {
+        disk.seek_before(end.as_deref())?;
+    }
     while hits.len() < scan.limit {
-        let last = view.tables.iter().filter_map(|table| table.last_below(end)).map(|key| key.bytes()).max();
-        let Some(key) = last.filter(|key| *key >= &scan.lower[..]) else { return };
-        if let Some(version) = view.live(key, main) {
-            hits.push((key, version));
+        let last = view.tables.iter().filter_map(|table| table.last_below(end.as_deref()));
+        let in_memory = last.map(|key| key.bytes()).max();
+        let on_disk = disk.as_ref().and_then(|disk| disk.key());
+        let Some(key) = in_memory.max(on_disk).filter(|key| *key >= &scan.lower[..]) else { break };
+        let key = Bytes::copy_from_slice(key);
+        // The tree is asked only for what no memtable has.
+        let found = match (&disk, in_memory == Some(&key[..])) {
+            (Some(disk), false) => view.disk.older(disk.version()?, main)?.map(Found::Disk),
+            _ => view.newest(&key, view.hasher.hash(&key), main)?,
+        };
+        if let Some(found) = found.filter(|found| !found.is_tombstone()) {
+            hits.push(Hit::new(&key, found));
+        }
+        if let Some(disk) = &mut disk
+            && disk.key() == Some(&key[..])
+        {
+            disk.prev()?;
         }
         end = Some(key);
     }
+    Ok(())
 }

@@ -8,10 +8,12 @@
 //! - M2: a reader at revision r sees the same answer until r is compacted. A reader takes the head first, then the
 //!   view set; records above its revision are ignored, so a half-done transaction is never seen.
 //! - M3: compact revision ≤ head in every pair that a reader uses.
+use super::compaction::live_bytes;
+use super::history;
 use super::lease_index::LeaseIndex;
 use super::operation::*;
 use super::range;
-use super::view_set::{ViewSet, copy_one, is_dead};
+use super::view_set::ViewSet;
 use crate::base::ids::Revision;
 use crate::error::{OperationError, Result};
 use arc_swap::{ArcSwap, Guard};
@@ -57,12 +59,15 @@ pub struct StoreStats {
     pub compact_revision: i64,
     /// Live keys at the head.
     pub keys_count: u64,
-    /// Bytes of the retained records (keys, values, 64 bytes each), logically: falls when a compaction is applied.
+    /// Bytes of the retained records (keys, values, 64 bytes each), logically: falls when a compaction is applied; for
+    /// records on disk that were replaced before they got there, when the next checkpoint is made.
     pub retained_bytes: u64,
     /// Bytes of the arenas that hold them.
     pub arena_bytes: u64,
     /// Memtables in the view set, the active one among them.
     pub memtables_count: usize,
+    /// Revision of the state on disk, 0 before the first checkpoint.
+    pub disk_revision: i64,
 }
 
 /// How many listeners for new heads there can be.
@@ -78,7 +83,6 @@ pub(crate) struct Shared {
     pub(crate) applied: Mutex<(u64, u64)>,
     pub(crate) listeners: Mutex<Vec<HeadListener>>,
     pub(crate) keys_count: AtomicU64,
-    pub(crate) retained_bytes: AtomicU64,
 }
 
 /// Read access; cheap to clone, every method from any thread, never blocked by the writer.
@@ -180,7 +184,7 @@ impl Store {
         }
         let (head, view) = self.moment();
         let main = readable_revision(range.revision, head, &view)?;
-        Ok(range::read(&view, range, main, head))
+        range::read(&view, range, main, head)
     }
 
     /// Events from main revision `start` (at least the compact revision, else `Compacted`) up to the head, but stops
@@ -211,66 +215,14 @@ impl Store {
         if start < view.compact_revision {
             return Err(OperationError::Compacted(view.compact_revision));
         }
-        let mut batch = EventBatch { events: Vec::new(), next_revision: start.max(head + 1) };
-        let (mut bytes, mut looked_at) = (0, 0);
-        let mut last_main = 0;
-        let mut enough = false;
-        for table in view.tables_from(start) {
-            for index in table.first_event_at_or_above(start)..table.events_count() {
-                let main = table.event_main(index);
-                if main > head {
-                    return Ok(batch);
-                }
-                let full = enough
-                    || batch.events.len() >= limits.events_max
-                    || bytes >= limits.bytes_max
-                    || looked_at >= limits.looked_at_max;
-                if main != last_main && full && last_main != 0 {
-                    batch.next_revision = main;
-                    return Ok(batch);
-                }
-                last_main = main;
-                looked_at += 1;
-                let version = table.event(index);
-                if is_dead(&version, view.compact_revision) {
-                    continue;
-                }
-                match wanted(version.key()) {
-                    Wanted::No => continue,
-                    Wanted::Yes => {}
-                    Wanted::YesAndEnough => enough = true,
-                }
-                let kv = copy_one(version);
-                bytes += kv.key.len() + kv.value.len();
-                batch.events.push(Arc::new(Event {
-                    kind: if version.is_tombstone() { EventKind::Delete } else { EventKind::Put },
-                    revision: version.revision(),
-                    kv,
-                    prev_kv: None,
-                }));
-            }
-        }
-        Ok(batch)
+        history::events(&view, start, head, limits, wanted)
     }
 
     /// The state of the event's key before its main revision; none if the event created the key in its main revision,
     /// or if the state at `main - 1` is compacted.
-    pub fn previous(&self, event: &Event) -> Option<KeyValue> {
-        let main = event.revision.main;
+    pub fn previous(&self, event: &Event) -> Result<Option<KeyValue>, OperationError> {
         let (_, view) = self.moment();
-        if main - 1 < view.compact_revision {
-            return None;
-        }
-        if event.kind == EventKind::Put && event.kv.create_revision == main {
-            return None;
-        }
-        let key = &event.kv.key;
-        let hash = view.hasher.hash(key);
-        let mut version = view.exactly(key, hash, event.revision)?;
-        while version.main() >= main {
-            version = view.exactly(key, hash, version.prev()?.revision)?;
-        }
-        (!version.is_tombstone()).then(|| copy_one(version))
+        history::previous(&view, event)
     }
 
     /// Visits every retained record with `main <= revision`, in (main, sub) order, at one consistent moment. Returns
@@ -282,29 +234,13 @@ impl Store {
     ) -> Result<i64, OperationError> {
         let (head, view) = self.moment();
         let revision = readable_revision(revision, head, &view)?;
-        for table in view.tables.iter().rev() {
-            for index in 0..table.events_count() {
-                let version = table.event(index);
-                if version.main() > revision {
-                    break;
-                }
-                if is_dead(&version, view.compact_revision) {
-                    continue;
-                }
-                let next_main = version.next_main();
-                visit(&RetainedRecord {
-                    revision: version.revision(),
-                    tombstone: version.is_tombstone(),
-                    key: version.key(),
-                    value: version.value(),
-                    create_revision: version.create_revision(),
-                    version: version.version(),
-                    lease: version.lease(),
-                    visible: !version.is_tombstone() && (next_main == 0 || next_main > revision),
-                });
-            }
-        }
+        history::for_each_retained(&view, revision, visit)?;
         Ok(view.compact_revision)
+    }
+
+    /// True when a read may have to wait for the device: there is a checkpoint.
+    pub fn is_on_disk(&self) -> bool {
+        !self.shared.views.load().disk.is_empty()
     }
 
     /// Keys attached to a lease, sorted.
@@ -349,11 +285,19 @@ impl Store {
             revision,
             compact_revision: view.compact_revision,
             keys_count: self.shared.keys_count.load(Ordering::Relaxed),
-            retained_bytes: self.shared.retained_bytes.load(Ordering::Relaxed),
+            retained_bytes: retained_bytes(&view),
             arena_bytes: view.tables.iter().map(|table| table.allocated_bytes() as u64).sum(),
             memtables_count: view.tables.len(),
+            disk_revision: view.disk.revision(),
         }
     }
+}
+
+/// What is on disk, less what records in memory have replaced there, and what is in memory.
+fn retained_bytes(view: &ViewSet) -> u64 {
+    let killed_bytes: u64 = view.tables.iter().map(|table| table.killed_bytes()).sum();
+    let memory_bytes: u64 = view.tables.iter().map(|table| live_bytes(table)).sum();
+    view.disk.retained_bytes().saturating_sub(killed_bytes) + memory_bytes
 }
 
 /// The main revision that a read asking for `revision` reads at.

@@ -1,21 +1,24 @@
-//! What readers see: the memtables of one moment, and how a key or a range is found across them.
+//! What readers see: the memtables of one moment over one state on disk, and how a key or a range is found across them.
 //!
 //! For the store and its writer. A [`ViewSet`] is immutable as a set; the active memtable in it goes on growing, which
 //! readers do not notice because they ignore revisions above theirs. It knows nothing of limits, filters or
 //! transactions.
 //!
-//! Layout: memtables newest first, the active one in front. Each holds a run of neighbouring revisions; runs do not
-//! overlap, so the first table that has a version at or below the asked revision has the newest such version.
+//! Layout: memtables newest first, the active one in front, the state on disk behind the last. Each holds a run of
+//! neighbouring revisions; runs do not overlap, so the first place that has a version at or below the asked revision
+//! has the newest such version.
 //!
 //! Invariants:
-//! - M4: tables are in strictly descending order of revisions.
-//! - M7: a memtable may still hold a record whose tombstone, in a newer memtable, a merge has dropped. Every record
-//!   knows the revision that replaced it, so the newest version found counts only if it was not replaced by then.
+//! - M4: tables are in strictly descending order of revisions, all above the revision of the state on disk.
 //! - M2: a reader at revision r ≥ the compact revision sees the same answer as long as it holds the view set.
-use super::operation::{KeyRange, KeyValue};
+//!
+//! Failure: only what is on disk can fail to be read. A read that fails gives no answer at all.
+use super::found::Found;
+use super::operation::KeyRange;
 use crate::base::ids::Revision;
-use crate::memtable::{Key, KeyHasher, Keys, Memtable, Version};
-use bytes::Bytes;
+use crate::disk_state::{DiskCursor, DiskState, DiskVersion};
+use crate::error::OperationError;
+use crate::memtable::{Key, KeyHasher, Keys, Memtable, Newest, Version};
 use std::cmp::Ordering as Compared;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -25,6 +28,8 @@ use std::sync::Arc;
 pub(crate) struct ViewSet {
     /// Newest first; the first one is active.
     pub(crate) tables: Vec<Arc<Memtable>>,
+    /// What lies under the memtables.
+    pub(crate) disk: Arc<DiskState>,
     /// Reads below it fail; -1 before the first compaction.
     pub(crate) compact_revision: i64,
     /// The hash of all tables.
@@ -69,43 +74,79 @@ pub(crate) fn is_dead(version: &Version<'_>, compact_revision: i64) -> bool {
         || (version.is_tombstone() && version.main() < compact_revision)
 }
 
-/// False if the version was replaced at or before `main`: then what replaced it was a tombstone that a compaction has
-/// dropped (M7), and the key does not exist.
-fn is_newest_at(version: &Version<'_>, main: i64) -> bool {
-    let next_main = version.next_main();
-    next_main == 0 || next_main > main
+/// A key's newest version as the writer sees it, published or not, a tombstone too.
+pub(crate) enum NewestFound<'a> {
+    /// In a memtable, which is told when it is replaced.
+    Memory(Key<'a>, Newest),
+    /// On disk.
+    Disk(DiskVersion),
+}
+
+impl NewestFound<'_> {
+    /// What the next change of the key must know of it.
+    #[inline]
+    pub(crate) fn newest(&self) -> Newest {
+        match self {
+            NewestFound::Memory(_, newest) => *newest,
+            NewestFound::Disk(version) => Newest {
+                revision: version.revision,
+                create_revision: version.create_revision,
+                version: version.version,
+                lease: version.lease,
+                value_bytes: version.value_bytes,
+            },
+        }
+    }
+}
+
+impl<'a> NewestFound<'a> {
+    /// The version itself.
+    pub(crate) fn found(&self) -> Found<'a> {
+        match self {
+            NewestFound::Memory(key, _) => Found::Memory(key.latest()),
+            NewestFound::Disk(version) => Found::Disk(version.clone()),
+        }
+    }
 }
 
 impl ViewSet {
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
     #[inline]
-    pub(crate) fn newest(&self, key: &[u8], hash: u32, main: i64) -> Option<Version<'_>> {
-        let found = self.tables.iter().find_map(|table| table.at_or_below(key, hash, main));
-        found.filter(|version| is_newest_at(version, main))
+    pub(crate) fn newest(
+        &self,
+        key: &[u8],
+        hash: u32,
+        main: i64,
+    ) -> Result<Option<Found<'_>>, OperationError> {
+        if let Some(version) = self.tables.iter().find_map(|table| table.at_or_below(key, hash, main)) {
+            return Ok(Some(Found::Memory(version)));
+        }
+        Ok(self.disk.at_or_below(key, main)?.map(Found::Disk))
     }
 
-    /// The key where its newest version is, published or not, a tombstone too; for the writer alone.
+    /// The key's newest version, published or not, a tombstone too; for the writer alone.
     #[inline]
-    pub(crate) fn newest_key(&self, key: &[u8], hash: u32) -> Option<Key<'_>> {
-        let found = self.tables.iter().find_map(|table| table.find(key, hash));
-        // Replaced by what is no longer there: M7.
-        found.filter(|found| !found.newest().is_replaced)
+    pub(crate) fn newest_of_all(
+        &self,
+        key: &[u8],
+        hash: u32,
+    ) -> Result<Option<NewestFound<'_>>, OperationError> {
+        if let Some(found) = self.tables.iter().find_map(|table| table.find(key, hash)) {
+            return Ok(Some(NewestFound::Memory(found, found.newest())));
+        }
+        Ok(self.disk.newest(key)?.map(NewestFound::Disk))
     }
 
     /// The state of a key at `main`, if it exists there.
     #[inline]
-    pub(crate) fn live(&self, key: &[u8], main: i64) -> Option<Version<'_>> {
-        self.newest(key, self.hasher.hash(key), main).filter(|version| !version.is_tombstone())
+    pub(crate) fn live(&self, key: &[u8], main: i64) -> Result<Option<Found<'_>>, OperationError> {
+        let newest = self.newest(key, self.hasher.hash(key), main)?;
+        Ok(newest.filter(|version| !version.is_tombstone()))
     }
 
-    /// The table whose run of revisions covers `revision`.
+    /// The table whose run of revisions covers `revision`; none if it is on disk.
     pub(crate) fn table_of(&self, revision: Revision) -> Option<&Arc<Memtable>> {
         self.tables.get(self.tables.partition_point(|table| table.first_revision() > revision))
-    }
-
-    /// The version with exactly this revision.
-    pub(crate) fn exactly(&self, key: &[u8], hash: u32, revision: Revision) -> Option<Version<'_>> {
-        self.table_of(revision)?.exactly(key, hash, revision)
     }
 
     /// Tables that may hold records from main revision `main` on, oldest first.
@@ -120,72 +161,148 @@ impl ViewSet {
         &'a self,
         bounds: Bounds<'_>,
         main: i64,
-        mut visit: impl FnMut(&'a [u8], Version<'a>) -> bool,
-    ) {
+        mut visit: impl FnMut(&[u8], Found<'a>) -> Result<bool, OperationError>,
+    ) -> Result<(), OperationError> {
         let (from, end) = match bounds {
             Bounds::Key(key) => {
-                if let Some(version) = self.live(key, main) {
-                    visit(version.key(), version);
+                if let Some(found) = self.live(key, main)? {
+                    visit(key, found)?;
                 }
-                return;
+                return Ok(());
             }
             Bounds::From(from, end) if end.is_none_or(|end| from < end) => (from, end),
-            Bounds::From(..) => return,
+            Bounds::From(..) => return Ok(()),
         };
-        let at = Revision::new(main, i64::MAX);
-        let mut lanes: BinaryHeap<Lane<'a>> = BinaryHeap::new();
-        for (age, table) in self.tables.iter().enumerate().filter(|(_, table)| table.first_main() <= main) {
+        let mut memory = MemoryLanes::new(self, from, end, main);
+        let mut disk = DiskLane::new(&self.disk, from, end)?;
+        loop {
+            let order = match (memory.key(), disk.key()) {
+                (None, None) => return Ok(()),
+                (Some(_), None) => Compared::Less,
+                (None, Some(_)) => Compared::Greater,
+                (Some(in_memory), Some(on_disk)) => in_memory.cmp(on_disk),
+            };
+            let go_on = if order == Compared::Greater {
+                match disk.version_at(main)? {
+                    Some(version) if version.version > 0 => {
+                        let key = disk.key().expect("the lane is not at its end");
+                        visit(key, Found::Disk(version))?
+                    }
+                    _ => true,
+                }
+            } else {
+                let (key, found) = memory.take();
+                // What is on disk of this key is older than everything in memory.
+                let found = match found {
+                    Some(version) => Some(Found::Memory(version)),
+                    None if order == Compared::Equal => disk.version_at(main)?.map(Found::Disk),
+                    None => None,
+                };
+                match found {
+                    Some(found) if !found.is_tombstone() => visit(key, found)?,
+                    _ => true,
+                }
+            };
+            if !go_on {
+                return Ok(());
+            }
+            if order != Compared::Less {
+                disk.advance()?;
+            }
+        }
+    }
+
+    /// How many keys of a range exist at `main`.
+    pub(crate) fn count(&self, bounds: Bounds<'_>, main: i64) -> Result<i64, OperationError> {
+        let (from, end) = match bounds {
+            Bounds::Key(key) => return Ok(i64::from(self.live(key, main)?.is_some())),
+            Bounds::From(from, end) if end.is_none_or(|end| from < end) => (from, end),
+            Bounds::From(..) => return Ok(0),
+        };
+        if main < self.disk.revision() {
+            let mut count = 0;
+            self.scan(bounds, main, |_, _| {
+                count += 1;
+                Ok(true)
+            })?;
+            return Ok(count);
+        }
+        // Inner pages of the tree count what is on disk. Of a key in memory the oldest record says whether the key
+        // existed before it.
+        let mut count = self.disk.count(from, end)? as i64;
+        let mut memory = MemoryLanes::new(self, from, end, main);
+        while memory.key().is_some() {
+            let (_, found, oldest) = memory.take_with_oldest();
+            let Some(found) = found else { continue };
+            let existed = oldest.is_tombstone() || oldest.version() > 1;
+            count += i64::from(!found.is_tombstone()) - i64::from(existed);
+        }
+        Ok(count)
+    }
+}
+
+/// The memtables' part of a scan: keys in order, each with its newest version at or below the revision.
+struct MemoryLanes<'a, 'b> {
+    lanes: BinaryHeap<Lane<'a>>,
+    end: Option<&'b [u8]>,
+    at: Revision,
+}
+
+impl<'a, 'b> MemoryLanes<'a, 'b> {
+    fn new(view: &'a ViewSet, from: &[u8], end: Option<&'b [u8]>, main: i64) -> Self {
+        let mut lanes = BinaryHeap::new();
+        for (age, table) in view.tables.iter().enumerate().filter(|(_, table)| table.first_main() <= main) {
             let mut keys = table.seek(from);
             if let Some(key) = keys.next() {
                 lanes.push(Lane { bytes: key.bytes(), age, key, keys });
             }
         }
-        if lanes.len() == 1 {
-            let lane = lanes.pop().expect("there is one");
-            for key in std::iter::once(lane.key).chain(lane.keys) {
-                let bytes = key.bytes();
-                if end.is_some_and(|end| end <= bytes) {
-                    return;
+        Self { lanes, end, at: Revision::new(main, i64::MAX) }
+    }
+
+    /// The next key; none at the end.
+    #[inline]
+    fn key(&self) -> Option<&'a [u8]> {
+        let bytes = self.lanes.peek()?.bytes;
+        self.end.is_none_or(|end| bytes < end).then_some(bytes)
+    }
+
+    /// Takes the next key; its version is none if all are newer than asked for.
+    #[inline]
+    fn take(&mut self) -> (&'a [u8], Option<Version<'a>>) {
+        let (bytes, found, _) = self.take_lanes(|_| ());
+        (bytes, found)
+    }
+
+    /// As [`Self::take`], with the key's oldest version in memory.
+    fn take_with_oldest(&mut self) -> (&'a [u8], Option<Version<'a>>, Version<'a>) {
+        self.take_lanes(|key| key.oldest())
+    }
+
+    /// `of_oldest` is called for each lane with the key, the oldest table last; the last result is returned.
+    #[inline]
+    fn take_lanes<T>(&mut self, of_oldest: impl Fn(Key<'a>) -> T) -> (&'a [u8], Option<Version<'a>>, T) {
+        let mut lane = self.lanes.peek_mut().expect("the caller has looked");
+        let bytes = lane.bytes;
+        // Lanes with the same key come newest table first.
+        let mut found = lane.key.at_or_below(self.at);
+        loop {
+            let oldest = of_oldest(lane.key);
+            match lane.keys.next() {
+                Some(key) => {
+                    lane.bytes = key.bytes();
+                    lane.key = key;
+                    drop(lane);
                 }
-                if let Some(version) = key.at_or_below(at)
-                    && !version.is_tombstone()
-                    && is_newest_at(&version, main)
-                    && !visit(bytes, version)
-                {
-                    return;
+                None => {
+                    PeekMut::pop(lane);
                 }
             }
-            return;
-        }
-        while let Some(first) = lanes.peek() {
-            let bytes = first.bytes;
-            if end.is_some_and(|end| end <= bytes) {
-                return;
+            match self.lanes.peek_mut() {
+                Some(next) if next.bytes == bytes => lane = next,
+                _ => return (bytes, found, oldest),
             }
-            let mut found = None;
-            while let Some(mut lane) = lanes.peek_mut() {
-                if lane.bytes != bytes {
-                    break;
-                }
-                // Lanes with the same key come newest table first.
-                found = found.or_else(|| lane.key.at_or_below(at));
-                match lane.keys.next() {
-                    Some(key) => {
-                        lane.bytes = key.bytes();
-                        lane.key = key;
-                    }
-                    None => {
-                        PeekMut::pop(lane);
-                    }
-                }
-            }
-            if let Some(version) = found
-                && !version.is_tombstone()
-                && is_newest_at(&version, main)
-                && !visit(bytes, version)
-            {
-                return;
-            }
+            found = found.or_else(|| lane.key.at_or_below(self.at));
         }
     }
 }
@@ -219,67 +336,39 @@ impl PartialEq for Lane<'_> {
 
 impl Eq for Lane<'_> {}
 
-/// The most bytes of keys and values that share one allocation in an answer, unless a single one is larger: few
-/// allocations, and whoever keeps one value keeps at most this much alive.
-const SHARED_BYTES_MAX: usize = 16 << 10;
-
-/// What of a version goes into an answer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Parts {
-    /// Everything.
-    All,
-    /// Neither value nor lease.
-    KeysOnly,
-    /// The lease but no value.
-    KeysAndLease,
+/// The disk's part of a scan.
+struct DiskLane<'a, 'b> {
+    disk: &'a DiskState,
+    cursor: Option<DiskCursor<'a>>,
+    end: Option<&'b [u8]>,
 }
 
-/// Copies versions out of the memtables, each byte once.
-pub(crate) fn copy_all(hits: &[(&[u8], Version<'_>)], parts: Parts) -> Vec<KeyValue> {
-    let mut kvs = Vec::with_capacity(hits.len());
-    let bytes_of = |(key, version): &(&[u8], Version<'_>)| {
-        key.len() + if parts == Parts::All { version.value_bytes() as usize } else { 0 }
-    };
-    let mut rest = hits;
-    while !rest.is_empty() {
-        let mut bytes = 0;
-        let mut count = 0;
-        while let Some(hit) = rest.get(count)
-            && (count == 0 || bytes + bytes_of(hit) <= SHARED_BYTES_MAX)
-        {
-            bytes += bytes_of(hit);
-            count += 1;
+impl<'a, 'b> DiskLane<'a, 'b> {
+    fn new(disk: &'a DiskState, from: &[u8], end: Option<&'b [u8]>) -> Result<Self, OperationError> {
+        let mut cursor = disk.cursor();
+        if let Some(cursor) = &mut cursor {
+            cursor.seek(from)?;
         }
-        let (group, behind) = rest.split_at(count);
-        rest = behind;
-        let mut buffer = Vec::with_capacity(bytes);
-        for (key, version) in group {
-            buffer.extend_from_slice(key);
-            if parts == Parts::All {
-                buffer.extend_from_slice(version.value());
-            }
-        }
-        let mut buffer = Bytes::from(buffer);
-        for (key, version) in group {
-            let key = buffer.split_to(key.len());
-            let value = match parts {
-                Parts::All => buffer.split_to(version.value_bytes() as usize),
-                _ => Bytes::new(),
-            };
-            kvs.push(KeyValue {
-                key,
-                create_revision: version.create_revision(),
-                mod_revision: version.main(),
-                version: version.version(),
-                value,
-                lease: if parts == Parts::KeysOnly { 0 } else { version.lease() },
-            });
-        }
+        Ok(Self { disk, cursor, end })
     }
-    kvs
-}
 
-/// Copies one version out.
-pub(crate) fn copy_one(version: Version<'_>) -> KeyValue {
-    copy_all(&[(version.key(), version)], Parts::All).pop().expect("one hit gives one answer")
+    #[inline]
+    fn key(&self) -> Option<&[u8]> {
+        let cursor = self.cursor.as_ref()?;
+        let key = cursor.key()?;
+        self.end.is_none_or(|end| key < end).then_some(key)
+    }
+
+    /// The key's newest version at or below `main`, a tombstone too.
+    fn version_at(&self, main: i64) -> Result<Option<DiskVersion>, OperationError> {
+        let Some(cursor) = &self.cursor else { return Ok(None) };
+        Ok(self.disk.older(cursor.version()?, main)?)
+    }
+
+    fn advance(&mut self) -> Result<(), OperationError> {
+        if let Some(cursor) = &mut self.cursor {
+            cursor.next()?;
+        }
+        Ok(())
+    }
 }

@@ -6,13 +6,13 @@
 //!
 //! Source of the rules: `server/etcdserver/txn/txn.go` of etcd 3.7. Depth: the log's encoding bounds nesting (128), and so
 //! does etcd's operation budget, so recursion here is bounded by its callers.
+use super::found::Found;
 use super::operation::*;
 use super::range;
 use super::store::Leases;
 use super::view_set::ViewSet;
 use super::writer::{Changes, StoreWriter, check_lease};
 use crate::error::{OperationError, Result};
-use crate::memtable::Version;
 use std::cmp::Ordering as Compared;
 
 /// Refuses empty keys, in both branches.
@@ -39,20 +39,27 @@ pub(super) fn check_keys(txn: &Txn) -> Result<(), OperationError> {
 }
 
 /// Decides all branches on the state at `main`; returns the path.
-pub(super) fn evaluate(txn: &Txn, view: &ViewSet, main: i64) -> Vec<bool> {
+pub(super) fn evaluate(txn: &Txn, view: &ViewSet, main: i64) -> Result<Vec<bool>, OperationError> {
     let mut path = Vec::with_capacity(1);
-    evaluate_into(txn, view, main, &mut path);
-    path
+    evaluate_into(txn, view, main, &mut path)?;
+    Ok(path)
 }
 
-fn evaluate_into(txn: &Txn, view: &ViewSet, main: i64, path: &mut Vec<bool>) {
-    let succeeded = txn.compares.iter().all(|compare| holds(compare, view, main));
+fn evaluate_into(txn: &Txn, view: &ViewSet, main: i64, path: &mut Vec<bool>) -> Result<(), OperationError> {
+    let mut succeeded = true;
+    for compare in &txn.compares {
+        succeeded = holds(compare, view, main)?;
+        if !succeeded {
+            break;
+        }
+    }
     path.push(succeeded);
     for operation in branch(txn, succeeded) {
         if let TxnOperation::Txn(nested) = operation {
-            evaluate_into(nested, view, main, path);
+            evaluate_into(nested, view, main, path)?;
         }
     }
+    Ok(())
 }
 
 fn branch(txn: &Txn, succeeded: bool) -> &[TxnOperation] {
@@ -70,29 +77,36 @@ impl Path<'_> {
 
 /// A compare must hold for every key of its range; where no key exists, for a key of zeroes, except that a value
 /// compares false.
-fn holds(compare: &Compare, view: &ViewSet, main: i64) -> bool {
+fn holds(compare: &Compare, view: &ViewSet, main: i64) -> Result<bool, OperationError> {
     let (mut any, mut all) = (false, true);
-    view.scan(compare.range.bounds(), main, |_, version| {
+    view.scan(compare.range.bounds(), main, |_, found| {
         any = true;
-        all = relation_holds(compare.result, compare_found(&compare.target, Some(version)));
-        all
-    });
+        all = relation_holds(compare.result, compare_found(&compare.target, Some(&found), view)?);
+        Ok(all)
+    })?;
     if any {
-        return all;
+        return Ok(all);
     }
-    !matches!(compare.target, CompareTarget::Value(_))
-        && relation_holds(compare.result, compare_found(&compare.target, None))
+    Ok(!matches!(compare.target, CompareTarget::Value(_))
+        && relation_holds(compare.result, compare_found(&compare.target, None, view)?))
 }
 
-fn compare_found(target: &CompareTarget, version: Option<Version<'_>>) -> Compared {
-    match target {
-        CompareTarget::Version(given) => version.map_or(0, |version| version.version()).cmp(given),
-        CompareTarget::Create(given) => version.map_or(0, |version| version.create_revision()).cmp(given),
-        CompareTarget::Mod(given) => version.map_or(0, |version| version.main()).cmp(given),
-        CompareTarget::Lease(given) => version.map_or(0, |version| version.lease()).cmp(given),
-        CompareTarget::Value(given) => version.map_or(&[][..], |version| version.value()).cmp(given),
+fn compare_found(
+    target: &CompareTarget,
+    found: Option<&Found<'_>>,
+    view: &ViewSet,
+) -> Result<Compared, OperationError> {
+    Ok(match target {
+        CompareTarget::Version(given) => found.map_or(0, Found::version).cmp(given),
+        CompareTarget::Create(given) => found.map_or(0, Found::create_revision).cmp(given),
+        CompareTarget::Mod(given) => found.map_or(0, Found::main).cmp(given),
+        CompareTarget::Lease(given) => found.map_or(0, Found::lease).cmp(given),
+        CompareTarget::Value(given) => match found {
+            Some(found) => found.with_value(view, |value| value.cmp(given))?,
+            None => [][..].cmp(&given[..]),
+        },
         CompareTarget::Unknown => Compared::Equal,
-    }
+    })
 }
 
 fn relation_holds(relation: CompareResult, found: Compared) -> bool {
@@ -143,7 +157,7 @@ fn check_branch<'a>(
             TxnOperation::Put(put) => {
                 check_lease(put, leases)?;
                 if (put.ignore_value || put.ignore_lease)
-                    && (view.live(&put.key, head).is_none()
+                    && (view.live(&put.key, head)?.is_none()
                         || deletes.iter().any(|range| range.bounds().contains(&put.key)))
                 {
                     return Err(OperationError::KeyNotFound);
@@ -159,12 +173,16 @@ fn check_branch<'a>(
 /// Runs the executed branches. Answers of inner operations carry the revision that etcd's inner headers carry: a range
 /// the one that it saw, a put and a delete the new one (a delete of nothing before any change: the current one), a
 /// nested transaction 0. The outermost revision is the caller's to set.
+///
+/// # Errors
+/// Only if something on disk cannot be read. Then changes of this transaction may be half done, and nothing may be
+/// applied to this store any more.
 pub(super) fn execute(
     writer: &mut StoreWriter,
     txn: &Txn,
     path: &[bool],
     changes: &mut Changes,
-) -> TxnOutcome {
+) -> Result<TxnOutcome, OperationError> {
     execute_branch(writer, txn, &mut Path(path.iter()), changes)
 }
 
@@ -173,7 +191,7 @@ fn execute_branch(
     txn: &Txn,
     path: &mut Path<'_>,
     changes: &mut Changes,
-) -> TxnOutcome {
+) -> Result<TxnOutcome, OperationError> {
     let succeeded = path.next();
     let operations = branch(txn, succeeded);
     let mut responses = Vec::with_capacity(operations.len());
@@ -182,19 +200,20 @@ fn execute_branch(
             TxnOperation::Range(range) => {
                 let revision = changes.revision();
                 let main = if range.revision <= 0 { revision } else { range.revision };
-                TxnOperationOutcome::Range(range::read(&writer.view, range, main, revision))
+                TxnOperationOutcome::Range(range::read(&writer.view, range, main, revision)?)
             }
-            TxnOperation::Put(put) => {
-                let outcome = writer.put_one(put, changes);
-                TxnOperationOutcome::Put(outcome.expect("M6: a checked put is not refused"))
-            }
+            TxnOperation::Put(put) => match writer.put_one(put, changes) {
+                Ok(outcome) => TxnOperationOutcome::Put(outcome),
+                Err(OperationError::Unreadable(what)) => return Err(OperationError::Unreadable(what)),
+                Err(refused) => panic!("M6: a checked put is not refused: {refused}"),
+            },
             TxnOperation::DeleteRange(delete) => {
-                TxnOperationOutcome::DeleteRange(writer.delete_all(delete, changes))
+                TxnOperationOutcome::DeleteRange(writer.delete_all(delete, changes)?)
             }
             TxnOperation::Txn(nested) => {
-                TxnOperationOutcome::Txn(execute_branch(writer, nested, path, changes))
+                TxnOperationOutcome::Txn(execute_branch(writer, nested, path, changes)?)
             }
         });
     }
-    TxnOutcome { revision: 0, succeeded, responses }
+    Ok(TxnOutcome { revision: 0, succeeded, responses })
 }

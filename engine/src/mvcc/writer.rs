@@ -1,21 +1,26 @@
-//! The one writer: single operations, publication, freezing of memtables.
+//! The one writer: single operations, publication.
 //!
-//! It depends on its state and arguments alone: no clock, no randomness that could be seen, no I/O. Transactions are
-//! evaluated in `write_txn`, background work is in `compaction`.
+//! It depends on its state and arguments alone: no clock, no randomness that could be seen. What a key was before may
+//! have to be read from disk; nothing is written there. Transactions are evaluated in `write_txn`, accounting of
+//! compactions is in `compaction`, what goes to disk and what comes from it in `flush`.
 //!
 //! Every change becomes one record: it is inserted into the active memtable, the record that it replaces is told the
 //! new main revision, and counters and the lease index follow. The head moves last, so that the changes of one main
 //! revision become visible together (M1, M2).
 //!
-//! Failure: an operation is checked completely before its first change; a refused one changes nothing.
-use super::compaction::Merge;
+//! Failure: an operation is checked completely before its first change; a refused one changes nothing. When something on
+//! disk cannot be read, a transaction may be half done: the writer refuses everything from then on, and what was
+//! published stays readable.
+use super::flush::Flush;
+use super::found::{Found, Hit, Parts, copy_all, copy_one};
 use super::operation::*;
 use super::store::{Leases, Shared, Store, StoreOptions};
-use super::view_set::{Parts, ViewSet, copy_all, copy_one};
+use super::view_set::{NewestFound, ViewSet};
 use super::write_txn;
 use crate::base::ids::Revision;
+use crate::disk_state::DiskState;
 use crate::error::{OperationError, Result};
-use crate::memtable::{Key, KeyHasher, Memtable, MemtableWriter, Prev, Record, record_bytes};
+use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -29,17 +34,19 @@ pub struct StoreWriter {
     /// The published view set.
     pub(super) view: Arc<ViewSet>,
     /// Fills the first table of `view`.
-    active: MemtableWriter,
+    pub(super) active: MemtableWriter,
     /// The published head.
     pub(super) head: i64,
     /// What the listeners were told last.
-    notified: i64,
-    /// Dead records are accounted, and dropped by merges, up to this revision; it follows the compact revision.
+    pub(super) notified: i64,
+    /// Dead records are accounted up to this revision; it follows the compact revision.
     pub(super) accounted_revision: i64,
-    /// The merge under way.
-    pub(super) merge: Option<Merge>,
-    /// Memtables that a merge has replaced, to be let go one by one.
+    /// Memtables that are on disk now, to be let go one by one.
     pub(super) retired: Vec<Arc<Memtable>>,
+    /// What goes to disk.
+    pub(super) flush: Flush,
+    /// Set when a change may be half done: nothing is changed any more.
+    broken: Option<OperationError>,
 }
 
 /// The changes of one main revision while it is being made.
@@ -64,8 +71,12 @@ impl StoreWriter {
     /// An empty store at revision 1.
     pub fn new(options: StoreOptions) -> (Store, StoreWriter) {
         let (table, active) = Memtable::new();
-        let view =
-            Arc::new(ViewSet { tables: vec![table], compact_revision: -1, hasher: KeyHasher::default() });
+        let view = Arc::new(ViewSet {
+            tables: vec![table],
+            disk: Arc::new(DiskState::empty()),
+            compact_revision: -1,
+            hasher: KeyHasher::default(),
+        });
         let store = Store {
             shared: Arc::new(Shared {
                 head: AtomicI64::new(1),
@@ -75,7 +86,6 @@ impl StoreWriter {
                 applied: Default::default(),
                 listeners: Default::default(),
                 keys_count: AtomicU64::new(0),
-                retained_bytes: AtomicU64::new(0),
             }),
         };
         let writer = StoreWriter {
@@ -86,8 +96,9 @@ impl StoreWriter {
             head: 1,
             notified: 1,
             accounted_revision: -1,
-            merge: None,
             retired: Vec::new(),
+            flush: Flush::default(),
+            broken: None,
         };
         (store, writer)
     }
@@ -99,6 +110,7 @@ impl StoreWriter {
 
     /// Sets one key.
     pub fn put(&mut self, put: &Put, leases: &dyn Leases) -> Result<PutOutcome, OperationError> {
+        self.check_whole()?;
         if put.key.is_empty() {
             return Err(OperationError::EmptyKey);
         }
@@ -111,32 +123,34 @@ impl StoreWriter {
 
     /// Deletes a range.
     pub fn delete_range(&mut self, delete: &DeleteRange) -> Result<DeleteRangeOutcome, OperationError> {
+        self.check_whole()?;
         if delete.range.key.is_empty() {
             return Err(OperationError::EmptyKey);
         }
-        let mut changes = self.begin();
-        let outcome = self.delete_all(delete, &mut changes);
-        self.publish_head(changes);
-        Ok(outcome)
+        self.change_all(|writer, changes| writer.delete_all(delete, changes))
     }
 
-    /// Deletes the keys attached to `lease`, sorted, in one main revision; returns how many.
-    pub fn delete_lease_keys(&mut self, lease: i64) -> DeleteRangeOutcome {
-        let mut changes = self.begin();
-        let view = self.view.clone();
-        for key in self.store.lease_keys(lease) {
-            let hash = view.hasher.hash(&key);
-            let newest = view.newest_key(&key, hash);
-            assert!(
-                newest.is_some_and(|newest| newest.newest().version > 0),
-                "M5: a key of lease {lease} exists"
-            );
-            self.change(&mut changes, &key, hash, newest, None);
-        }
-        let outcome =
-            DeleteRangeOutcome { revision: changes.revision(), deleted: changes.count, prev_kvs: Vec::new() };
-        self.publish_head(changes);
-        outcome
+    /// Deletes the keys attached to `lease`, sorted, in one main revision; returns how many. Fails only if something
+    /// on disk cannot be read.
+    pub fn delete_lease_keys(&mut self, lease: i64) -> Result<DeleteRangeOutcome, OperationError> {
+        self.check_whole()?;
+        self.change_all(|writer, changes| {
+            let view = writer.view.clone();
+            for key in writer.store.lease_keys(lease) {
+                let hash = view.hasher.hash(&key);
+                let newest = view.newest_of_all(&key, hash)?;
+                assert!(
+                    newest.as_ref().is_some_and(|newest| newest.newest().version > 0),
+                    "M5: a key of lease {lease} exists"
+                );
+                writer.change(changes, &key, hash, newest, None);
+            }
+            Ok(DeleteRangeOutcome {
+                revision: changes.revision(),
+                deleted: changes.count,
+                prev_kvs: Vec::new(),
+            })
+        })
     }
 
     /// Runs a transaction. Checks before the first write everything that etcd checks (revisions of ranges, leases,
@@ -144,24 +158,47 @@ impl StoreWriter {
     ///
     /// Whether a key is changed twice is not checked here; see [`check_duplicate_keys`](super::check_duplicate_keys).
     pub fn txn(&mut self, txn: &Txn, leases: &dyn Leases) -> Result<TxnOutcome, OperationError> {
+        self.check_whole()?;
         write_txn::check_keys(txn)?;
-        let path = write_txn::evaluate(txn, &self.view, self.head);
+        let path = write_txn::evaluate(txn, &self.view, self.head)?;
         write_txn::check(txn, &path, &self.view, self.head, leases)?;
+        self.change_all(|writer, changes| {
+            let mut outcome = write_txn::execute(writer, txn, &path, changes)?;
+            outcome.revision = changes.revision();
+            Ok(outcome)
+        })
+    }
+
+    /// Makes several changes one main revision. When one of them fails, those before it are in the memtable and not
+    /// published, and the next main revision would contain them: so there is no next one.
+    fn change_all<T>(
+        &mut self,
+        change: impl FnOnce(&mut Self, &mut Changes) -> Result<T, OperationError>,
+    ) -> Result<T, OperationError> {
         let mut changes = self.begin();
-        let mut outcome = write_txn::execute(self, txn, &path, &mut changes);
-        outcome.revision = changes.revision();
-        self.publish_head(changes);
-        Ok(outcome)
+        let outcome = change(self, &mut changes);
+        match &outcome {
+            Ok(_) => self.publish_head(changes),
+            Err(error) => self.broken = Some(error.clone()),
+        }
+        outcome
+    }
+
+    /// Refuses when an earlier change may be half done.
+    fn check_whole(&self) -> Result<(), OperationError> {
+        self.broken.clone().map_or(Ok(()), Err)
     }
 
     /// Sets a system record.
     pub fn system_put(&mut self, key: Bytes, value: Bytes) {
+        self.flush.note_system(&key, Some(&value));
         let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
         system.insert(key, value);
     }
 
     /// Removes a system record.
     pub fn system_delete(&mut self, key: &[u8]) {
+        self.flush.note_system(key, None);
         let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
         system.remove(key);
     }
@@ -198,49 +235,59 @@ impl StoreWriter {
     pub(super) fn put_one(&mut self, put: &Put, changes: &mut Changes) -> Result<PutOutcome, OperationError> {
         let view = self.view.clone();
         let hash = view.hasher.hash(&put.key);
-        let newest = view.newest_key(&put.key, hash);
-        let live = newest.filter(|newest| newest.newest().version > 0);
+        let newest = view.newest_of_all(&put.key, hash)?;
+        let live = newest.as_ref().map(NewestFound::newest).filter(|newest| newest.version > 0);
         if (put.ignore_value || put.ignore_lease) && live.is_none() {
             return Err(OperationError::KeyNotFound);
         }
-        let kept = live.map(|live| live.latest());
-        let value = if put.ignore_value { kept.map_or(&[][..], |kept| kept.value()) } else { &put.value };
-        let lease = if put.ignore_lease { live.map_or(0, |live| live.newest().lease) } else { put.lease };
+        let mut prev_kv = None;
+        if (put.prev_kv || put.ignore_value)
+            && live.is_some()
+            && let Some(found) = &newest
+        {
+            prev_kv = Some(copy_one(&view, &put.key, found.found())?);
+        }
+        let kept_value = prev_kv.as_ref().filter(|_| put.ignore_value).map(|kv| kv.value.clone());
+        let value = kept_value.as_deref().unwrap_or(&put.value);
+        let lease = if put.ignore_lease { live.map_or(0, |live| live.lease) } else { put.lease };
         self.change(changes, &put.key, hash, newest, Some((value, lease)));
-        let prev_kv = if put.prev_kv { kept.map(copy_one) } else { None };
-        Ok(PutOutcome { revision: changes.main, prev_kv })
+        Ok(PutOutcome { revision: changes.main, prev_kv: prev_kv.filter(|_| put.prev_kv) })
     }
 
     /// Deletes a range as part of the changes.
-    pub(super) fn delete_all(&mut self, delete: &DeleteRange, changes: &mut Changes) -> DeleteRangeOutcome {
+    pub(super) fn delete_all(
+        &mut self,
+        delete: &DeleteRange,
+        changes: &mut Changes,
+    ) -> Result<DeleteRangeOutcome, OperationError> {
         let view = self.view.clone();
         let mut hits = Vec::new();
-        view.scan(delete.range.bounds(), i64::MAX, |key, version| {
-            hits.push((key, version));
-            true
-        });
-        for (key, _) in &hits {
-            let hash = view.hasher.hash(key);
-            let newest = view.newest_key(key, hash);
-            self.change(changes, key, hash, newest, None);
+        view.scan(delete.range.bounds(), i64::MAX, |key, found| {
+            hits.push(Hit::new(key, found));
+            Ok(true)
+        })?;
+        let prev_kvs = if delete.prev_kv { copy_all(&view, &hits, Parts::All)? } else { Vec::new() };
+        for hit in &hits {
+            let hash = view.hasher.hash(hit.key());
+            let newest = match &hit.found {
+                Found::Disk(version) => Some(NewestFound::Disk(version.clone())),
+                Found::Memory(_) => view.newest_of_all(hit.key(), hash)?,
+            };
+            self.change(changes, hit.key(), hash, newest, None);
         }
-        DeleteRangeOutcome {
-            revision: changes.revision(),
-            deleted: hits.len() as i64,
-            prev_kvs: if delete.prev_kv { copy_all(&hits, Parts::All) } else { Vec::new() },
-        }
+        Ok(DeleteRangeOutcome { revision: changes.revision(), deleted: hits.len() as i64, prev_kvs })
     }
 
-    /// Adds one record: `key` gets a new state; `newest` is where its newest version is, a tombstone too.
+    /// Adds one record: `key` gets a new state; `newest` is its newest version, a tombstone too.
     fn change(
         &mut self,
         changes: &mut Changes,
         key: &[u8],
         hash: u32,
-        newest: Option<Key<'_>>,
+        newest: Option<NewestFound<'_>>,
         state: NewState<'_>,
     ) {
-        let before = newest.map(|newest| newest.newest());
+        let before = newest.as_ref().map(NewestFound::newest);
         let live = before.filter(|before| before.version > 0);
         let (value, lease) = state.unwrap_or_default();
         let (create_revision, version) = match (&state, live) {
@@ -249,14 +296,11 @@ impl StoreWriter {
             (Some(_), Some(live)) => (live.create_revision, live.version + 1),
         };
         // Before the new record: it may come to stand where this one is noted.
-        if let (Some(newest), Some(before)) = (newest, before) {
+        if let Some(NewestFound::Memory(newest, _)) = &newest {
             newest.replace_newest(changes.main);
-            if let Some(merge) = &self.merge {
-                merge.replace_newest(key, hash, before.revision, changes.main);
-            }
         }
         let revision = Revision::new(changes.main, changes.count);
-        self.freeze_if_full(key.len(), value.len());
+        self.make_room(key.len(), value.len());
         self.active.insert(
             &Record {
                 key,
@@ -267,29 +311,28 @@ impl StoreWriter {
                 value,
                 prev: before
                     .map(|before| Prev { revision: before.revision, value_bytes: before.value_bytes }),
-                next_main: 0,
             },
             hash,
         );
         let shared = &self.store.shared;
-        shared.leases.change(key, live.map_or(0, |live| live.lease), lease);
+        let lease_before = live.map_or(0, |live| live.lease);
+        if lease_before != lease {
+            self.flush.note_lease(key, lease_before, lease);
+            shared.leases.change(key, lease_before, lease);
+        }
         let keys_count = shared.keys_count.load(Ordering::Relaxed);
         match (live.is_some(), state.is_some()) {
             (false, true) => shared.keys_count.store(keys_count + 1, Ordering::Relaxed),
             (true, false) => shared.keys_count.store(keys_count - 1, Ordering::Relaxed),
             _ => {}
         }
-        let retained_bytes =
-            shared.retained_bytes.load(Ordering::Relaxed) + record_bytes(key.len(), value.len());
-        shared.retained_bytes.store(retained_bytes, Ordering::Relaxed);
         changes.count += 1;
     }
 
-    /// Starts a new memtable when the active one has reached its size, or has no room for a record of these sizes.
-    fn freeze_if_full(&mut self, key_bytes: usize, value_bytes: usize) {
-        if self.active.used_bytes() >= self.options.memtable_bytes
-            || !self.active.fits(key_bytes, value_bytes)
-        {
+    /// Starts a new memtable when the active one has no room for a record of these sizes. It is far above the size at
+    /// which one is flushed, so this is for a single transaction of gigabytes.
+    fn make_room(&mut self, key_bytes: usize, value_bytes: usize) {
+        if !self.active.fits(key_bytes, value_bytes) {
             self.freeze();
         }
     }
@@ -302,17 +345,26 @@ impl StoreWriter {
         let (table, active) = Memtable::new();
         self.active = active;
         let tables = std::iter::once(table).chain(self.view.tables.iter().cloned()).collect();
-        self.publish_view(tables, self.view.compact_revision);
+        self.publish_view(tables, self.view.disk.clone(), self.view.compact_revision);
     }
 
-    /// Publishes another set of memtables.
-    pub(super) fn publish_view(&mut self, tables: Vec<Arc<Memtable>>, compact_revision: i64) {
+    /// Publishes another set of memtables over a state on disk.
+    pub(super) fn publish_view(
+        &mut self,
+        tables: Vec<Arc<Memtable>>,
+        disk: Arc<DiskState>,
+        compact_revision: i64,
+    ) {
         assert!(Arc::ptr_eq(&tables[0], self.active.table()), "M4: the first table is the active one");
         debug_assert!(
             tables.is_sorted_by(|newer, older| newer.first_revision() > older.first_revision()),
             "M4: tables are in descending order"
         );
-        self.view = Arc::new(ViewSet { tables, compact_revision, hasher: self.view.hasher.clone() });
+        debug_assert!(
+            tables.last().is_some_and(|oldest| oldest.first_main() > disk.revision()),
+            "M4: what is in memory is newer than what is on disk"
+        );
+        self.view = Arc::new(ViewSet { tables, disk, compact_revision, hasher: self.view.hasher.clone() });
         self.store.shared.views.store(self.view.clone());
     }
 }

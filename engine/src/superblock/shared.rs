@@ -40,6 +40,14 @@ impl SharedSuperblock {
         self.state().superblock.clone()
     }
 
+    /// Fails as every [`Self::update`] would after one that failed.
+    ///
+    /// # Errors
+    /// The first error.
+    pub(crate) fn check(&self) -> Result<()> {
+        self.state().failed.clone().map_or(Ok(()), Err)
+    }
+
     /// Changes the state; durable in all copies when it returns. What the change refers to must be durable before (S3).
     /// `io` is a device for the directory of this database, with nothing in flight.
     ///

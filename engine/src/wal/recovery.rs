@@ -107,6 +107,57 @@ impl RecoveryReport {
     }
 }
 
+/// What [`inspect`] found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogReport {
+    /// Where the log ends and the next group would go.
+    pub end_lsn: Lsn,
+    /// Records from the replay position on.
+    pub records_count: u64,
+    /// Bytes of groups read.
+    pub bytes: u64,
+    /// Segments from the replay position on.
+    pub segments_count: u64,
+    /// Groups behind the end that a start would cut off: in flight at a crash, or being written now.
+    pub groups_behind_count: u64,
+}
+
+/// Phases 1 to 4 alone, for tools: reads the log and judges its end. Writes nothing, through a device that could not.
+/// While a copy of the newest groups waits to be put back, the end may lie before it.
+pub fn inspect(
+    io: &mut dyn Io,
+    database: [u8; 16],
+    segment_bytes: u64,
+    replay_lsn: Lsn,
+    visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+    progress: &mut dyn FnMut(RecoveryProgress),
+) -> Result<LogReport> {
+    let options = WalOptions { segment_bytes, ..WalOptions::default() };
+    let inventory = take_inventory(io, &database, segment_bytes)?;
+    let first = (replay_lsn.0 / segment_bytes).max(1);
+    let last = inventory.segments.range(first..).next_back().map(|(&last, _)| last);
+    let Some(last) = last.filter(|_| inventory.segments.contains_key(&first)) else {
+        return Err(missing(display(&segment_name(first)), first));
+    };
+    let bytes_total = (last + 1 - first) * segment_bytes;
+    let end = scan(io, &inventory.segments, first, &options, replay_lsn, bytes_total, visit, progress)?;
+    let behind = look_ahead(io, &inventory.segments, &end, replay_lsn, segment_bytes)?;
+    if let Some(promise) = behind.promise {
+        return Err(Error::Corruption {
+            file: display(&inventory.segments[&end.seq].name),
+            offset: end.offset,
+            what: format!("{}, but {promise}", end.fault),
+        });
+    }
+    Ok(LogReport {
+        end_lsn: Lsn(end.seq * segment_bytes + end.offset),
+        records_count: end.records_count,
+        bytes: end.bytes,
+        segments_count: end.seq + 1 - first,
+        groups_behind_count: behind.groups_count,
+    })
+}
+
 /// Names of the files in the directory of the log.
 pub(super) fn list(io: &mut dyn Io) -> Result<Vec<String>> {
     match run(io, Operation::List { path: PathBuf::from(DIRECTORY) })?.0 {

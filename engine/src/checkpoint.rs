@@ -1,0 +1,532 @@
+//! Checkpoints: a run of frozen memtables becomes a new state on disk.
+//!
+//! **Contract.** [`make`] takes the newest durable [`DiskState`] and a [`Run`], writes what is new into new segments, makes it
+//! durable, replaces the superblock, and returns the new state. It blocks, does its I/O through the caller's device
+//! alone, and is a function of its arguments: the simulator calls it as the thread does.
+//!
+//! **Order** (I3 of the crash argument): segments → sync of each → sync of the directory → two copies of the superblock →
+//! sync → the other two → sync → names of segments that nothing refers to are removed. Until the superblock is
+//! written nothing refers to anything new, so a crash or an error before leaves the old state; files it left are removed
+//! at the next open. Blocks are written once: nothing that a superblock refers to is ever overwritten (I2).
+//!
+//! **Steps**
+//! 1. `sweep`: which records on disk do the compaction and the run make dead;
+//! 2. records of the run that are not dead → r segment; `clean`: what is left of sparse segments → fewer;
+//! 3. newest versions of the run's keys → key tree, its system changes → system tree;
+//! 4. liveness → segment table;
+//! 5. superblock.
+//!
+//! **Invariants.** C2: nothing is dropped or marked dead by a compaction younger than the run's own. D5: see the segment
+//! table. P1: a segment loses its name only when all four copies of the superblock do without it.
+//!
+//! **Failure.** An error leaves the old state in force and the run to be tried again; segment ids of the failed attempt
+//! are not used again. A failed write of the superblock poisons it (the superblock's own rule): which of the two states is
+//! in force is then for the next open to find, so the segments of both keep their names, and no further attempt writes
+//! anything.
+mod checkpointer;
+mod clean;
+mod dead;
+mod key_edits;
+mod planted;
+#[cfg(feature = "sim")]
+pub mod simulated;
+mod sink;
+mod sweep;
+#[cfg(all(test, feature = "sim"))]
+mod tests;
+mod worker;
+
+pub use checkpointer::{CheckpointEvent, CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
+#[cfg(feature = "planted-bugs")]
+pub use planted::PlantedBug;
+#[cfg(not(feature = "planted-bugs"))]
+use planted::PlantedBug;
+
+use crate::base::ids::SegmentId;
+use crate::disk_state::{
+    DiskState, KeyCells, PagesInfo, PlainCells, Positions, RevisionsFile, RevisionsInfo, Roots, Shelf,
+    TreeId, encode_pages, encode_revisions, segment_key,
+};
+use crate::error::{Error, Result};
+use crate::io::disk::run as run_io;
+use crate::io::{Io, IoErrorKind, Operation, Outcome};
+use crate::memtable::record_bytes;
+use crate::mvcc::{Run, is_dead};
+use crate::revision_log::{LogRecord, Prev, RevisionWriter, train_dictionary};
+use crate::segment::{self, SegmentKind, SegmentWriter};
+use crate::superblock::SharedSuperblock;
+use crate::tree::{MergeOptions, MergeOutcome, PageRef, merge};
+use dead::DeadRecords;
+use key_edits::{KeyEdits, MapEdits};
+use planted::Planted;
+use sink::Sink;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What one checkpoint did, for statistics and logs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct CheckpointReport {
+    /// Records written from memory.
+    pub records_written: u64,
+    /// Records of the run that were dead already and were not written.
+    pub records_skipped: u64,
+    /// Records that became dead on disk.
+    pub records_killed: u64,
+    /// Records copied out of sparse segments.
+    pub records_cleaned: u64,
+    /// Bytes of new r segments.
+    pub revision_bytes: u64,
+    /// Bytes of new pages.
+    pub page_bytes: u64,
+    /// Segments that lost their name.
+    pub segments_removed: u64,
+    /// From the beginning to the durable superblock, in microseconds of the device's clock.
+    pub duration_us: u64,
+}
+
+impl CheckpointReport {
+    fn add(&mut self, other: &Self) {
+        self.records_written += other.records_written;
+        self.records_skipped += other.records_skipped;
+        self.records_killed += other.records_killed;
+        self.records_cleaned += other.records_cleaned;
+        self.revision_bytes += other.revision_bytes;
+        self.page_bytes += other.page_bytes;
+        self.segments_removed += other.segments_removed;
+        self.duration_us += other.duration_us;
+    }
+}
+
+/// Numbers for new segments. Each is used once.
+pub(crate) struct SegmentIds {
+    next: u32,
+    /// Stays empty, unless a bug is planted.
+    reused: Vec<SegmentId>,
+}
+
+impl SegmentIds {
+    pub(crate) fn from(next: u32) -> Self {
+        Self { next, reused: Vec::new() }
+    }
+
+    fn draw(&mut self) -> Result<SegmentId> {
+        if let Some(id) = self.reused.pop() {
+            return Ok(id);
+        }
+        let id = SegmentId(self.next);
+        self.next = self.next.checked_add(1).ok_or_else(|| {
+            Error::Refused(
+                "the directory has used all its segment numbers: export it and import it anew".into(),
+            )
+        })?;
+        Ok(id)
+    }
+}
+
+/// Everything that outlives one checkpoint.
+pub(crate) struct Checkpoints {
+    pub(crate) shelf: Arc<Shelf>,
+    pub(crate) superblock: Arc<SharedSuperblock>,
+    pub(crate) ids: SegmentIds,
+    pub(crate) planted: Planted,
+}
+
+/// See the module.
+pub(crate) fn make(
+    checkpoints: &mut Checkpoints,
+    io: &mut dyn Io,
+    base: &Arc<DiskState>,
+    run: &Run,
+) -> Result<(Arc<DiskState>, CheckpointReport)> {
+    let begun_us = io.now_us();
+    #[cfg(feature = "planted-bugs")]
+    let io = &mut planted::Device::new(io, checkpoints.planted);
+    let mut attempt = Attempt::new(checkpoints, io, base, run);
+    match attempt.write() {
+        Ok(state) => {
+            let mut report = attempt.report;
+            report.duration_us = io.now_us().saturating_sub(begun_us);
+            let gone = unreferenced(base, &state);
+            report.segments_removed = remove(io, &gone, &checkpoints.shelf);
+            if checkpoints.planted.has(PlantedBug::ReuseSegmentIds) {
+                checkpoints.ids.reused.extend(gone.iter().map(|(id, _)| *id));
+            }
+            Ok((Arc::new(state), report))
+        }
+        Err(error) => {
+            attempt.abandon();
+            Err(error)
+        }
+    }
+}
+
+/// A checkpoint under way.
+struct Attempt<'a> {
+    shelf: Arc<Shelf>,
+    superblock: Arc<SharedSuperblock>,
+    ids: &'a mut SegmentIds,
+    io: &'a mut dyn Io,
+    base: &'a Arc<DiskState>,
+    run: &'a Run,
+    /// Sequence of the superblock that will name it.
+    sequence: u64,
+    /// Segments made so far, to be removed if it fails.
+    made: Vec<(SegmentId, SegmentKind)>,
+    report: CheckpointReport,
+    planted: Planted,
+}
+
+impl<'a> Attempt<'a> {
+    fn new(
+        checkpoints: &'a mut Checkpoints,
+        io: &'a mut dyn Io,
+        base: &'a Arc<DiskState>,
+        run: &'a Run,
+    ) -> Self {
+        let sequence = checkpoints.superblock.read().sequence() + 1;
+        Self {
+            shelf: checkpoints.shelf.clone(),
+            superblock: checkpoints.superblock.clone(),
+            ids: &mut checkpoints.ids,
+            io,
+            base,
+            run,
+            sequence,
+            made: Vec::new(),
+            report: CheckpointReport::default(),
+            planted: checkpoints.planted,
+        }
+    }
+
+    fn write(&mut self) -> Result<DiskState> {
+        self.superblock.check()?;
+        run_io(self.io, Operation::CreateDirectory { path: PathBuf::from(segment::DIRECTORY) })?;
+        let mut dead = DeadRecords::new(self.base);
+        let purges = sweep::sweep(self.base, self.run, &mut dead, self.planted)?;
+        let mut revisions: Vec<RevisionsFile> = self.base.revisions.clone();
+        let (killed, mut table_edits) = dead.apply(&self.shelf, &mut revisions)?;
+        self.report.records_killed = killed;
+
+        let mut fresh = self.write_records()?;
+        self.clean(&mut revisions, &mut table_edits)?;
+        drop_dead(&mut revisions, &mut table_edits);
+
+        let mut sink = Sink::new(self.shelf.clone(), self.sequence);
+        let merged = self.merge_trees(&mut sink, purges);
+        let (keys, system) = match merged {
+            Ok(merged) => merged,
+            Err(error) => return self.give_up(sink, error),
+        };
+        let mut pages = self.base.pages.clone();
+        for (id, bytes) in sink.written_bytes() {
+            let info = pages.entry(id).or_default();
+            (info.written_bytes, info.live_bytes) = (bytes, bytes);
+        }
+        for freed in keys.freed.iter().chain(&system.freed) {
+            release(&mut pages, freed, |info| &mut info.live_bytes);
+        }
+        for file in &mut fresh {
+            table_edits.insert(segment_key(file.info.summary.id), Some(encode_revisions(&file.info)));
+        }
+        revisions.append(&mut fresh);
+        self.describe_pages(&mut pages, &mut table_edits);
+        let before = sink.written_bytes();
+        let table = match self.merge_table(&mut sink, table_edits) {
+            Ok(table) => table,
+            Err(error) => return self.give_up(sink, error),
+        };
+        for (id, bytes) in sink.written_bytes() {
+            let bytes = bytes - before.get(&id).copied().unwrap_or(0);
+            pages.entry(id).or_default().table_bytes += bytes;
+        }
+        for freed in &table.freed {
+            release(&mut pages, freed, |info| &mut info.table_bytes);
+        }
+        pages.retain(|_, info| info.live_bytes + info.table_bytes > 0);
+        self.report.page_bytes = keys.bytes_written + system.bytes_written + table.bytes_written;
+
+        let roots = Roots { keys: keys.root, system: system.root, segments: table.root };
+        self.made.extend(sink.segments());
+        if self.planted.has(PlantedBug::SuperblockFirst) {
+            self.write_superblock(roots)?;
+        }
+        sink.finish(self.io)?;
+        if !self.made.is_empty() {
+            run_io(self.io, Operation::SyncDirectory { path: PathBuf::from(segment::DIRECTORY) })?;
+            run_io(self.io, Operation::SyncDirectory { path: PathBuf::new() })?;
+        }
+        let positions = Positions {
+            applied: (self.run.position.index, self.run.position.term),
+            revision: self.run.revision,
+            compact_revision: self.run.compact_revision,
+        };
+        // Before the superblock: afterwards nothing may fail but the superblock itself.
+        let state = DiskState::new(self.shelf.clone(), roots, positions, revisions, pages)?;
+        if self.planted.has(PlantedBug::UnlinkEarly) {
+            remove(self.io, &unreferenced(self.base, &state), &self.shelf);
+        }
+        self.write_superblock(roots)?;
+        Ok(state)
+    }
+
+    fn write_superblock(&mut self, roots: Roots) -> Result<()> {
+        let (run, next_segment) = (self.run, self.ids.next);
+        // From here on some copy may refer to them, also if this fails.
+        self.made.clear();
+        self.superblock.update(self.io, |superblock| {
+            superblock.roots = roots;
+            superblock.applied_index = run.position.index;
+            superblock.applied_term = run.position.term;
+            superblock.revision = run.revision;
+            superblock.compact_revision = run.compact_revision;
+            superblock.wal_replay_lsn = run.position.lsn;
+            superblock.next_segment = next_segment;
+        })
+    }
+
+    /// Keeps the sink's files for [`Self::abandon`].
+    fn give_up(&mut self, sink: Sink, error: Error) -> Result<DiskState> {
+        self.made.extend(sink.segments());
+        sink.abandon(self.io);
+        Err(error)
+    }
+
+    /// Removes what a failed attempt has made; best effort, the next open does it too.
+    fn abandon(&mut self) {
+        for (id, kind) in std::mem::take(&mut self.made) {
+            let _ = run_io(self.io, Operation::Unlink { path: segment::path(id, kind) });
+            self.shelf.forget(id);
+        }
+    }
+
+    fn start_revisions(&mut self, dictionary: Option<Vec<u8>>) -> Result<RevisionWriter> {
+        let id = self.ids.draw()?;
+        self.made.push((id, SegmentKind::Revisions));
+        let database = self.shelf.database;
+        let writer = SegmentWriter::create(self.io, id, SegmentKind::Revisions, database, self.sequence)?;
+        Ok(RevisionWriter::new(writer, database, dictionary))
+    }
+
+    fn finish_revisions(&mut self, writer: RevisionWriter) -> Result<RevisionsFile> {
+        let summary = writer.finish(self.io)?;
+        self.report.revision_bytes += summary.file_bytes;
+        let segment = self.shelf.open_revisions(&summary)?;
+        let info = RevisionsInfo { summary, dead_records: 0, dead_record_bytes: 0, dead_stored_bytes: 0 };
+        Ok(RevisionsFile { segment, info })
+    }
+
+    /// Writes the run's records that are not dead at its compact revision.
+    fn write_records(&mut self) -> Result<Vec<RevisionsFile>> {
+        let mut files = Vec::new();
+        let mut writer: Option<RevisionWriter> = None;
+        let dictionary = train_dictionary(&samples(self.run));
+        for table in &self.run.tables {
+            for index in 0..table.events_count() {
+                let version = table.event(index);
+                if is_dead(&version, self.run.compact_revision) {
+                    self.report.records_skipped += 1;
+                    continue;
+                }
+                if writer.as_ref().is_some_and(|writer| writer.position() >= self.shelf.options.segment_bytes)
+                    && let Some(full) = writer.take()
+                {
+                    files.push(self.finish_revisions(full)?);
+                }
+                let mut open = match writer.take() {
+                    Some(open) => open,
+                    None => self.start_revisions(dictionary.clone())?,
+                };
+                let key = version.key();
+                let record = LogRecord {
+                    revision: version.revision(),
+                    version: version.version(),
+                    create_revision: version.create_revision(),
+                    lease: version.lease(),
+                    jump: None,
+                    prev: version.prev().map(|prev| Prev {
+                        revision: prev.revision,
+                        record_bytes: record_bytes(key.len(), prev.value_bytes as usize),
+                    }),
+                    key,
+                    value: version.value(),
+                };
+                open.push(self.io, &record)?;
+                self.report.records_written += 1;
+                writer = Some(open);
+            }
+        }
+        if let Some(writer) = writer {
+            files.push(self.finish_revisions(writer)?);
+        }
+        Ok(files)
+    }
+
+    fn merge_options(&self, tree: TreeId) -> MergeOptions {
+        MergeOptions {
+            page_bytes: self.shelf.options.page_bytes,
+            tree: tree as u8,
+            database: self.shelf.database,
+            checkpoint: self.sequence,
+        }
+    }
+
+    fn merge_trees(
+        &mut self,
+        sink: &mut Sink,
+        purges: Vec<bytes::Bytes>,
+    ) -> Result<(MergeOutcome, MergeOutcome)> {
+        let sparse = clean::sparse_pages(self.base, &self.shelf)?;
+        let purges = if self.planted.has(PlantedBug::ForgetPurges) { Vec::new() } else { purges };
+        let mut edits = KeyEdits::new(self.run, purges, sparse.keys);
+        let options = self.merge_options(TreeId::Keys);
+        let pages = self.shelf.pages(TreeId::Keys);
+        let keys = {
+            let mut sink = sink.over(self.io, self.ids, TreeId::Keys);
+            merge(self.base.roots.keys, &pages, &KeyCells, &options, &mut edits, &mut sink)?
+        };
+        let keeps = self.planted.has(PlantedBug::KeepLeaseKeys);
+        let changes =
+            self.run.system.iter().filter(|(key, value)| !(keeps && key[0] == b'l' && value.is_none()));
+        let changes = changes.map(|(key, value)| (key.clone(), value.clone()));
+        let mut edits = MapEdits::new(changes.collect(), sparse.system);
+        let options = self.merge_options(TreeId::System);
+        let pages = self.shelf.pages(TreeId::System);
+        let mut sink = sink.over(self.io, self.ids, TreeId::System);
+        let system = merge(self.base.roots.system, &pages, &PlainCells, &options, &mut edits, &mut sink)?;
+        Ok((keys, system))
+    }
+
+    /// Descriptors of k segments that are new or have changed.
+    fn describe_pages(
+        &self,
+        pages: &mut BTreeMap<SegmentId, PagesInfo>,
+        table_edits: &mut BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    ) {
+        for (&id, info) in &*pages {
+            let known = self.base.pages.get(&id);
+            let changed = known.is_none_or(|known| {
+                (known.written_bytes, known.live_bytes) != (info.written_bytes, info.live_bytes)
+            });
+            if info.live_bytes == 0 {
+                // Only the table may still be in it, which is found without a descriptor.
+                table_edits.insert(segment_key(id), None);
+            } else if changed {
+                table_edits.insert(segment_key(id), Some(encode_pages(info)));
+            }
+        }
+    }
+
+    fn merge_table(
+        &mut self,
+        sink: &mut Sink,
+        edits: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
+    ) -> Result<MergeOutcome> {
+        let changes = edits.into_iter().map(|(key, value)| (key.into(), value.map(Into::into)));
+        let touches = clean::sparse_table_pages(self.base, &self.shelf)?;
+        let mut edits = MapEdits::new(changes.collect(), touches);
+        let options = self.merge_options(TreeId::Segments);
+        let pages = self.shelf.pages(TreeId::Segments);
+        let mut sink = sink.over(self.io, self.ids, TreeId::Segments);
+        merge(self.base.roots.segments, &pages, &PlainCells, &options, &mut edits, &mut sink)
+    }
+}
+
+/// A freed page is no longer live in its segment.
+fn release(
+    pages: &mut BTreeMap<SegmentId, PagesInfo>,
+    freed: &PageRef,
+    bytes: impl Fn(&mut PagesInfo) -> &mut u64,
+) {
+    let info = pages.entry(freed.segment).or_default();
+    let live = bytes(info);
+    let freed_bytes = freed.bytes() as u64;
+    assert!(
+        *live >= freed_bytes,
+        "D5: {freed_bytes} bytes of {live} live ones are freed in {}",
+        freed.segment
+    );
+    *live -= freed_bytes;
+}
+
+/// Segments in which every record is dead leave the revision log.
+fn drop_dead(revisions: &mut Vec<RevisionsFile>, table_edits: &mut BTreeMap<Vec<u8>, Option<Vec<u8>>>) {
+    revisions.retain(|file| {
+        let live = file.info.dead_records < u64::from(file.info.summary.records);
+        if !live {
+            dead::forget_segment(&file.info.summary, table_edits);
+        }
+        live
+    });
+}
+
+/// Segments that `old` has and `new` has not.
+fn unreferenced(old: &DiskState, new: &DiskState) -> Vec<(SegmentId, SegmentKind)> {
+    let kept = |id: SegmentId| new.revisions.iter().any(|file| file.info.summary.id == id);
+    let revisions = old.revisions.iter().map(|file| file.info.summary.id).filter(|&id| !kept(id));
+    let pages = old.pages.keys().copied().filter(|id| !new.pages.contains_key(id));
+    revisions
+        .map(|id| (id, SegmentKind::Revisions))
+        .chain(pages.map(|id| (id, SegmentKind::Pages)))
+        .collect::<Vec<_>>()
+}
+
+/// Takes the names of segments (P1). Errors of removing are not errors of the checkpoint: the next open removes what is
+/// left.
+fn remove(io: &mut dyn Io, gone: &[(SegmentId, SegmentKind)], shelf: &Shelf) -> u64 {
+    let mut removed = 0;
+    for &(id, kind) in gone {
+        match run_io(io, Operation::Unlink { path: segment::path(id, kind) }) {
+            Err(_) if io.is_stopped() => break,
+            _ => removed += 1,
+        }
+        shelf.forget(id);
+    }
+    removed
+}
+
+/// Removes files that no checkpoint refers to: left by one that was cut short. Returns the first number that none of them
+/// had, so that no number has two lives.
+pub(crate) fn remove_orphans(io: &mut dyn Io, state: &DiskState) -> Result<u32> {
+    let names = match run_io(io, Operation::List { path: PathBuf::from(segment::DIRECTORY) }) {
+        Ok((Outcome::Names(names), _)) => names,
+        Ok(_) => unreachable!("a listing gives names"),
+        Err(error) if error.kind == IoErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error.into()),
+    };
+    let mut free = 0;
+    for name in names {
+        let Some((id, kind)) = segment::parse_name(&name) else { continue };
+        let referred = match kind {
+            SegmentKind::Revisions => state.revisions.iter().any(|file| file.info.summary.id == id),
+            SegmentKind::Pages => state.pages.contains_key(&id),
+        };
+        if !referred {
+            run_io(io, Operation::Unlink { path: segment::path(id, kind) })?;
+            free = free.max(id.0.saturating_add(1));
+        }
+    }
+    Ok(free)
+}
+
+/// Samples for the dictionary of a segment: a few hundred values, evenly spread.
+fn samples(run: &Run) -> Vec<&[u8]> {
+    const SAMPLES: usize = 512;
+    /// Below this a dictionary costs more than it saves.
+    const RECORDS_MIN: usize = 4096;
+    let records: usize = run.tables.iter().map(|table| table.events_count()).sum();
+    if records < RECORDS_MIN {
+        return Vec::new();
+    }
+    let stride = records.div_ceil(SAMPLES).max(1);
+    let mut samples = Vec::new();
+    for table in &run.tables {
+        for index in (0..table.events_count()).step_by(stride) {
+            let value = table.event(index).value();
+            if !value.is_empty() {
+                samples.push(&value[..value.len().min(4096)]);
+            }
+        }
+    }
+    samples
+}

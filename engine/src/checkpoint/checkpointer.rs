@@ -1,0 +1,271 @@
+//! Checkpoints from the side of whoever applies the log: when to cut, when to hand over, what to do with the result.
+//!
+//! **Contract.** The thread that owns a [`StoreWriter`] and its log holds one [`Checkpointer`] and calls, in this order:
+//! [`Checkpointer::attach`] before the log is replayed; [`Checkpointer::after_entry`] behind every applied entry, replayed
+//! ones too; [`Checkpointer::start`] when the log is open; [`Checkpointer::poll`] now and then, which says from where on
+//! the log is still needed. While [`Checkpointer::is_full`] the owner applies nothing more: memory is bounded by that.
+//!
+//! **States of a run**: *cut* (its memtables are frozen) → *waiting* (until the log is durable up to the cut: a checkpoint
+//! never holds what a crash could take from the log) → *under way* → *durable*, installed.
+//!
+//! **Does not know** what an entry is.
+use super::planted::{Planted, PlantedBug};
+use super::worker::{Done, Maker, OpenDevice, Worker};
+use super::{CheckpointReport, Checkpoints, SegmentIds, remove_orphans};
+use crate::base::ids::Lsn;
+use crate::cache::CacheStats;
+use crate::disk_state::{DiskState, Positions, Shelf, ShelfOptions};
+use crate::error::{Error, Result};
+use crate::io::files::Files;
+use crate::io::{Io, Waker};
+use crate::mvcc::{CutPosition, Run, StoreWriter};
+use crate::superblock::SharedSuperblock;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// So many runs may be cut and not durable.
+const RUNS_MAX: usize = 3;
+
+/// When checkpoints are made, and sizes on disk.
+#[derive(Clone, Debug)]
+pub struct CheckpointOptions {
+    /// Sizes of pages, segments and of the cache.
+    pub shelf: ShelfOptions,
+    /// A checkpoint is made when the log has grown by so many bytes since the last one, however little is in memory: it
+    /// bounds the next start.
+    pub wal_bytes_max: u64,
+    /// A bug on purpose.
+    #[cfg(feature = "planted-bugs")]
+    pub planted: Option<PlantedBug>,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self {
+            shelf: ShelfOptions::default(),
+            wal_bytes_max: 128 << 20,
+            #[cfg(feature = "planted-bugs")]
+            planted: None,
+        }
+    }
+}
+
+impl CheckpointOptions {
+    fn planted(&self) -> Planted {
+        #[cfg(feature = "planted-bugs")]
+        let planted = Planted::new(self.planted);
+        #[cfg(not(feature = "planted-bugs"))]
+        let planted = Planted::default();
+        planted
+    }
+}
+
+/// Counters since the start.
+#[derive(Clone, Debug, Default)]
+pub struct CheckpointStats {
+    /// Checkpoints made.
+    pub checkpoints_count: u64,
+    /// Sums over all of them.
+    pub totals: CheckpointReport,
+    /// Why they fail at the moment, if they do.
+    pub failing: Option<String>,
+    /// Runs cut and not durable yet.
+    pub runs_count: usize,
+    /// What is kept in memory of what was read.
+    pub cache: CacheStats,
+}
+
+/// What is worth a line in a log.
+#[derive(Clone, Copy, Debug)]
+pub enum CheckpointEvent<'a> {
+    /// A checkpoint is durable.
+    Made(&'a CheckpointReport),
+    /// Checkpoints fail; they are tried again. Told once until one is made.
+    Failing(&'a Error),
+}
+
+/// Hears of events on the thread that owns the [`Checkpointer`].
+pub type OnCheckpoint = Box<dyn FnMut(CheckpointEvent<'_>) + Send>;
+
+/// See the module.
+pub struct Checkpointer {
+    options: CheckpointOptions,
+    /// Until [`Self::start`].
+    maker: Option<Maker>,
+    worker: Option<Worker>,
+    state: Arc<DiskState>,
+    shelf: Arc<Shelf>,
+    waiting: VecDeque<Run>,
+    under_way_count: usize,
+    /// Position of the last cut, or where the log began.
+    last_cut: Option<Lsn>,
+    stats: CheckpointStats,
+    on_event: Option<OnCheckpoint>,
+    /// The newest event was a failure.
+    told_failing: bool,
+}
+
+impl Checkpointer {
+    /// Opens the newest checkpoint of a directory, and removes what an interrupted one has left. `io` has nothing in
+    /// flight.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`] if the segment table or a segment that it names does not verify.
+    pub(crate) fn open(
+        io: &mut dyn Io,
+        files: Arc<dyn Files>,
+        superblock: Arc<SharedSuperblock>,
+        options: &CheckpointOptions,
+    ) -> Result<Self> {
+        let known = superblock.read();
+        let shelf = Shelf::new(files, known.database, options.shelf.clone());
+        let state = if known.has_checkpoint() {
+            let positions = Positions {
+                applied: (known.applied_index, known.applied_term),
+                revision: known.revision,
+                compact_revision: known.compact_revision,
+            };
+            DiskState::open(shelf.clone(), known.roots, positions)?
+        } else {
+            DiskState::empty()
+        };
+        let free = remove_orphans(io, &state)?;
+        let state = Arc::new(state);
+        let ids = SegmentIds::from(known.next_segment.max(free));
+        let checkpoints = Checkpoints { shelf: shelf.clone(), superblock, ids, planted: options.planted() };
+        Ok(Self {
+            options: options.clone(),
+            maker: Some(Maker { checkpoints, base: state.clone() }),
+            worker: None,
+            state,
+            shelf,
+            waiting: VecDeque::new(),
+            under_way_count: 0,
+            last_cut: None,
+            stats: CheckpointStats::default(),
+            on_event: None,
+            told_failing: false,
+        })
+    }
+
+    /// Sets who hears of events.
+    pub fn set_on_event(&mut self, on_event: OnCheckpoint) {
+        self.on_event = Some(on_event);
+    }
+
+    /// Puts the checkpoint under a fresh writer.
+    ///
+    /// # Errors
+    /// If the system tree cannot be read.
+    pub fn attach(&self, writer: &mut StoreWriter) -> Result<()> {
+        if self.state.is_empty() { Ok(()) } else { writer.attach(self.state.clone()) }
+    }
+
+    /// Makes checkpoints on a thread from now on.
+    pub(crate) fn start(&mut self, open_device: OpenDevice, wake: Waker) -> Result<()> {
+        if let Some(maker) = self.maker.take() {
+            self.worker = Some(Worker::thread(maker, open_device, wake)?);
+        }
+        Ok(())
+    }
+
+    /// Makes checkpoints within [`Self::poll`] from now on, through a device of their own.
+    #[cfg(feature = "sim")]
+    pub(crate) fn start_here(&mut self, io: Box<dyn Io>) {
+        if let Some(maker) = self.maker.take() {
+            self.worker = Some(Worker::here(maker, io));
+        }
+    }
+
+    /// Behind an applied entry: cuts if it is time.
+    pub fn after_entry(&mut self, writer: &mut StoreWriter, position: CutPosition) {
+        let last_cut = *self.last_cut.get_or_insert(position.lsn);
+        let idle = self.runs_count() == 0;
+        let log_is_long = position.lsn.0.saturating_sub(last_cut.0) >= self.options.wal_bytes_max;
+        if writer.is_full() || log_is_long || (idle && writer.wants_sweep()) {
+            self.cut(writer, position);
+        }
+    }
+
+    /// Cuts behind the entry at `position`, the last one applied.
+    pub(crate) fn cut(&mut self, writer: &mut StoreWriter, position: CutPosition) {
+        self.last_cut = Some(position.lsn);
+        self.waiting.push_back(writer.cut(position));
+    }
+
+    /// The newest durable state.
+    pub(crate) fn state(&self) -> &Arc<DiskState> {
+        &self.state
+    }
+
+    /// Hands over what the log has made durable, and installs what is done. Returns the position from which on the log
+    /// is needed, if that has changed.
+    pub fn poll(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
+        let worker = self.worker.as_mut()?;
+        let planted = self.options.planted();
+        let is_ready = |run: &mut Run| run.position.lsn < durable || planted.has(PlantedBug::HandOverEarly);
+        while let Some(mut run) = self.waiting.pop_front_if(is_ready) {
+            self.under_way_count += 1;
+            if planted.has(PlantedBug::YoungerCompaction) {
+                run.compact_revision = writer.store().compact_revision();
+            }
+            if planted.has(PlantedBug::ReplayBehindCut) {
+                run.position.lsn = durable;
+            }
+            worker.submit(run);
+        }
+        let mut replay = None;
+        if self.under_way_count > 0 {
+            while let Some(Done { run, state, report }) = worker.take_done() {
+                writer.install(&run, state.clone());
+                self.state = state;
+                self.under_way_count -= 1;
+                self.stats.checkpoints_count += 1;
+                self.stats.totals.add(&report);
+                replay = Some(run.position.lsn);
+                self.told_failing = false;
+                if let Some(on_event) = &mut self.on_event {
+                    on_event(CheckpointEvent::Made(&report));
+                }
+            }
+            if let Some(error) = worker.failing().filter(|_| !self.told_failing) {
+                self.told_failing = true;
+                if let Some(on_event) = &mut self.on_event {
+                    on_event(CheckpointEvent::Failing(&error));
+                }
+            }
+        }
+        replay
+    }
+
+    fn runs_count(&self) -> usize {
+        self.waiting.len() + self.under_way_count
+    }
+
+    /// True while so much is in memory and not on disk that nothing more may be applied.
+    pub fn is_full(&self) -> bool {
+        self.runs_count() >= RUNS_MAX
+    }
+
+    /// Why checkpoints fail at the moment, if they do.
+    pub fn failing(&self) -> Option<Error> {
+        self.worker.as_ref().and_then(Worker::failing)
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> CheckpointStats {
+        CheckpointStats {
+            failing: self.failing().map(|error| error.to_string()),
+            runs_count: self.runs_count(),
+            cache: self.shelf.cache_stats(),
+            ..self.stats.clone()
+        }
+    }
+
+    /// Ends after the checkpoint that is under way.
+    pub fn close(&mut self) {
+        if let Some(worker) = &mut self.worker {
+            worker.close();
+        }
+    }
+}

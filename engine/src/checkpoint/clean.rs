@@ -1,0 +1,246 @@
+//! Cleaning: what is left of sparse segments moves into new ones, so that the old ones can go.
+//!
+//! **Revision log.** A run of *adjacent* segments is copied without what is dead into one new segment that covers the same
+//! revisions, so a revision still leads to one segment and no tree is touched. Which run: the one with the best ratio of
+//! space won to bytes copied, weighted by age (Rosenblum and Ousterhout, "The Design and Implementation of a
+//! Log-Structured File System", 1992): what is old and still alive stays alive.
+//!
+//! **Pages.** Live pages of sparse k segments are found by a walk over the inner pages, and written again by the merge
+//! that is under way anyway (a *touch*).
+//!
+//! **Small segments.** Checkpoints of little data leave small segments. Once eight neighbours are there of which none holds
+//! more than half, they become one; so each byte is copied once for each factor of eight, and their number stays small.
+//!
+//! **Bounds.** One checkpoint copies at most the size of one segment from the revision log and a quarter of that in
+//! pages.
+use super::dead::{TableEdits, forget_segment};
+use super::key_edits::Touches;
+use super::planted::PlantedBug;
+use super::{Attempt, encode_revisions, segment_key};
+use crate::base::ids::{Revision, SegmentId};
+use crate::disk_state::{
+    DEAD_CHUNK_RECORDS, DiskState, PagesInfo, RevisionsFile, Shelf, TreeId, dead_chunk, dead_chunk_key,
+};
+use crate::error::Result;
+use crate::revision_log::{Entry, LogRecord, SegmentSummary};
+use crate::tree::{PageRef, Tree};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+/// A segment with a larger part alive is not worth copying for its own sake.
+const ALIVE_PERCENT_MAX: u64 = 80;
+/// As long as this part of all bytes is alive, only segments that are nearly dead are cleaned.
+const ALIVE_PERCENT_AIM: u64 = 85;
+/// A segment with a smaller part alive is cleaned at any time.
+const NEARLY_DEAD_PERCENT: u64 = 40;
+/// So many small neighbours become one segment.
+const SMALL_COUNT: usize = 8;
+
+fn live_bytes(file: &RevisionsFile) -> u64 {
+    file.info.summary.stored_bytes - file.info.dead_stored_bytes
+}
+
+fn alive_percent(file: &RevisionsFile) -> u64 {
+    live_bytes(file) * 100 / file.info.summary.stored_bytes.max(1)
+}
+
+/// The run of segments to copy, if any is worth it.
+fn choose(revisions: &[RevisionsFile], head: i64, bytes_max: u64) -> Option<Range<usize>> {
+    let stored: u64 = revisions.iter().map(|file| file.info.summary.stored_bytes).sum();
+    let live: u64 = revisions.iter().map(live_bytes).sum();
+    let all_percent = live * 100 / stored.max(1);
+    let worth = |file: &RevisionsFile| {
+        let percent = alive_percent(file);
+        live_bytes(file) <= bytes_max
+            && (percent < NEARLY_DEAD_PERCENT
+                || (percent < ALIVE_PERCENT_MAX && all_percent < ALIVE_PERCENT_AIM))
+    };
+    let score = |file: &RevisionsFile| {
+        let percent = alive_percent(file);
+        let age = (head - file.info.summary.last.main + 1).max(1) as u128;
+        u128::from(100 - percent) * age * 1000 / u128::from(100 + percent)
+    };
+    let best =
+        (0..revisions.len()).filter(|&at| worth(&revisions[at])).max_by_key(|&at| score(&revisions[at]));
+    if let Some(best) = best {
+        let (mut first, mut end) = (best, best + 1);
+        let mut bytes = live_bytes(&revisions[best]);
+        let joins = |at: usize, bytes: u64| {
+            alive_percent(&revisions[at]) < ALIVE_PERCENT_MAX
+                && bytes + live_bytes(&revisions[at]) <= bytes_max
+        };
+        while end < revisions.len() && joins(end, bytes) {
+            bytes += live_bytes(&revisions[end]);
+            end += 1;
+        }
+        while first > 0 && joins(first - 1, bytes) {
+            first -= 1;
+            bytes += live_bytes(&revisions[first]);
+        }
+        return Some(first..end);
+    }
+    revisions.windows(SMALL_COUNT).enumerate().find_map(|(first, window)| {
+        let sizes = window.iter().map(|file| file.info.summary.stored_bytes);
+        let (sum, largest) = (sizes.clone().sum::<u64>(), sizes.max().unwrap_or(0));
+        (sum <= bytes_max && largest * 2 <= sum).then_some(first..first + SMALL_COUNT)
+    })
+}
+
+impl Attempt<'_> {
+    /// Cleans one run of segments of the revision log.
+    pub(super) fn clean(
+        &mut self,
+        revisions: &mut Vec<RevisionsFile>,
+        table_edits: &mut TableEdits,
+    ) -> Result<()> {
+        let bytes_max = self.shelf.options.segment_bytes;
+        let Some(chosen) = choose(revisions, self.run.revision, bytes_max) else { return Ok(()) };
+        let mut writer = None;
+        for file in &revisions[chosen.clone()] {
+            let dead = self.dead_bits(&file.info.summary, table_edits)?;
+            let mut is_live = |entry: &Entry| {
+                let (byte, bit) = (entry.ordinal as usize / 8, entry.ordinal % 8);
+                dead[byte] >> bit & 1 == 0
+            };
+            for record in file.segment.records(Revision::new(0, 0), &mut is_live) {
+                let (entry, record) = record?;
+                let mut open = match writer.take() {
+                    Some(open) => open,
+                    None => self.start_revisions(None)?,
+                };
+                open.push(
+                    self.io,
+                    &LogRecord {
+                        revision: entry.revision,
+                        version: record.version,
+                        create_revision: record.create_revision,
+                        lease: record.lease,
+                        prev: record.prev,
+                        jump: None,
+                        key: &record.key,
+                        value: &record.value,
+                    },
+                )?;
+                self.report.records_cleaned += 1;
+                writer = Some(open);
+            }
+        }
+        let cleaned = match writer {
+            Some(writer) => Some(self.finish_revisions(writer)?),
+            None => None,
+        };
+        for file in &revisions[chosen.clone()] {
+            forget_segment(&file.info.summary, table_edits);
+        }
+        if let Some(file) = &cleaned {
+            table_edits.insert(segment_key(file.info.summary.id), Some(encode_revisions(&file.info)));
+        }
+        revisions.splice(chosen, cleaned);
+        Ok(())
+    }
+
+    /// The dead bits of a segment, those of this checkpoint included.
+    fn dead_bits(&self, summary: &SegmentSummary, table_edits: &TableEdits) -> Result<Vec<u8>> {
+        let mut bits = Vec::new();
+        for chunk in 0..summary.records.div_ceil(DEAD_CHUNK_RECORDS) {
+            match table_edits.get(&dead_chunk_key(summary.id, chunk)) {
+                Some(Some(newer)) if !self.planted.has(PlantedBug::CleanByOldBits) => {
+                    bits.extend_from_slice(newer)
+                }
+                _ => bits.extend(dead_chunk(&self.shelf, self.base.roots.segments, summary.id, chunk)?),
+            }
+        }
+        Ok(bits)
+    }
+}
+
+/// Pages to be written again.
+#[derive(Default)]
+pub(super) struct SparsePages {
+    pub(super) keys: Touches,
+    pub(super) system: Touches,
+}
+
+/// Live pages of the k segments that are worth cleaning.
+pub(super) fn sparse_pages(base: &DiskState, shelf: &Shelf) -> Result<SparsePages> {
+    let victims = choose_pages(base, shelf.options.segment_bytes / 4);
+    if victims.is_empty() {
+        return Ok(SparsePages::default());
+    }
+    Ok(SparsePages {
+        keys: pages_in(&victims, base.roots.keys, TreeId::Keys, shelf)?,
+        system: pages_in(&victims, base.roots.system, TreeId::System, shelf)?,
+    })
+}
+
+/// Pages of the segment table in segments where little else is left.
+pub(super) fn sparse_table_pages(base: &DiskState, shelf: &Shelf) -> Result<Touches> {
+    let total: u64 = base.pages.values().map(|info| info.table_bytes).sum();
+    // A table of few pages is nearly always written anyway; a larger one is left alone unless it is spread thin.
+    let holders: BTreeSet<_> = base
+        .pages
+        .iter()
+        .filter(|(_, info)| info.table_bytes > 0 && info.live_bytes == 0 && info.table_bytes * 8 < total)
+        .map(|(&id, _)| id)
+        .take(SMALL_COUNT)
+        .collect();
+    if holders.len() < SMALL_COUNT {
+        return Ok(Touches::new());
+    }
+    pages_in(&holders, base.roots.segments, TreeId::Segments, shelf)
+}
+
+fn choose_pages(base: &DiskState, bytes_max: u64) -> BTreeSet<SegmentId> {
+    let written: u64 = base.pages.values().map(|info| info.written_bytes).sum();
+    let live: u64 = base.pages.values().map(|info| info.live_bytes).sum();
+    let all_percent = live * 100 / written.max(1);
+    let percent = |info: &PagesInfo| info.live_bytes * 100 / info.written_bytes.max(1);
+    let mut sparse: Vec<_> = base
+        .pages
+        .iter()
+        .filter(|(_, info)| info.live_bytes > 0)
+        .filter(|(_, info)| {
+            percent(info) < NEARLY_DEAD_PERCENT || (percent(info) < ALIVE_PERCENT_MAX && all_percent < 70)
+        })
+        .collect();
+    sparse.sort_by_key(|(id, info)| (percent(info), **id));
+    let mut small: Vec<_> = base.pages.iter().filter(|(_, info)| info.live_bytes > 0).collect();
+    small.sort_by_key(|(id, info)| (info.live_bytes, **id));
+    small.truncate(SMALL_COUNT);
+    let (sum, largest) = (
+        small.iter().map(|(_, info)| info.live_bytes).sum::<u64>(),
+        small.last().map_or(0, |(_, info)| info.live_bytes),
+    );
+    if small.len() < SMALL_COUNT || largest * 2 > sum || sum > bytes_max {
+        small.clear();
+    }
+    let mut chosen = BTreeSet::new();
+    let mut bytes = 0;
+    for (&id, info) in sparse.into_iter().chain(small) {
+        if !chosen.contains(&id) && bytes + info.live_bytes <= bytes_max {
+            bytes += info.live_bytes;
+            chosen.insert(id);
+        }
+    }
+    chosen
+}
+
+/// The pages of a tree that lie in some segments. Reads inner pages only.
+fn pages_in(
+    segments: &BTreeSet<SegmentId>,
+    root: Option<PageRef>,
+    tree: TreeId,
+    shelf: &Shelf,
+) -> Result<Touches> {
+    let mut touches = Touches::new();
+    Tree::new(root, shelf.pages(tree)).visit_references(&mut |fence, reference| {
+        if segments.contains(&reference.segment) {
+            // Of several levels with one fence the lowest is enough: its ancestors are written with it.
+            let level = touches.entry(Bytes::copy_from_slice(fence)).or_insert(reference.level);
+            *level = (*level).min(reference.level);
+        }
+        Ok(reference.level > 0)
+    })?;
+    Ok(touches)
+}

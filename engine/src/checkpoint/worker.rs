@@ -1,0 +1,206 @@
+//! Who makes checkpoints: a thread of its own, or whoever asks (simulated runs).
+//!
+//! One checkpoint at a time, in the order of the runs. A run that fails is tried again after a pause that doubles from one
+//! second to thirty: nothing of a failed attempt is referred to, everything that it wrote is in memory still, and the
+//! next attempt writes it to new files. Only a superblock that could not be written ends it for good.
+//!
+//! **Access.** The owner puts runs into `jobs` and takes results from `done`; the thread does the reverse. Both under one
+//! lock, which nobody holds during I/O.
+use super::{CheckpointReport, Checkpoints, make};
+use crate::disk_state::DiskState;
+use crate::error::{Error, Result};
+use crate::io::{Io, Waker};
+use crate::mvcc::Run;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Makes the worker's own device; called on its thread, when there is something to write for the first time.
+pub(crate) type OpenDevice = Box<dyn FnMut() -> Result<Box<dyn Io>> + Send>;
+
+/// A checkpoint that is durable.
+pub(crate) struct Done {
+    pub(crate) run: Run,
+    pub(crate) state: Arc<DiskState>,
+    pub(crate) report: CheckpointReport,
+}
+
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub(crate) enum Worker {
+    /// A thread.
+    Thread(ThreadWorker),
+    /// The caller, when it asks for what is done.
+    Here(Box<HereWorker>),
+}
+
+/// Everything that makes a checkpoint.
+pub(crate) struct Maker {
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) base: Arc<DiskState>,
+}
+
+impl Maker {
+    fn make(&mut self, io: &mut dyn Io, run: &Run) -> Result<(Arc<DiskState>, CheckpointReport)> {
+        let (state, report) = make(&mut self.checkpoints, io, &self.base, run)?;
+        self.base = state.clone();
+        Ok((state, report))
+    }
+}
+
+/// Makes checkpoints in the caller's thread.
+pub(crate) struct HereWorker {
+    pub(crate) maker: Maker,
+    pub(crate) io: Box<dyn Io>,
+    jobs: VecDeque<Run>,
+    failing: Option<Error>,
+}
+
+#[derive(Default)]
+struct Mailbox {
+    jobs: VecDeque<Run>,
+    done: VecDeque<Done>,
+    /// Why the newest attempt failed; none after one that did not.
+    failing: Option<Error>,
+    closing: bool,
+}
+
+struct Shared {
+    mailbox: Mutex<Mailbox>,
+    /// A job was added, or it is time to end.
+    changed: Condvar,
+}
+
+impl Shared {
+    fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
+        self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes checkpoints in a thread.
+pub(crate) struct ThreadWorker {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// A worker in the caller's thread, over a device of its own.
+    pub(crate) fn here(maker: Maker, io: Box<dyn Io>) -> Self {
+        Self::Here(Box::new(HereWorker { maker, io, jobs: VecDeque::new(), failing: None }))
+    }
+
+    /// Starts the thread. `wake` is called when something is done.
+    pub(crate) fn thread(maker: Maker, open_device: OpenDevice, wake: Waker) -> Result<Self> {
+        let shared = Arc::new(Shared { mailbox: Mutex::default(), changed: Condvar::new() });
+        let thread_shared = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(move || work(&thread_shared, maker, open_device, &wake))
+            .map_err(|error| {
+                Error::Refused(format!("cannot start the thread of the checkpoints: {error}"))
+            })?;
+        Ok(Self::Thread(ThreadWorker { shared, thread: Some(thread) }))
+    }
+
+    /// Takes over a run.
+    pub(crate) fn submit(&mut self, run: Run) {
+        match self {
+            Self::Thread(worker) => {
+                worker.shared.mailbox().jobs.push_back(run);
+                worker.shared.changed.notify_all();
+            }
+            Self::Here(worker) => worker.jobs.push_back(run),
+        }
+    }
+
+    /// The next checkpoint that is durable and was not taken yet.
+    pub(crate) fn take_done(&mut self) -> Option<Done> {
+        match self {
+            Self::Thread(worker) => worker.shared.mailbox().done.pop_front(),
+            Self::Here(worker) => worker.make_one(),
+        }
+    }
+
+    /// Why checkpoints fail at the moment, if they do.
+    pub(crate) fn failing(&self) -> Option<Error> {
+        match self {
+            Self::Thread(worker) => worker.shared.mailbox().failing.clone(),
+            Self::Here(worker) => worker.failing.clone(),
+        }
+    }
+
+    /// Ends after the attempt that is under way; runs that were not begun are in the log.
+    pub(crate) fn close(&mut self) {
+        if let Self::Thread(worker) = self {
+            worker.shared.mailbox().closing = true;
+            worker.shared.changed.notify_all();
+            if let Some(thread) = worker.thread.take() {
+                // A panic has been reported by the thread; what is durable is durable.
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl HereWorker {
+    fn make_one(&mut self) -> Option<Done> {
+        let run = self.jobs.front()?;
+        match self.maker.make(&mut *self.io, run) {
+            Ok((state, report)) => {
+                self.failing = None;
+                self.jobs.pop_front().map(|run| Done { run, state, report })
+            }
+            Err(error) => {
+                self.failing = Some(error);
+                None
+            }
+        }
+    }
+}
+
+fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &Waker) {
+    let mut device: Option<Box<dyn Io>> = None;
+    let mut pause = PAUSE_MIN;
+    loop {
+        let run = {
+            let mailbox = shared.mailbox();
+            let idle = |mailbox: &mut Mailbox| mailbox.jobs.is_empty() && !mailbox.closing;
+            let mailbox = shared.changed.wait_while(mailbox, idle).unwrap_or_else(PoisonError::into_inner);
+            match mailbox.jobs.front() {
+                Some(run) if !mailbox.closing => run.clone(),
+                _ => return,
+            }
+        };
+        if device.is_none() {
+            device = open_device().map_err(|error| shared.mailbox().failing = Some(error)).ok();
+        }
+        let made = device.as_mut().map(|device| maker.make(&mut **device, &run));
+        let mut mailbox = shared.mailbox();
+        match made {
+            Some(Ok((state, report))) => {
+                mailbox.jobs.pop_front();
+                mailbox.done.push_back(Done { run, state, report });
+                mailbox.failing = None;
+                pause = PAUSE_MIN;
+            }
+            other => {
+                if let Some(Err(error)) = other {
+                    mailbox.failing = Some(error);
+                }
+                let open = |mailbox: &mut Mailbox| !mailbox.closing;
+                drop(shared.changed.wait_timeout_while(mailbox, pause, open));
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
+        }
+        wake();
+    }
+}

@@ -1,0 +1,410 @@
+//! The state on disk: what a checkpoint made durable, and how it is read.
+//!
+//! **Contract.** A [`DiskState`] is one checkpoint: key tree, revision log, system tree, segment table. It never changes and
+//! is shared by whoever reads; a newer checkpoint is another `DiskState`. Files that only an old one refers to lose their
+//! name when the newer one is durable, and their bytes when the last reader of the old one is done.
+//!
+//! ```text
+//! key tree (k segments)                      revision log (r segments, by revision)
+//!   key -> cell: newest version  ──revision──▶  record: key, value, metadata, revision that it replaced
+//! system tree (k segments)                      segment table (k segments)
+//!   the caller's records, keys of leases          segment -> summary, liveness, which records are dead
+//! ```
+//!
+//! A read of the head takes the cell and, unless the value is in the cell, one record. A read of an older revision goes
+//! from record to record by the revision that each replaced.
+//!
+//! **Invariants.** D3: what a cell names is in the revision log, unless the cell holds its value. D4: a record that a
+//! read at or above the compact revision can meet is not dead.
+//!
+//! **Failure.** Everything is verified when it is read: pages by the checksum in their parent, records by their own and by
+//! the hash in the cell. What does not verify is [`Error::Corruption`], for this read alone.
+//!
+//! **Does not know** memtables, transactions, or when a checkpoint is made.
+mod cell;
+mod segment_table;
+mod shelf;
+mod verify;
+
+pub use verify::{VerifyCounts, VerifyProgress};
+
+pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, tombstone_main};
+use segment_table::decode_segments;
+pub(crate) use segment_table::{
+    DEAD_CHUNK_RECORDS, PagesInfo, RevisionsInfo, dead_chunk, dead_chunk_key, encode_pages, encode_revisions,
+    segment_key,
+};
+pub use shelf::ShelfOptions;
+pub(crate) use shelf::{Shelf, TreePages};
+
+use crate::base::ids::{Revision, SegmentId};
+use crate::error::{Error, Result};
+use crate::io::files::ReadFile;
+use crate::revision_log::{Entry, OwnedRecord, RevisionSegment};
+pub(crate) use crate::superblock::Roots;
+use crate::tree::{CellKind, Cursor, PageRef, Tree};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Trees by what they hold; the number is in every page.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum TreeId {
+    /// Key -> cell.
+    Keys = 1,
+    /// System records.
+    System = 2,
+    /// Segments.
+    Segments = 3,
+}
+
+/// Called with a key and its value.
+pub(crate) type VisitPair<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
+
+/// Positions of a checkpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Positions {
+    /// Index and term of the last entry that is in it.
+    pub(crate) applied: (u64, u64),
+    /// Main revision; 0 before the first checkpoint.
+    pub(crate) revision: i64,
+    /// Compact revision as of the applied index, -1 at first.
+    pub(crate) compact_revision: i64,
+}
+
+/// One r segment of a state.
+#[derive(Clone)]
+pub(crate) struct RevisionsFile {
+    pub(crate) segment: Arc<RevisionSegment>,
+    pub(crate) info: RevisionsInfo,
+}
+
+/// See the module.
+pub struct DiskState {
+    /// Where the files are; none while there is no checkpoint.
+    shelf: Option<Arc<Shelf>>,
+    pub(crate) roots: Roots,
+    pub(crate) positions: Positions,
+    /// In ascending order of revisions, which do not overlap.
+    pub(crate) revisions: Vec<RevisionsFile>,
+    /// k segments, with what is live in them.
+    pub(crate) pages: BTreeMap<SegmentId, PagesInfo>,
+    /// Keeps the files of `pages` open.
+    _pages_files: Vec<Arc<dyn ReadFile>>,
+    /// See [`Self::retained_bytes`].
+    retained_bytes: u64,
+}
+
+impl DiskState {
+    /// Before the first checkpoint.
+    pub(crate) fn empty() -> Self {
+        Self {
+            shelf: None,
+            roots: Roots::default(),
+            positions: Positions { applied: (0, 0), revision: 0, compact_revision: -1 },
+            revisions: Vec::new(),
+            pages: BTreeMap::new(),
+            _pages_files: Vec::new(),
+            retained_bytes: 0,
+        }
+    }
+
+    /// Fails if a file cannot be opened.
+    pub(crate) fn new(
+        shelf: Arc<Shelf>,
+        roots: Roots,
+        positions: Positions,
+        revisions: Vec<RevisionsFile>,
+        pages: BTreeMap<SegmentId, PagesInfo>,
+    ) -> Result<Self> {
+        debug_assert!(
+            revisions.is_sorted_by(|older, newer| older.info.summary.last < newer.info.summary.first),
+            "the revision log is in order"
+        );
+        let live = |file: &RevisionsFile| file.info.summary.record_bytes - file.info.dead_record_bytes;
+        let retained_bytes = revisions.iter().map(live).sum();
+        let _pages_files = pages.keys().map(|&id| shelf.pages_file(id)).collect::<Result<_>>()?;
+        Ok(Self { shelf: Some(shelf), roots, positions, revisions, pages, _pages_files, retained_bytes })
+    }
+
+    /// Reads the segment table and opens the segments of a checkpoint.
+    pub(crate) fn open(shelf: Arc<Shelf>, roots: Roots, positions: Positions) -> Result<Self> {
+        let (revisions_infos, mut pages) = decode_segments(&shelf, roots.segments)?;
+        // Pages of the table itself are counted by a walk over its inner pages.
+        for (segment, bytes) in table_bytes(&shelf, roots.segments)? {
+            pages.entry(segment).or_default().table_bytes = bytes;
+        }
+        let mut revisions = Vec::with_capacity(revisions_infos.len());
+        for info in revisions_infos {
+            let segment = shelf.open_revisions(&info.summary)?;
+            revisions.push(RevisionsFile { segment, info });
+        }
+        revisions.sort_by_key(|file| file.info.summary.first);
+        Self::new(shelf, roots, positions, revisions, pages)
+    }
+
+    /// True before the first checkpoint.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shelf.is_none()
+    }
+
+    /// Main revision of the checkpoint, 0 if there is none.
+    #[inline]
+    pub(crate) fn revision(&self) -> i64 {
+        self.positions.revision
+    }
+
+    /// Compact revision as of the checkpoint.
+    pub(crate) fn compact_revision(&self) -> i64 {
+        self.positions.compact_revision
+    }
+
+    /// Index and term of the last entry in the checkpoint.
+    pub(crate) fn applied(&self) -> (u64, u64) {
+        self.positions.applied
+    }
+
+    /// Keys that exist.
+    pub(crate) fn keys_count(&self) -> u64 {
+        self.roots.keys.map_or(0, |root| root.aggregate.live_keys)
+    }
+
+    /// Bytes of records that are not dead: keys, values and 64 bytes each.
+    pub(crate) fn retained_bytes(&self) -> u64 {
+        self.retained_bytes
+    }
+
+    fn keys(&self) -> Option<Tree<TreePages<'_>>> {
+        let shelf = self.shelf.as_deref()?;
+        Some(Tree::new(self.roots.keys, shelf.pages(TreeId::Keys)))
+    }
+
+    /// The newest version of a key, a tombstone too.
+    pub(crate) fn newest(&self, key: &[u8]) -> Result<Option<DiskVersion>> {
+        let Some(tree) = self.keys() else { return Ok(None) };
+        tree.get(key)?.map(|hit| DiskVersion::decode(&hit.payload_bytes())).transpose()
+    }
+
+    /// The newest version of a key with a main revision of at most `main`, a tombstone too.
+    pub(crate) fn at_or_below(&self, key: &[u8], main: i64) -> Result<Option<DiskVersion>> {
+        match self.newest(key)? {
+            Some(newest) => self.older(newest, main),
+            None => Ok(None),
+        }
+    }
+
+    /// From a key's version on down to the newest that is not above `main`.
+    pub(crate) fn older(&self, newest: DiskVersion, main: i64) -> Result<Option<DiskVersion>> {
+        let mut version = newest;
+        while version.revision.main > main {
+            let Some(prev) = version.prev else { return Ok(None) };
+            // What is not there was removed by a compaction below which nobody reads.
+            let Some(record) = self.record(prev)? else { return Ok(None) };
+            version = record.into();
+        }
+        Ok(Some(version))
+    }
+
+    /// A cursor over all keys, tombstones included; none before the first checkpoint.
+    pub(crate) fn cursor(&self) -> Option<DiskCursor<'_>> {
+        Some(DiskCursor { cursor: self.keys()?.cursor() })
+    }
+
+    /// How many keys in [`from`, `end`) exist.
+    pub(crate) fn count(&self, from: &[u8], end: Option<&[u8]>) -> Result<u64> {
+        match self.keys() {
+            Some(tree) => Ok(tree.aggregate(&KeyCells, from, end)?.live_keys),
+            None => Ok(0),
+        }
+    }
+
+    /// Number of the segment that has `revision`, and what its index says of it; none if it was removed.
+    pub(crate) fn find(&self, revision: Revision) -> Result<Option<(usize, Entry)>> {
+        let number = self.revisions.partition_point(|file| file.info.summary.last < revision);
+        let Some(file) = self.revisions.get(number) else { return Ok(None) };
+        Ok(file.segment.find(revision)?.map(|entry| (number, entry)))
+    }
+
+    /// One record; none if it was removed.
+    pub(crate) fn record(&self, revision: Revision) -> Result<Option<OwnedRecord>> {
+        match self.find(revision)? {
+            Some((number, entry)) => self.revisions[number].segment.read(&entry).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Segments that may hold records from main revision `main` on, oldest first.
+    pub(crate) fn segments_from(&self, main: i64) -> impl Iterator<Item = &Arc<RevisionSegment>> {
+        self.numbered_segments_from(main).map(|(_, segment)| segment)
+    }
+
+    /// The same with their numbers.
+    pub(crate) fn numbered_segments_from(
+        &self,
+        main: i64,
+    ) -> impl Iterator<Item = (usize, &Arc<RevisionSegment>)> {
+        let first = self.revisions.partition_point(|file| file.info.summary.last.main < main);
+        self.revisions[first..].iter().enumerate().map(move |(at, file)| (first + at, &file.segment))
+    }
+
+    /// Which records of segment `number` are dead, one bit each, lowest bit first.
+    pub(crate) fn dead_bits(&self, number: usize) -> Result<Vec<u8>> {
+        let mut bits = Vec::new();
+        if let (Some(shelf), Some(file)) = (self.shelf.as_deref(), self.revisions.get(number)) {
+            let summary = &file.info.summary;
+            for chunk in 0..summary.records.div_ceil(DEAD_CHUNK_RECORDS) {
+                bits.extend(dead_chunk(shelf, self.roots.segments, summary.id, chunk)?);
+            }
+        }
+        Ok(bits)
+    }
+
+    /// The value of a version, verified against what its cell says.
+    pub(crate) fn value(&self, version: &DiskVersion) -> Result<Bytes> {
+        if let Some(value) = &version.value {
+            return Ok(value.clone());
+        }
+        let record = self.record(version.revision)?;
+        version.check(record, self.file_of(version.revision)).map(|record| record.value)
+    }
+
+    /// Values of many versions, in their order; neighbours on disk are read together.
+    pub(crate) fn values(&self, versions: &[&DiskVersion]) -> Result<Vec<Bytes>> {
+        let mut values = vec![Bytes::new(); versions.len()];
+        // By segment, in the order of the segment.
+        let mut wanted: BTreeMap<usize, Vec<(Revision, usize)>> = BTreeMap::new();
+        for (at, version) in versions.iter().enumerate() {
+            if let Some(value) = &version.value {
+                values[at] = value.clone();
+                continue;
+            }
+            let number = self.revisions.partition_point(|file| file.info.summary.last < version.revision);
+            wanted.entry(number).or_default().push((version.revision, at));
+        }
+        for (number, mut wanted) in wanted {
+            wanted.sort_unstable();
+            let mut entries = Vec::with_capacity(wanted.len());
+            for &(revision, at) in &wanted {
+                let entry = match self.revisions.get(number) {
+                    Some(file) => file.segment.find(revision)?,
+                    None => None,
+                };
+                match entry {
+                    Some(entry) => entries.push(entry),
+                    None => return Err(versions[at].missing(self.file_of(revision))),
+                }
+            }
+            let records = self.revisions[number].segment.read_many(&entries)?;
+            for (record, (revision, at)) in records.into_iter().zip(wanted) {
+                values[at] = versions[at].check(Some(record), self.file_of(revision))?.value;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Name of the segment that should hold a revision, for messages.
+    fn file_of(&self, revision: Revision) -> String {
+        let number = self.revisions.partition_point(|file| file.info.summary.last < revision);
+        self.revisions
+            .get(number)
+            .map_or_else(|| "seg".to_string(), |file| shelf::revisions_name(file.info.summary.id))
+    }
+
+    /// Visits the system tree in key order.
+    pub(crate) fn for_each_system(&self, visit: &mut VisitPair<'_>) -> Result<()> {
+        let Some(shelf) = self.shelf.as_deref() else { return Ok(()) };
+        let mut cursor = Tree::new(self.roots.system, shelf.pages(TreeId::System)).cursor();
+        cursor.seek(&[])?;
+        while cursor.is_valid() {
+            visit(cursor.key(), cursor.payload())?;
+            cursor.next()?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the segment table's own pages, by segment. Reads its inner pages only.
+fn table_bytes(shelf: &Shelf, root: Option<PageRef>) -> Result<BTreeMap<SegmentId, u64>> {
+    let mut bytes = BTreeMap::new();
+    Tree::new(root, shelf.pages(TreeId::Segments)).visit_references(&mut |_, reference| {
+        *bytes.entry(reference.segment).or_default() += reference.bytes() as u64;
+        Ok(reference.level > 0)
+    })?;
+    Ok(bytes)
+}
+
+/// A place in the key tree.
+pub(crate) struct DiskCursor<'a> {
+    cursor: Cursor<TreePages<'a>>,
+}
+
+impl DiskCursor<'_> {
+    /// To the first key that is not below `key`.
+    pub(crate) fn seek(&mut self, key: &[u8]) -> Result<()> {
+        self.cursor.seek(key).map(drop)
+    }
+
+    /// To the last key below `end`, or the last of all.
+    pub(crate) fn seek_before(&mut self, end: Option<&[u8]>) -> Result<()> {
+        self.cursor.seek_before(end).map(drop)
+    }
+
+    /// To the next key.
+    pub(crate) fn next(&mut self) -> Result<()> {
+        self.cursor.next().map(drop)
+    }
+
+    /// To the key before.
+    pub(crate) fn prev(&mut self) -> Result<()> {
+        self.cursor.prev().map(drop)
+    }
+
+    /// The key; none at either end.
+    #[inline]
+    pub(crate) fn key(&self) -> Option<&[u8]> {
+        self.cursor.is_valid().then(|| self.cursor.key())
+    }
+
+    /// The key's newest version.
+    ///
+    /// # Panics
+    /// If there is no key.
+    pub(crate) fn version(&self) -> Result<DiskVersion> {
+        DiskVersion::decode(&self.cursor.payload_bytes())
+    }
+}
+
+impl From<OwnedRecord> for DiskVersion {
+    fn from(record: OwnedRecord) -> Self {
+        Self {
+            revision: record.revision,
+            create_revision: record.create_revision,
+            version: record.version,
+            lease: record.lease,
+            value_bytes: record.value.len() as u32,
+            prev: record.prev.map(|prev| prev.revision),
+            record_hash: 0,
+            value: Some(record.value),
+        }
+    }
+}
+
+/// Cells of the system tree and of the segment table add nothing up.
+pub(crate) struct PlainCells;
+
+impl CellKind for PlainCells {
+    fn aggregate(&self, _payload: &[u8]) -> crate::tree::Aggregate {
+        crate::tree::Aggregate::default()
+    }
+}
+
+/// The error of a cell or descriptor that verified and does not decode.
+pub(crate) fn undecodable(what: &str) -> Error {
+    Error::Corruption {
+        file: crate::segment::DIRECTORY.to_string(),
+        offset: 0,
+        what: format!(
+            "{what} passed its checksum and does not decode; it was written by a broken or a later build"
+        ),
+    }
+}

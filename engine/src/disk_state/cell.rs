@@ -1,0 +1,198 @@
+//! A cell of the key tree: the newest version of a key.
+//!
+//! **Layout**, varints unless said otherwise (LEB128, unsigned): flags u8 (1 tombstone, 2 value inside, 4 replaces a version)
+//! · main · sub · record hash u64 little-endian · [put: main − create revision · version · lease as u64 · value bytes] ·
+//! [replaces: main − main of the replaced · sub of the replaced] · [value inside: the value, to the end].
+//!
+//! The hash is that of the canonical record (`base::record_hash`): it is held against the record when that is read, so
+//! a record that verifies by itself and is not the one meant is found out.
+//!
+//! Values of up to [`INLINE_BYTES_MAX`] are inside, which spares the second read.
+use super::undecodable;
+use crate::base::codec::{Reader, put_varint};
+use crate::base::ids::Revision;
+use crate::base::record_hash::CanonicalRecord;
+use crate::error::{Error, Result};
+use crate::memtable::Version;
+use crate::revision_log::OwnedRecord;
+use crate::tree::{Aggregate, CellKind};
+use bytes::Bytes;
+
+/// A value of up to this size lies in the cell.
+pub(crate) const INLINE_BYTES_MAX: usize = 64;
+
+const TOMBSTONE: u8 = 1;
+const INLINE: u8 = 2;
+const HAS_PREV: u8 = 4;
+
+/// A version on disk, as a cell or a record describes it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct DiskVersion {
+    /// Its revision.
+    pub(crate) revision: Revision,
+    /// 0 for a tombstone.
+    pub(crate) create_revision: i64,
+    /// 0 for a tombstone.
+    pub(crate) version: i64,
+    /// 0 for none.
+    pub(crate) lease: i64,
+    /// Size of its value.
+    pub(crate) value_bytes: u32,
+    /// The version that it replaced, a tombstone too.
+    pub(crate) prev: Option<Revision>,
+    /// Hash of the record; 0 if this was made from a record that was verified.
+    pub(crate) record_hash: u64,
+    /// The value, if it is at hand.
+    pub(crate) value: Option<Bytes>,
+}
+
+impl DiskVersion {
+    /// Reads a cell.
+    pub(crate) fn decode(payload: &Bytes) -> Result<Self> {
+        Self::decode_fields(payload).ok_or_else(|| undecodable("a cell of the key tree"))
+    }
+
+    fn decode_fields(payload: &Bytes) -> Option<Self> {
+        let mut reader = Reader::new(payload);
+        let flags = reader.u8().ok()?;
+        if flags & !(TOMBSTONE | INLINE | HAS_PREV) != 0 {
+            return None;
+        }
+        let main = reader.varint_i64().ok()?;
+        let sub = reader.varint_i64().ok()?;
+        let record_hash = reader.u64().ok()?;
+        let (mut create_revision, mut version, mut lease, mut value_bytes) = (0, 0, 0, 0);
+        if flags & TOMBSTONE == 0 {
+            create_revision = main.checked_sub(reader.varint_i64().ok()?)?;
+            version = reader.varint_i64().ok()?;
+            lease = reader.varint().ok()? as i64;
+            value_bytes = u32::try_from(reader.varint().ok()?).ok()?;
+        }
+        let mut prev = None;
+        if flags & HAS_PREV != 0 {
+            let main = main.checked_sub(reader.varint_i64().ok()?)?;
+            prev = Some(Revision::new(main, reader.varint_i64().ok()?));
+        }
+        let value = match flags & INLINE != 0 {
+            true => Some(payload.slice_ref(reader.rest())),
+            false if flags & TOMBSTONE != 0 => Some(Bytes::new()),
+            false => None,
+        };
+        let sizes_agree = value.as_ref().is_none_or(|value| value.len() == value_bytes as usize);
+        let revision = Revision::new(main, sub);
+        sizes_agree.then_some(Self {
+            revision,
+            create_revision,
+            version,
+            lease,
+            value_bytes,
+            prev,
+            record_hash,
+            value,
+        })
+    }
+
+    /// The error of a record that the tree names and the revision log does not have.
+    pub(crate) fn missing(&self, file: String) -> Error {
+        Error::Corruption {
+            file,
+            offset: 0,
+            what: format!("the key tree names revision {} and no segment holds it", self.revision),
+        }
+    }
+
+    /// `record` if it is the one that this cell means.
+    pub(crate) fn check(&self, record: Option<OwnedRecord>, file: String) -> Result<OwnedRecord> {
+        let Some(record) = record else { return Err(self.missing(file)) };
+        let found = CanonicalRecord {
+            key: &record.key,
+            revision: record.revision,
+            create_revision: record.create_revision,
+            version: record.version,
+            lease: record.lease,
+            value: &record.value,
+        }
+        .hash();
+        if found != self.record_hash {
+            return Err(Error::Corruption {
+                file,
+                offset: 0,
+                what: format!(
+                    "record {} has the hash {found:016x}, and the key tree expects {:016x}",
+                    self.revision, self.record_hash
+                ),
+            });
+        }
+        Ok(record)
+    }
+}
+
+/// The cell of a version in memory.
+pub(crate) fn encode_cell(version: &Version<'_>, out: &mut Vec<u8>) {
+    let revision = version.revision();
+    let value = version.value();
+    let inline = !version.is_tombstone() && value.len() <= INLINE_BYTES_MAX;
+    let prev = version.prev();
+    let mut flags = 0;
+    flags |= if version.is_tombstone() { TOMBSTONE } else { 0 };
+    flags |= if inline { INLINE } else { 0 };
+    flags |= if prev.is_some() { HAS_PREV } else { 0 };
+    let hash = CanonicalRecord {
+        key: version.key(),
+        revision,
+        create_revision: version.create_revision(),
+        version: version.version(),
+        lease: version.lease(),
+        value,
+    }
+    .hash();
+    out.push(flags);
+    put_varint(out, revision.main as u64);
+    put_varint(out, revision.sub as u64);
+    out.extend_from_slice(&hash.to_le_bytes());
+    if !version.is_tombstone() {
+        put_varint(out, (revision.main - version.create_revision()) as u64);
+        put_varint(out, version.version() as u64);
+        put_varint(out, version.lease() as u64);
+        put_varint(out, value.len() as u64);
+    }
+    if let Some(prev) = prev {
+        put_varint(out, (revision.main - prev.revision.main) as u64);
+        put_varint(out, prev.revision.sub as u64);
+    }
+    if inline {
+        out.extend_from_slice(value);
+    }
+}
+
+/// What cells of the key tree add up to.
+pub(crate) struct KeyCells;
+
+impl CellKind for KeyCells {
+    /// A cell that does not decode counts nothing here; whoever reads it hears of it.
+    fn aggregate(&self, payload: &[u8]) -> Aggregate {
+        let mut reader = Reader::new(payload);
+        let mut fields = || {
+            let flags = reader.u8()?;
+            let main = reader.varint_i64()?;
+            reader.varint()?;
+            Ok::<_, crate::base::codec::Truncated>((flags, main, reader.u64()?))
+        };
+        match fields() {
+            Ok((flags, main, hash)) if flags & TOMBSTONE == 0 => {
+                Aggregate { live_keys: 1, max_mod_revision: main, hash_sum: hash }
+            }
+            Ok((_, main, _)) => Aggregate { live_keys: 0, max_mod_revision: main, hash_sum: 0 },
+            Err(_) => Aggregate::default(),
+        }
+    }
+}
+
+/// Main revision of a cell if it is a tombstone.
+pub(crate) fn tombstone_main(payload: &[u8]) -> Option<i64> {
+    let mut reader = Reader::new(payload);
+    match (reader.u8(), reader.varint_i64()) {
+        (Ok(flags), Ok(main)) if flags & TOMBSTONE != 0 => Some(main),
+        _ => None,
+    }
+}

@@ -1,0 +1,150 @@
+//! Where the files of all checkpoints of one database are, and the memory that reads of them share.
+//!
+//! For [`super::DiskState`] and the checkpoint. Opens files once and keeps them open as long as somebody refers to them;
+//! loads pages through the cache and verifies them against their reference.
+//!
+//! **Does not know** what a tree holds.
+use super::TreeId;
+use crate::base::ids::SegmentId;
+use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
+use crate::error::{Error, Result};
+use crate::io::IoErrorKind;
+use crate::io::files::{Files, ReadFile};
+use crate::revision_log::{RevisionSegment, SegmentSummary};
+use crate::segment::{self, SegmentKind};
+use crate::tree::{Page, PageRef, Pages};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+impl Cached for Page {
+    fn bytes(&self) -> usize {
+        self.memory_bytes()
+    }
+}
+
+/// Sizes that a database on disk is run with.
+#[derive(Clone, Debug)]
+pub struct ShelfOptions {
+    /// Memory for pages, index blocks and values, in bytes. 256 MiB by default; 0 keeps nothing.
+    pub cache_bytes: usize,
+    /// Target size of a page: 4 KiB to 64 KiB. A directory may be written with another size at any time.
+    pub page_bytes: usize,
+    /// Size at which a segment is closed and a new one begun: 64 KiB to 64 MiB.
+    pub segment_bytes: u64,
+}
+
+impl Default for ShelfOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 256 << 20, page_bytes: 16 << 10, segment_bytes: 64 << 20 }
+    }
+}
+
+/// See the module.
+pub(crate) struct Shelf {
+    files: Arc<dyn Files>,
+    cache: Arc<Cache>,
+    pub(crate) database: [u8; 16],
+    pub(crate) options: ShelfOptions,
+    /// k segments that some state holds open: it reads them as long as it lives, with or without a name.
+    pages_files: Mutex<BTreeMap<SegmentId, Weak<dyn ReadFile>>>,
+}
+
+/// Name of an r segment, relative to the data directory.
+pub(super) fn revisions_name(id: SegmentId) -> String {
+    segment::path(id, SegmentKind::Revisions).display().to_string()
+}
+
+impl Shelf {
+    pub(crate) fn new(files: Arc<dyn Files>, database: [u8; 16], options: ShelfOptions) -> Arc<Self> {
+        let cache = Cache::new(options.cache_bytes);
+        Arc::new(Self { files, cache, database, options, pages_files: Mutex::default() })
+    }
+
+    /// Opens an r segment.
+    pub(crate) fn open_revisions(&self, summary: &SegmentSummary) -> Result<Arc<RevisionSegment>> {
+        RevisionSegment::open(&*self.files, self.cache.clone(), self.database, *summary)
+    }
+
+    /// A k segment's file. A state that may read it holds it.
+    pub(crate) fn pages_file(&self, id: SegmentId) -> Result<Arc<dyn ReadFile>> {
+        let mut open = self.pages_files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.get(&id).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let path = segment::path(id, SegmentKind::Pages);
+        let file = self.files.open(&path).map_err(|error| match error.kind {
+            IoErrorKind::NotFound => Error::Corruption {
+                file: path.display().to_string(),
+                offset: 0,
+                what: "a file with pages of the checkpoint was expected, none found".into(),
+            },
+            _ => Error::from(error),
+        })?;
+        segment::check_header(&*file, id, SegmentKind::Pages, self.database)?;
+        open.retain(|_, file| file.strong_count() > 0);
+        open.insert(id, Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Drops what is cached of a segment that the newest state does not refer to.
+    pub(crate) fn forget(&self, id: SegmentId) {
+        self.cache.remove_segment(id);
+    }
+
+    /// Loads pages of one tree.
+    pub(crate) fn pages(&self, tree: TreeId) -> TreePages<'_> {
+        TreePages { shelf: self, tree, cached: true }
+    }
+
+    /// The same past the cache: what is verified is what is on disk now, and a walk over everything pushes nothing out.
+    pub(super) fn pages_on_disk(&self, tree: TreeId) -> TreePages<'_> {
+        TreePages { shelf: self, tree, cached: false }
+    }
+
+    /// A page, verified against its reference.
+    pub(crate) fn load_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
+        let key = CacheKey { segment: reference.segment, block: reference.block };
+        if let Some(page) = self.cache.get::<Page>(key) {
+            return Ok(page);
+        }
+        let page = self.read_page(tree, reference)?;
+        let class = if reference.level > 0 { Class::Inner } else { Class::Leaf };
+        self.cache.insert(key, class, page.clone());
+        Ok(page)
+    }
+
+    fn read_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
+        let file = self.pages_file(reference.segment)?;
+        let page = segment::read_verified(&*file, reference.offset(), reference.bytes(), |bytes| {
+            Page::decode(bytes.into_bytes(), reference, tree as u8, &self.database)
+        })?;
+        Ok(Arc::new(page))
+    }
+
+    /// Reads the first block of a k segment again.
+    pub(super) fn verify_header(&self, id: SegmentId) -> Result<()> {
+        segment::check_header(&*self.pages_file(id)?, id, SegmentKind::Pages, self.database)
+    }
+
+    /// What the cache holds.
+    pub(crate) fn cache_stats(&self) -> CacheStats {
+        self.cache.stats()
+    }
+}
+
+/// See [`Shelf::pages`].
+#[derive(Clone, Copy)]
+pub(crate) struct TreePages<'a> {
+    shelf: &'a Shelf,
+    tree: TreeId,
+    cached: bool,
+}
+
+impl Pages for TreePages<'_> {
+    fn load(&self, reference: &PageRef) -> Result<Arc<Page>, Error> {
+        match self.cached {
+            true => self.shelf.load_page(self.tree, reference),
+            false => self.shelf.read_page(self.tree, reference),
+        }
+    }
+}

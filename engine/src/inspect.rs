@@ -1,0 +1,219 @@
+//! Looking at a data directory without opening the database: what is where, and whether all of it verifies.
+//!
+//! **Contract.** For tools and support. Read-only: no lock is taken, nothing is written or synced, so a directory that a process
+//! has open is looked at as well as one that lies still. An [`Inspection`] is one state of the directory; its files are held
+//! open, so it stays whole when a checkpoint replaces them. What is found may not survive a power cut: nobody may act on it but
+//! a person.
+//!
+//! **A directory in use** changes under the reader: a superblock is read while it is written, a segment is removed between the
+//! superblock and the file, the log grows behind its end. So damage counts only when it is found twice in one place under one
+//! superblock ([`Retries`]).
+//!
+//! **Does not know** how anything is printed. Never repairs.
+//!
+//! Reading order: this file (opening, verification), `view` (the plain structs and how they are filled).
+mod view;
+
+pub use view::{
+    CellView, IndexBlockView, KeyView, LivePageView, PageView, RecordView, SegmentDetail, SegmentView,
+    SuperblockView, TreeView,
+};
+
+use crate::disk_state::{DiskState, Positions, Shelf, ShelfOptions, VerifyCounts, VerifyProgress};
+use crate::error::{Error, Result};
+use crate::io::disk::{BLOCK_BYTES, run};
+use crate::io::read_only_disk::ReadOnlyDisk;
+use crate::io::{IoErrorKind, Operation, Outcome};
+use crate::segment;
+use crate::superblock::{self, Stage, Superblock};
+use crate::wal::{self, LogReport};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A directory in use changes its superblock every few seconds at most.
+const ATTEMPTS_MAX: u32 = 8;
+/// Long enough for a superblock or a group that was being written to be whole.
+const PAUSE: Duration = Duration::from_millis(50);
+/// Index blocks and inner pages of a verification; every byte is read from its file all the same.
+const CACHE_BYTES: usize = 64 << 20;
+
+/// One state of a directory.
+pub struct Inspection {
+    directory: PathBuf,
+    superblock: Superblock,
+    shelf: Arc<Shelf>,
+    state: DiskState,
+}
+
+/// What a verification read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Verified {
+    /// The checkpoint's part; all 0 if there is none.
+    pub checkpoint: VerifyCounts,
+    /// The log's part; none while the directory is being made.
+    pub log: Option<LogReport>,
+}
+
+/// Decides whether an error is damage or a directory that changed under the reader.
+#[derive(Default)]
+struct Retries {
+    attempts: u32,
+    last: Option<(Option<u64>, String)>,
+}
+
+impl Retries {
+    /// The error to report, or none to try again. `sequence` is that of the superblock that led to it.
+    fn judge(&mut self, sequence: Option<u64>, error: Error) -> Option<Error> {
+        self.attempts += 1;
+        let may_pass = match &error {
+            Error::Corruption { .. } => true,
+            Error::Io(error) => error.kind == IoErrorKind::NotFound,
+            _ => false,
+        };
+        let found = (sequence, error.to_string());
+        if !may_pass || self.attempts == ATTEMPTS_MAX || self.last.as_ref() == Some(&found) {
+            return Some(error);
+        }
+        self.last = Some(found);
+        pause();
+        None
+    }
+}
+
+/// Files in `seg`, relative to the directory.
+fn list_segments(directory: &Path) -> Result<Vec<String>> {
+    let mut disk = ReadOnlyDisk::open(directory)?;
+    match run(&mut disk, Operation::List { path: PathBuf::from(segment::DIRECTORY) }) {
+        Ok((Outcome::Names(names), _)) => {
+            Ok(names.iter().map(|name| format!("{}/{name}", segment::DIRECTORY)).collect())
+        }
+        Ok(_) => unreachable!("a listing gives names"),
+        Err(error) if error.kind == IoErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a tool waits for another process; nothing of the engine runs here"
+)]
+fn pause() {
+    std::thread::sleep(PAUSE);
+}
+
+impl Inspection {
+    /// Looks at a directory.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there is no database in it, or one of a later format; [`Error::Corruption`] if the superblock or
+    /// what the state is made of does not verify.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self> {
+        let mut retries = Retries::default();
+        loop {
+            let mut sequence = None;
+            match Self::open_once(directory.as_ref(), &mut sequence) {
+                Ok(inspection) => return Ok(inspection),
+                Err(error) => {
+                    if let Some(error) = retries.judge(sequence, error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn open_once(directory: &Path, sequence: &mut Option<u64>) -> Result<Self> {
+        let mut disk = ReadOnlyDisk::open(directory)?;
+        let Some(superblock) = Superblock::inspect(&mut disk)? else {
+            return Err(Error::Refused(format!("there is no database in {}", directory.display())));
+        };
+        *sequence = Some(superblock.sequence());
+        let options = ShelfOptions { cache_bytes: CACHE_BYTES, ..ShelfOptions::default() };
+        let shelf = Shelf::new(disk.files(), superblock.database, options);
+        let state = match superblock.has_checkpoint() {
+            true => DiskState::open(
+                shelf.clone(),
+                superblock.roots,
+                Positions {
+                    applied: (superblock.applied_index, superblock.applied_term),
+                    revision: superblock.revision,
+                    compact_revision: superblock.compact_revision,
+                },
+            )?,
+            false => DiskState::empty(),
+        };
+        Ok(Self { directory: directory.to_path_buf(), superblock, shelf, state })
+    }
+
+    /// Reads and verifies everything that the superblock refers to: its own four copies, the log from the replay position to its
+    /// end, all pages, all records. `progress` is called every few hundred KiB.
+    ///
+    /// # Errors
+    /// The first damage found: file, offset, what was expected and what was found.
+    pub fn verify(directory: impl AsRef<Path>, progress: &mut dyn FnMut(VerifyProgress)) -> Result<Verified> {
+        let mut retries = Retries::default();
+        loop {
+            let mut sequence = None;
+            let opened = Self::open_once(directory.as_ref(), &mut sequence);
+            match opened.and_then(|inspection| inspection.verify_once(progress)) {
+                Ok(verified) => return Ok(verified),
+                Err(error) => {
+                    if let Some(error) = retries.judge(sequence, error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn verify_once(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<Verified> {
+        self.verify_copies()?;
+        let log = match self.superblock.stage {
+            Stage::Creating => None,
+            Stage::Ready => Some(self.verify_log(progress)?),
+        };
+        Ok(Verified { checkpoint: self.state.verify(progress)?, log })
+    }
+
+    /// All four copies of the superblock hold the state in force.
+    fn verify_copies(&self) -> Result<()> {
+        let expected = self.superblock.sequence();
+        for (copy, found) in self.superblock.copies().into_iter().enumerate() {
+            if found != Some(expected) {
+                return Err(Error::Corruption {
+                    file: superblock::FILE.to_string(),
+                    offset: (copy * BLOCK_BYTES) as u64,
+                    what: match found {
+                        Some(found) => {
+                            format!("copy {copy} with sequence {expected} expected, {found} found")
+                        }
+                        None => format!(
+                            "copy {copy} with sequence {expected} expected, a block that does not verify found"
+                        ),
+                    },
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn verify_log(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<LogReport> {
+        let mut disk = ReadOnlyDisk::open(&self.directory)?;
+        let Superblock { database, segment_bytes, wal_replay_lsn, .. } = self.superblock;
+        wal::inspect(
+            &mut disk,
+            database,
+            u64::from(segment_bytes),
+            wal_replay_lsn,
+            &mut |_| Ok(()),
+            &mut |read| {
+                progress(VerifyProgress {
+                    part: "log",
+                    bytes_done: read.bytes_done,
+                    bytes_total: read.bytes_total,
+                });
+            },
+        )
+    }
+}

@@ -1,0 +1,186 @@
+//! What of the store goes to disk, and what comes from it: the writer's side of a checkpoint.
+//!
+//! The writer notes which system records and which keys of leases changed. At the end of an entry of the log it can cut:
+//! what is in memory then becomes a [`Run`], which a checkpoint turns into a new state on disk; when that is durable,
+//! [`StoreWriter::install`] puts it under the memtables and lets those go that are in it.
+//!
+//! **System tree.** Two kinds of keys: `s` + the caller's key, with the caller's value; `l` + lease (i64, big-endian) + key,
+//! without a value, for each key that is attached to a lease. So a start reads what leases hold, never all keys.
+//!
+//! Invariant F1: a cut lies between two entries of the log: what a run holds is the effect of the entries up to its
+//! index, whole (I4 of the engine's crash argument).
+use super::store::Store;
+use super::writer::StoreWriter;
+use crate::base::ids::Lsn;
+use crate::disk_state::DiskState;
+use crate::error::{Error, Result};
+use crate::memtable::Memtable;
+use bytes::{BufMut, Bytes, BytesMut};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const SYSTEM_PREFIX: u8 = b's';
+const LEASE_PREFIX: u8 = b'l';
+
+/// Changes of the system tree: new value, or none for a removal.
+pub(crate) type SystemChanges = BTreeMap<Bytes, Option<Bytes>>;
+
+/// Where in the log a cut is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutPosition {
+    /// Index of the last entry whose effects are included.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Its position; recovery starts there, and skips what is applied.
+    pub lsn: Lsn,
+}
+
+/// A run of frozen memtables that becomes a checkpoint.
+#[derive(Clone)]
+pub(crate) struct Run {
+    /// Oldest first; empty if only a compaction or the system tree has something to write.
+    pub(crate) tables: Vec<Arc<Memtable>>,
+    pub(crate) position: CutPosition,
+    /// Head at the cut.
+    pub(crate) revision: i64,
+    /// Compact revision at the cut.
+    pub(crate) compact_revision: i64,
+    pub(crate) system: SystemChanges,
+}
+
+/// What the writer keeps for its next cut.
+#[derive(Default)]
+pub(super) struct Flush {
+    system: SystemChanges,
+    /// Memtables of runs that are not installed yet: those are not cut again.
+    cut_tables: Vec<Arc<Memtable>>,
+    /// A compaction was applied since the last cut, and there is something on disk for it.
+    compacted: bool,
+}
+
+fn system_key(key: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(key.len() + 1);
+    bytes.put_u8(SYSTEM_PREFIX);
+    bytes.put_slice(key);
+    bytes.freeze()
+}
+
+fn lease_key(lease: i64, key: &[u8]) -> Bytes {
+    let mut bytes = BytesMut::with_capacity(key.len() + 9);
+    bytes.put_u8(LEASE_PREFIX);
+    bytes.put_i64(lease);
+    bytes.put_slice(key);
+    bytes.freeze()
+}
+
+impl Flush {
+    pub(super) fn note_system(&mut self, key: &[u8], value: Option<&Bytes>) {
+        self.system.insert(system_key(key), value.cloned());
+    }
+
+    pub(super) fn note_lease(&mut self, key: &[u8], from: i64, to: i64) {
+        if from != 0 {
+            self.system.insert(lease_key(from, key), None);
+        }
+        if to != 0 {
+            self.system.insert(lease_key(to, key), Some(Bytes::new()));
+        }
+    }
+
+    pub(super) fn note_compaction(&mut self) {
+        self.compacted = true;
+    }
+}
+
+impl StoreWriter {
+    /// Starts from a state on disk; to be called on a fresh writer, before anything is applied.
+    ///
+    /// # Errors
+    /// If the system tree cannot be read.
+    pub(crate) fn attach(&mut self, disk: Arc<DiskState>) -> Result<()> {
+        let shared = &self.store.shared;
+        let mut system = BTreeMap::new();
+        disk.for_each_system(&mut |key, value| {
+            match key.split_first() {
+                Some((&SYSTEM_PREFIX, key)) => {
+                    system.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
+                }
+                Some((&LEASE_PREFIX, rest)) if rest.len() >= 8 => {
+                    let (lease, key) = rest.split_at(8);
+                    let lease = i64::from_be_bytes(lease.try_into().expect("eight bytes"));
+                    shared.leases.change(key, 0, lease);
+                }
+                _ => {
+                    return Err(Error::Refused(format!(
+                        "the system tree holds a key of a kind this build does not know: {key:02x?}"
+                    )));
+                }
+            }
+            Ok(())
+        })?;
+        *shared.system.write().expect("nothing panics while it holds this lock") = system;
+        shared.keys_count.store(disk.keys_count(), Ordering::Relaxed);
+        *shared.applied.lock().expect("nothing panics while it holds this lock") = disk.applied();
+        self.head = disk.revision().max(1);
+        self.notified = self.head;
+        shared.head.store(self.head, Ordering::Release);
+        self.accounted_revision = disk.compact_revision();
+        let compact_revision = disk.compact_revision();
+        self.publish_view(self.view.tables.clone(), disk, compact_revision);
+        Ok(())
+    }
+
+    /// True when the active memtable has reached its size.
+    pub(crate) fn is_full(&self) -> bool {
+        self.active.used_bytes() >= self.options.memtable_bytes
+    }
+
+    /// True when a compaction has made something on disk dead since the last cut.
+    pub(crate) fn wants_sweep(&self) -> bool {
+        self.flush.compacted
+    }
+
+    /// Cuts behind the entry at `position`, which is applied with all its effects (F1).
+    pub(crate) fn cut(&mut self, position: CutPosition) -> Run {
+        assert_eq!(
+            self.store.applied().0,
+            position.index,
+            "F1: the entry at the cut is the last one applied"
+        );
+        self.freeze();
+        let mut tables: Vec<_> = self.view.tables[1..]
+            .iter()
+            .filter(|table| !self.flush.cut_tables.iter().any(|cut| Arc::ptr_eq(cut, table)))
+            .cloned()
+            .collect();
+        tables.reverse();
+        self.flush.cut_tables.extend(tables.iter().cloned());
+        self.flush.compacted = false;
+        Run {
+            tables,
+            position,
+            revision: self.head,
+            compact_revision: self.view.compact_revision,
+            system: std::mem::take(&mut self.flush.system),
+        }
+    }
+
+    /// Puts the state that a checkpoint of `run` has made under the memtables, and lets those of the run go.
+    pub(crate) fn install(&mut self, run: &Run, disk: Arc<DiskState>) {
+        assert_eq!(disk.revision(), run.revision, "M4: the state on disk is that of the cut");
+        let is_of_run = |table: &Arc<Memtable>| run.tables.iter().any(|other| Arc::ptr_eq(other, table));
+        let tables: Vec<_> = self.view.tables.iter().filter(|table| !is_of_run(table)).cloned().collect();
+        self.flush.cut_tables.retain(|table| !is_of_run(table));
+        self.publish_view(tables, disk, self.view.compact_revision);
+        self.retired.extend(run.tables.iter().cloned());
+    }
+}
+
+impl Store {
+    /// The state under the memtables.
+    pub(crate) fn disk(&self) -> Arc<DiskState> {
+        self.shared.views.load().disk.clone()
+    }
+}
