@@ -9,6 +9,8 @@
 //! - A2: every member decodes a command to the same value, or stops (see [`command`]).
 //! - A3: every system record decodes (see [`records`]).
 //! - A4: entries are applied in index order, each once.
+//! - A5: a command that this member cannot carry out, because its disk cannot be read, is not skipped: the process ends
+//!   before anybody is served from a state that others do not have.
 //!
 //! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then the operation's own errors. A
 //! write that exceeds this member's quota is applied and then answered as refused.
@@ -224,12 +226,24 @@ impl StateMachine for Machine {
                 panic!("A2: log entry {} holds a command that cannot be applied: {error}", entry.index)
             });
             let applied = self.execute(context, command);
+            if let Err(ApiError::Unreadable(what)) = &applied.result {
+                // Nothing after it may be applied either, so this member has come to its end.
+                panic!("A5: log entry {} cannot be applied, since its own disk fails: {what}", entry.index);
+            }
             if !entry.replay {
                 self.results.deliver(id, applied);
             }
         }
         self.writer.set_applied(entry.index, entry.term);
         self.view.set_term(entry.term);
+    }
+
+    fn storage(&mut self) -> Option<&mut StoreWriter> {
+        Some(&mut self.writer)
+    }
+
+    fn attached(&mut self) {
+        self.load();
     }
 
     fn flush(&mut self) {

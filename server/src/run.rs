@@ -27,6 +27,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use sternpost_engine::checkpoint::{CheckpointEvent, CheckpointOptions};
 use sternpost_engine::io::BackendChoice;
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::{self, CalibrationReport};
@@ -258,7 +259,7 @@ async fn start_member(
         message_bytes_max: config.message_bytes_max(),
         request_timeout: config.request_timeout(),
         lease_ttl_min: config.lease_ttl_min_s(),
-        store: StoreOptions::default(),
+        store: StoreOptions { memtable_bytes: config.memtable_bytes },
         watch_progress_interval: config.watch_progress_interval,
         metrics,
     };
@@ -276,11 +277,13 @@ async fn start_member(
         },
         ..LogOptions::default()
     };
+    let mut checkpoint = CheckpointOptions::default();
+    checkpoint.shelf.cache_bytes = config.cache_bytes;
     let directory = config.data_dir.clone();
     let (report, solo) = tokio::sync::oneshot::channel();
     let server = Server::start_with(options, move |machine, genesis| {
         let progress = Box::new(log_progress());
-        let solo = Arc::new(Solo::start(SoloOptions { directory, log, genesis, progress }, machine)?);
+        let solo = Arc::new(Solo::start(SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint: Some(Box::new(log_checkpoint)) }, machine)?);
         let opened = solo.opened();
         tracing::info!(
             cluster_id = format!("{:x}", opened.cluster_id),
@@ -323,7 +326,7 @@ async fn start_member(
         member_id: server.header.member_id(),
         feature_gates: config.feature_gates.clone(),
         inflight: InflightBudget::new(config.inflight_bytes_max),
-        wal_stats: Box::new(move || stats_solo.wal_stats()),
+        wal_stats: Box::new(move || Some(stats_solo.stats()?.0)),
     };
     Ok((server, Arc::new(diagnostics), solo))
 }
@@ -359,6 +362,27 @@ fn log_progress() -> impl FnMut(OpenProgress<'_>) + Send {
                 );
             }
         }
+    }
+}
+
+/// A line for each checkpoint, and for one that fails.
+fn log_checkpoint(event: CheckpointEvent<'_>) {
+    match event {
+        CheckpointEvent::Made(report) => tracing::info!(
+            records_written = report.records_written,
+            records_skipped = report.records_skipped,
+            records_killed = report.records_killed,
+            records_cleaned = report.records_cleaned,
+            revision_bytes = report.revision_bytes,
+            page_bytes = report.page_bytes,
+            segments_removed = report.segments_removed,
+            took_ms = report.duration_us / 1000,
+            "made a checkpoint"
+        ),
+        CheckpointEvent::Failing(error) => tracing::error!(
+            %error,
+            "a checkpoint failed and is tried again; until one is made the log and the memory grow"
+        ),
     }
 }
 

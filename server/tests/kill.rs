@@ -30,7 +30,7 @@ use sternpost_server::wire::etcdserverpb::{
     DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, WatchCreateRequest, WatchRequest,
 };
 use sternpost_server::wire::mvccpb::event::EventType;
-use support::process::{Server, subject};
+use support::process::{Program, Server, subject};
 use tonic::transport::{Channel, Endpoint};
 
 const WRITERS: usize = 16;
@@ -55,17 +55,29 @@ struct Told {
 
 #[test]
 fn acknowledged_writes_survive_kills() {
+    let Some(program) = subject() else { return };
+    survive_kills(program, &[]);
+}
+
+/// A checkpoint every few hundred writes, so that kills hit them at every stage.
+#[test]
+fn acknowledged_writes_survive_kills_during_checkpoints() {
+    if subject() == Some(Program::Sternpost) {
+        survive_kills(Program::Sternpost, &["--memtable-bytes=65536".into(), "--cache-bytes=1048576".into()]);
+    }
+}
+
+fn survive_kills(program: Program, flags: &[String]) {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
     let kills =
         number("STERNPOST_KILLS").map_or(KILLS_DEFAULT, |kills| usize::try_from(kills).expect("a count"));
     let seed = number("STERNPOST_SEED").unwrap_or(1);
-    let Some(program) = subject() else { return };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .expect("a runtime");
-    let mut server = Server::start(program, &[]);
+    let mut server = Server::start(program, flags);
     let mut random = Rng::new(seed);
     let mut keys: HashMap<String, String> = HashMap::new();
     let (mut revision, mut acknowledged, mut survivors) = (1, 0, 0);

@@ -62,10 +62,11 @@ impl Machine {
 
     /// Ends a lease: its keys are deleted in one revision, with the lease's own record in the same log entry.
     pub(super) fn lease_end(&mut self, context: Context, lease: i64) -> Result<Outcome, ApiError> {
-        if self.leases.leases.remove(&lease).is_none() {
+        if !self.leases.exists(lease) {
             return Err(ApiError::LeaseNotFound);
         }
-        let deleted = self.writer.delete_lease_keys(lease);
+        let deleted = self.writer.delete_lease_keys(lease)?;
+        self.leases.leases.remove(&lease);
         records::delete_lease(&mut self.writer, lease);
         let counters = &self.view.counters;
         context.count(&counters.keys_deleted, deleted.deleted);

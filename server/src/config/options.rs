@@ -568,6 +568,14 @@ pub static OPTIONS: &[OptionSpec] = &[
         "268435456",
         "Bytes of request bodies held at once over all connections; beyond it requests are refused.",
     ),
+    option(Sternpost, "cache-bytes", Kind::Uint, "268435456", "Memory for pages and values read from disk."),
+    option(
+        Sternpost,
+        "memtable-bytes",
+        Kind::Uint,
+        "67108864",
+        "Changes gathered in memory before a checkpoint writes them to disk; there are up to four times as many at once.",
+    ),
     option(
         Sternpost,
         "worker-threads",

@@ -73,6 +73,10 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Bytes of request bodies held at once over all connections.
     pub inflight_bytes_max: usize,
+    /// Memory for pages and values read from disk.
+    pub cache_bytes: usize,
+    /// Size at which a memtable is written to disk.
+    pub memtable_bytes: usize,
     /// HTTP/2 streams of one connection.
     pub concurrent_streams_max: u32,
     /// Time between pings to a client, none for never.
@@ -340,6 +344,8 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         txn_ops_max: size(settings.uint("max-txn-ops")),
         request_bytes_max: size(request_bytes),
         inflight_bytes_max: size(settings.uint("max-inflight-bytes")),
+        cache_bytes: size(settings.uint("cache-bytes")),
+        memtable_bytes: size(settings.uint("memtable-bytes")),
         concurrent_streams_max: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),
         keepalive_interval: positive(settings.duration_ns("grpc-keepalive-interval")),
         keepalive_timeout: positive(settings.duration_ns("grpc-keepalive-timeout")).unwrap_or(Duration::MAX),

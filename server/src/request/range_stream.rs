@@ -61,7 +61,7 @@ impl RangeChunks {
     }
 
     fn chunk(&mut self, mut range: Range) -> Result<Chunk, ApiError> {
-        let outcome = self.store.range(&range)?;
+        let outcome = super::read::read_many(&self.store, || self.store.range(&range))?;
         if self.revision == 0 {
             self.revision = outcome.revision;
             if range.revision <= 0 {

@@ -45,7 +45,11 @@ impl Pipeline {
             self.read_barrier().await?;
         }
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
-        Ok(self.store.range(&request.into())?)
+        let range = Range::from(request);
+        if range.range.end.is_empty() {
+            return Ok(self.store.range(&range)?);
+        }
+        Ok(read_many(&self.store, || self.store.range(&range))?)
     }
 
     /// Runs a checked transaction that only reads.
@@ -55,10 +59,11 @@ impl Pipeline {
         }
         let txn = Txn::from(request);
         self.counters.read_only_txns.fetch_add(1, Ordering::Relaxed);
-        let mut outcome = read_txn(&self.store, &txn);
+        let read = || read_many(&self.store, || read_txn(&self.store, &txn));
+        let mut outcome = read();
         for _ in 1..READ_TXN_TRIES {
             match outcome {
-                Err(ReadTxnError::Overtaken) => outcome = read_txn(&self.store, &txn),
+                Err(ReadTxnError::Overtaken) => outcome = read(),
                 decided => {
                     outcome = decided;
                     break;
@@ -79,6 +84,28 @@ enum ReadTxnError {
     Overtaken,
 }
 
+impl ReadTxnError {
+    /// Of a read at the revision of the transaction.
+    fn at_now(error: OperationError) -> Self {
+        match error {
+            OperationError::Unreadable(_) => Self::Operation(error),
+            _ => Self::Overtaken,
+        }
+    }
+}
+
+/// Runs a read of many keys. Once there is something on disk it may have to wait for the device many times, and the
+/// runtime's other tasks shall not wait with it. One key is one or two reads at worst, and handing over costs as much.
+pub(super) fn read_many<T>(store: &Store, read: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    let other_threads = || Handle::try_current().map(|handle| handle.runtime_flavor());
+    if store.is_on_disk() && matches!(other_threads(), Ok(RuntimeFlavor::MultiThread)) {
+        tokio::task::block_in_place(read)
+    } else {
+        read()
+    }
+}
+
 /// Compares and ranges, all at the revision that is current now.
 fn read_txn(store: &Store, txn: &Txn) -> Result<TxnOutcome, ReadTxnError> {
     let revision = store.revision();
@@ -96,7 +123,7 @@ fn read_txn(store: &Store, txn: &Txn) -> Result<TxnOutcome, ReadTxnError> {
             unreachable!("a read-only transaction has only ranges")
         };
         let outcome = if range.revision <= 0 {
-            store.range(&Range { revision, ..range.clone() }).map_err(|_| ReadTxnError::Overtaken)?
+            store.range(&Range { revision, ..range.clone() }).map_err(ReadTxnError::at_now)?
         } else if range.revision > revision {
             return Err(ReadTxnError::Operation(OperationError::FutureRevision(revision)));
         } else {
@@ -116,7 +143,7 @@ fn holds(store: &Store, compare: &Compare, revision: i64) -> Result<bool, ReadTx
         keys_only: !matches!(compare.target, CompareTarget::Value(_) | CompareTarget::Lease(_)),
         ..Range::default()
     };
-    let found = store.range(&range).map_err(|_| ReadTxnError::Overtaken)?;
+    let found = store.range(&range).map_err(ReadTxnError::at_now)?;
     if found.kvs.is_empty() {
         let is_value = matches!(compare.target, CompareTarget::Value(_));
         return Ok(!is_value && holds_for(compare, &KeyValue::default()));

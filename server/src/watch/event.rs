@@ -8,6 +8,7 @@
 use bytes::Bytes;
 use prost::encoding::{WireType, encode_key, encode_varint, encoded_len_varint, key_len};
 use std::sync::{Arc, OnceLock};
+use sternpost_engine::OperationError;
 use sternpost_engine::mvcc::{Event, EventKind, KeyValue, Store};
 
 /// See the module.
@@ -33,8 +34,15 @@ impl SharedEvent {
     }
 
     /// Looks up the previous state, once.
-    pub fn load_previous(&self, store: &Store) {
-        self.previous.get_or_init(|| store.previous(&self.event));
+    ///
+    /// # Errors
+    /// If it is on disk and cannot be read; the next call tries again.
+    pub fn load_previous(&self, store: &Store) -> Result<(), OperationError> {
+        if self.previous.get().is_none() {
+            let previous = store.previous(&self.event)?;
+            self.previous.get_or_init(|| previous);
+        }
+        Ok(())
     }
 
     /// The encoded field; `previous` says whether the previous state is in it.

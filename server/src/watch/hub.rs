@@ -487,17 +487,19 @@ impl Hub {
 
     /// A compaction removed events that were not yet distributed. The apply loop distributes before it compacts, so this is not expected;
     /// the watchers that missed them hear it the way lagging ones do.
+    /// What cannot be read from disk is skipped here, and the watchers concerned hear it when they catch up.
     fn overtaken_by_compaction(&mut self, error: &OperationError, head: i64) {
-        let OperationError::Compacted(compacted) = error else {
-            panic!("W2: reading events from {} failed: {error}", self.position)
-        };
-        tracing::warn!(
-            position = self.position,
-            compact_revision = compacted,
-            "a compaction overtook the watch hub"
-        );
         let position = self.position;
-        self.position = (*compacted).clamp(position, head + 1);
+        self.position = match error {
+            OperationError::Compacted(compacted) => {
+                tracing::warn!(position, compact_revision = compacted, "a compaction overtook the watch hub");
+                (*compacted).clamp(position, head + 1)
+            }
+            error => {
+                tracing::error!(position, %error, "events cannot be read");
+                head + 1
+            }
+        };
         for index in 0..self.slots.len() {
             let generation = self.slots[index].generation;
             let Some(watcher) = self.slots[index].watcher.as_mut() else { continue };
@@ -522,11 +524,23 @@ impl Hub {
             EventKind::Put => watcher.no_put,
             EventKind::Delete => watcher.no_delete,
         };
-        if revision < watcher.next || is_filtered {
+        if revision < watcher.next || is_filtered || watcher.place == Place::Compacted {
             return;
         }
-        if watcher.previous {
-            event.load_previous(store);
+        if watcher.previous
+            && let Err(error) = event.load_previous(store)
+        {
+            tracing::error!(revision, %error, "the state before an event cannot be read");
+            // Of this pass it gets nothing: an event without its previous state would be a wrong one.
+            if watcher.response != NO_RESPONSE {
+                self.responses[watcher.response as usize].1.events.clear();
+            }
+            if matches!(watcher.place, Place::Synced(_)) {
+                self.leave_matcher(index);
+            }
+            let key = WatcherKey { index, generation: self.slots[index as usize].generation };
+            self.cancel_unreadable(key);
+            return;
         }
         if watcher.response == NO_RESPONSE {
             watcher.response =
@@ -551,6 +565,9 @@ impl Hub {
         for (index, mut response) in responses.drain(..) {
             let Some(watcher) = self.slots[index as usize].watcher.as_mut() else { continue };
             watcher.response = NO_RESPONSE;
+            if watcher.place == Place::Compacted {
+                continue;
+            }
             response.revision = next - 1;
             let stream = self.streams.get_mut(&watcher.stream).expect("W5: a watcher's stream is open");
             match stream.outbox.push_events(response) {
@@ -630,7 +647,19 @@ impl Hub {
                 }
                 return;
             }
-            Err(error) => panic!("W1: reading events for lagging watchers failed: {error}"),
+            Err(error) => {
+                tracing::error!(%error, "events for lagging watchers cannot be read");
+                let start = turn.watchers.get(turn.served).map(|(next, _)| *next);
+                while let Some((next, key)) = turn.watchers.get(turn.served).copied()
+                    && Some(next) == start
+                {
+                    turn.served += 1;
+                    if self.is_serving(key) {
+                        self.cancel_unreadable(key);
+                    }
+                }
+                return;
+            }
         };
         while let Some((next, key)) = turn.watchers.get(turn.served).copied()
             && next < covered
@@ -658,6 +687,19 @@ impl Hub {
             watch_id: watcher.id,
             canceled: true,
             compact_revision: compacted,
+            ..Response::default()
+        };
+        self.control(watcher.stream, response);
+    }
+
+    /// History that the watcher needs cannot be read from this member's disk. It may start again elsewhere.
+    fn cancel_unreadable(&mut self, key: WatcherKey) {
+        self.set_place(key.index, Place::Compacted);
+        let watcher = watcher_at(&self.slots, key).expect("W5: the caller looked");
+        let response = Response {
+            watch_id: watcher.id,
+            canceled: true,
+            cancel_reason: Cow::Borrowed("sternpost: the history cannot be read from this member's disk"),
             ..Response::default()
         };
         self.control(watcher.stream, response);

@@ -18,6 +18,8 @@ macro_rules! error_table {
             $($name,)*
             /// Something this build does not do; says what to do instead.
             Unimplemented(&'static str),
+            /// Something on this member's disk could not be read or does not verify; says what.
+            Unreadable(String),
             /// An error outside etcd's table.
             Other(Code, Cow<'static, str>),
         }
@@ -31,6 +33,7 @@ macro_rules! error_table {
                 match self {
                     $(Self::$name => (Code::$code, $text),)*
                     Self::Unimplemented(text) => (Code::Unimplemented, text),
+                    Self::Unreadable(text) => (Code::DataLoss, text),
                     Self::Other(code, text) => (*code, text),
                 }
             }
@@ -133,6 +136,7 @@ impl From<OperationError> for ApiError {
             OperationError::DuplicateKey => Self::DuplicateKey,
             OperationError::Compacted(_) => Self::Compacted,
             OperationError::FutureRevision(_) => Self::FutureRevision,
+            OperationError::Unreadable(what) => Self::Unreadable(what.error().to_string()),
             other => Self::Other(Code::Unknown, other.to_string().into()),
         }
     }

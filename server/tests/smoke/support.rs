@@ -7,6 +7,7 @@ use std::fmt::Debug;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
+use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::{
@@ -137,7 +138,17 @@ pub(crate) async fn start_durable(directory: &Path) -> Running {
     let directory = directory.to_owned();
     let server = Server::start_with(ServerOptions::default(), move |machine: Machine, genesis: Genesis| {
         let (log, progress) = (LogOptions::default(), Box::new(|_: OpenProgress<'_>| {}));
-        let solo = Solo::start(SoloOptions { directory, log, genesis, progress }, machine)?;
+        let solo = Solo::start(
+            SoloOptions {
+                directory,
+                log,
+                checkpoint: CheckpointOptions::default(),
+                genesis,
+                progress,
+                on_checkpoint: None,
+            },
+            machine,
+        )?;
         let (cluster_id, member_id) = (solo.opened().cluster_id, solo.opened().member_id);
         Ok(StartedReplicator { replicator: Arc::new(solo), cluster_id, member_id })
     });

@@ -28,6 +28,8 @@ const READY_LINE: &str = "ready to serve client requests";
 pub enum Program {
     /// The binary of this workspace.
     Sternpost,
+    /// The same, with so little memory for changes and pages that answers come from checkpoints.
+    SternpostOnDisk,
     /// etcd 3.7.3, built by `benches/peers/build.sh`.
     Etcd,
 }
@@ -36,8 +38,17 @@ impl Program {
     /// The binary, or why there is none here.
     pub fn binary(self) -> Result<PathBuf, String> {
         match self {
-            Program::Sternpost => Ok(PathBuf::from(env!("CARGO_BIN_EXE_sternpost"))),
+            Program::Sternpost | Program::SternpostOnDisk => {
+                Ok(PathBuf::from(env!("CARGO_BIN_EXE_sternpost")))
+            }
             Program::Etcd => peer("etcd"),
+        }
+    }
+
+    fn flags(self) -> &'static [&'static str] {
+        match self {
+            Program::SternpostOnDisk => &["--memtable-bytes=1", "--cache-bytes=0"],
+            Program::Sternpost | Program::Etcd => &[],
         }
     }
 }
@@ -186,6 +197,7 @@ impl Server {
             .arg(format!("--listen-peer-urls={peer_url}"))
             .arg(format!("--initial-advertise-peer-urls={peer_url}"))
             .arg(format!("--initial-cluster=default={peer_url}"))
+            .args(self.program.flags())
             .args(&self.flags)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
