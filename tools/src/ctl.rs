@@ -7,12 +7,13 @@
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
 //! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
 //!
-//! **Does not know** storage: it speaks to a server and reads no data directory.
+//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect` and `verify`, which do nothing
+//! else and speak to none.
 //!
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`.
+//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod json;
@@ -21,7 +22,7 @@ pub(crate) mod printer;
 pub(crate) mod quote;
 pub(crate) mod table;
 
-use crate::{bench, endpoint, kv, lease, watch};
+use crate::{bench, endpoint, inspect, kv, lease, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -57,6 +58,10 @@ enum Command {
     Status,
     /// Endpoint related commands
     Endpoint(endpoint::EndpointCommand),
+    /// Show what a data directory holds; reads files, speaks to no server
+    Inspect(inspect::InspectCommand),
+    /// Read and check everything in a data directory; changes nothing, speaks to no server
+    Verify(verify::VerifyCommand),
     /// Put load on a server and measure it
     Bench(bench::BenchCommand),
 }
@@ -84,6 +89,11 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     if let Command::Bench(command) = command {
         return bench::run(command, &options);
     }
+    match command {
+        Command::Inspect(command) => return inspect::run(command, &options),
+        Command::Verify(command) => return verify::run(&command, &options),
+        _ => {}
+    }
     let printer = options.printer()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -100,7 +110,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Lease(lease) => lease::run(&client, printer, lease).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
-            Command::Bench(_) => unreachable!("handled above"),
+            Command::Bench(_) | Command::Inspect(_) | Command::Verify(_) => unreachable!("handled above"),
         }
     })
 }

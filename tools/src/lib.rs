@@ -3,13 +3,15 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
-//! the load generator in `bench`, the checks in `tidy`.
+//! `inspect` and `verify` for data directories, the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
 pub mod bench;
 pub mod ctl;
 mod endpoint;
+mod inspect;
 mod kv;
 mod lease;
 pub mod tidy;
+mod verify;
 mod watch;

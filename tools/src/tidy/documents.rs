@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const DATA_FILE: &str = "engine/docs/data_file.md";
 
-/// First letters of invariant ids, by module: wal, segments and superblock, tree, revision log, mvcc, compaction,
-/// replication, apply, lease, watch, and the crash rules.
-const INVARIANT_LETTERS: &str = "WSTVMCRALHI";
+/// First letters of invariant ids, by module: wal, segments and superblock, tree, revision log, disk state, checkpoint
+/// (flush and pages), mvcc, compaction, replication, apply, lease, watch, and the crash rules.
+const INVARIANT_LETTERS: &str = "WSTVDFPMCRALHI";
 
 /// Folders whose Markdown states invariants.
 const INVARIANT_DOCUMENTS: &[&str] = &["engine/docs/", "replication/docs/", "server/docs/"];
