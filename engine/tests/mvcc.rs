@@ -359,6 +359,27 @@ fn memory_and_space_of_overwritten_values_are_given_back_after_compaction() {
     assert_eq!(store.range(&range("\0", "\0")).expect("current").count, 100);
 }
 
+/// A compaction during a checkpoint gave its space back only behind the next write. A database that is only read after
+/// it kept everything.
+#[test]
+fn a_compaction_during_a_checkpoint_gives_space_back_without_another_write() {
+    let disk = SimDisk::new(1);
+    let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: 64 << 10 });
+    let options = CheckpointOptions::default();
+    let mut checkpoints = SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("a new disk opens");
+    for index in 0..2_000 {
+        do_put(&mut writer, &format!("key{}", index % 10), &"v".repeat(1000));
+        checkpoints.after_operation(&mut writer);
+    }
+    assert!(checkpoints.stats().runs_count > 1, "checkpoints are due");
+    writer.compact(store.revision()).expect("the head can be compacted to");
+    checkpoints.after_operation(&mut writer);
+    checkpoints.make(&mut writer, false).expect("the disk is whole");
+    while writer.maintain() {}
+    checkpoints.verify().expect("the disk is whole");
+    assert!(store.stats().retained_bytes < 20 << 10, "{:?}", store.stats());
+}
+
 #[test]
 fn listeners_hear_of_each_batch_once() {
     use std::sync::{Arc, Mutex};

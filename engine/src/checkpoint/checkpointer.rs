@@ -99,6 +99,8 @@ pub struct Checkpointer {
     under_way_count: usize,
     /// Position of the last cut, or where the log began.
     last_cut: Option<Lsn>,
+    /// The last entry applied.
+    last_entry: Option<CutPosition>,
     stats: CheckpointStats,
     on_event: Option<OnCheckpoint>,
     /// The newest event was a failure.
@@ -142,6 +144,7 @@ impl Checkpointer {
             waiting: VecDeque::new(),
             under_way_count: 0,
             last_cut: None,
+            last_entry: None,
             stats: CheckpointStats::default(),
             on_event: None,
             told_failing: false,
@@ -179,6 +182,7 @@ impl Checkpointer {
 
     /// Behind an applied entry: cuts if it is time.
     pub fn after_entry(&mut self, writer: &mut StoreWriter, position: CutPosition) {
+        self.last_entry = Some(position);
         let last_cut = *self.last_cut.get_or_insert(position.lsn);
         let idle = self.runs_count() == 0;
         let log_is_long = position.lsn.0.saturating_sub(last_cut.0) >= self.options.wal_bytes_max;
@@ -193,6 +197,19 @@ impl Checkpointer {
         self.waiting.push_back(writer.cut(position));
     }
 
+    /// A compaction that was applied while a run was open: its space is given back now, without waiting for the next
+    /// entry.
+    fn cut_for_sweep(&mut self, writer: &mut StoreWriter) {
+        if let Some(last_entry) = self.last_entry
+            && self.worker.is_some()
+            && self.runs_count() == 0
+            && writer.wants_sweep()
+            && writer.store().applied().0 == last_entry.index
+        {
+            self.cut(writer, last_entry);
+        }
+    }
+
     /// The newest durable state.
     pub(crate) fn state(&self) -> &Arc<DiskState> {
         &self.state
@@ -201,6 +218,7 @@ impl Checkpointer {
     /// Hands over what the log has made durable, and installs what is done. Returns the position from which on the log
     /// is needed, if that has changed.
     pub fn poll(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
+        self.cut_for_sweep(writer);
         let worker = self.worker.as_mut()?;
         let planted = self.options.planted();
         let is_ready = |run: &mut Run| run.position.lsn < durable || planted.has(PlantedBug::HandOverEarly);

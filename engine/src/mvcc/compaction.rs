@@ -35,7 +35,7 @@ impl StoreWriter {
             return Err(OperationError::Compacted(self.view.compact_revision));
         }
         self.publish_view(self.view.tables.clone(), self.view.disk.clone(), revision);
-        if !self.view.disk.is_empty() {
+        if !self.view.disk.is_empty() || self.flush.has_cut_tables() {
             self.flush.note_compaction();
         }
         self.account();

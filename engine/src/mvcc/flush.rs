@@ -89,6 +89,11 @@ impl Flush {
         }
     }
 
+    /// True while memtables are on their way to disk: they will hold what a compaction makes dead.
+    pub(super) fn has_cut_tables(&self) -> bool {
+        !self.cut_tables.is_empty()
+    }
+
     pub(super) fn note_compaction(&mut self) {
         self.compacted = true;
     }
