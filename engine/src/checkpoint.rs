@@ -98,7 +98,7 @@ impl CheckpointReport {
     }
 }
 
-/// Numbers for new segments. Each is used once.
+/// Numbers for new segments. Each is drawn once in a process, and never again once a checkpoint has referred to it.
 pub(crate) struct SegmentIds {
     next: u32,
     /// Stays empty, unless a bug is planted.
@@ -300,12 +300,33 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    fn start_revisions(&mut self, dictionary: Option<Vec<u8>>) -> Result<RevisionWriter> {
-        let id = self.ids.draw()?;
-        self.made.push((id, SegmentKind::Revisions));
-        let database = self.shelf.database;
-        let writer = SegmentWriter::create(self.io, id, SegmentKind::Revisions, database, self.sequence)?;
-        Ok(RevisionWriter::new(writer, database, dictionary))
+    /// Puts a record into the segment under way, and begins one if there is none. After an error there is none.
+    fn push_record(
+        &mut self,
+        writer: &mut Option<RevisionWriter>,
+        dictionary: Option<&[u8]>,
+        record: &LogRecord<'_>,
+    ) -> Result<()> {
+        let mut open = match writer.take() {
+            Some(open) => open,
+            None => {
+                let id = self.ids.draw()?;
+                self.made.push((id, SegmentKind::Revisions));
+                let (kind, database) = (SegmentKind::Revisions, self.shelf.database);
+                let file = SegmentWriter::create(self.io, id, kind, database, self.sequence)?;
+                RevisionWriter::new(file, database, dictionary.map(<[u8]>::to_vec))
+            }
+        };
+        match open.push(self.io, record) {
+            Ok(()) => {
+                *writer = Some(open);
+                Ok(())
+            }
+            Err(error) => {
+                open.abandon(self.io);
+                Err(error)
+            }
+        }
     }
 
     fn finish_revisions(&mut self, writer: RevisionWriter) -> Result<RevisionsFile> {
@@ -333,10 +354,6 @@ impl<'a> Attempt<'a> {
                 {
                     files.push(self.finish_revisions(full)?);
                 }
-                let mut open = match writer.take() {
-                    Some(open) => open,
-                    None => self.start_revisions(dictionary.clone())?,
-                };
                 let key = version.key();
                 let record = LogRecord {
                     revision: version.revision(),
@@ -351,9 +368,8 @@ impl<'a> Attempt<'a> {
                     key,
                     value: version.value(),
                 };
-                open.push(self.io, &record)?;
+                self.push_record(&mut writer, dictionary.as_deref(), &record)?;
                 self.report.records_written += 1;
-                writer = Some(open);
             }
         }
         if let Some(writer) = writer {
@@ -476,10 +492,7 @@ fn unreferenced(old: &DiskState, new: &DiskState) -> Vec<(SegmentId, SegmentKind
 fn remove(io: &mut dyn Io, gone: &[(SegmentId, SegmentKind)], shelf: &Shelf) -> u64 {
     let mut removed = 0;
     for &(id, kind) in gone {
-        match run_io(io, Operation::Unlink { path: segment::path(id, kind) }) {
-            Err(_) if io.is_stopped() => break,
-            _ => removed += 1,
-        }
+        removed += u64::from(run_io(io, Operation::Unlink { path: segment::path(id, kind) }).is_ok());
         shelf.forget(id);
     }
     removed

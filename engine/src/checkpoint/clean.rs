@@ -22,7 +22,7 @@ use crate::disk_state::{
     DEAD_CHUNK_RECORDS, DiskState, PagesInfo, RevisionsFile, Shelf, TreeId, dead_chunk, dead_chunk_key,
 };
 use crate::error::Result;
-use crate::revision_log::{Entry, LogRecord, SegmentSummary};
+use crate::revision_log::{Entry, LogRecord, RevisionWriter, SegmentSummary};
 use crate::tree::{PageRef, Tree};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -96,7 +96,7 @@ impl Attempt<'_> {
     ) -> Result<()> {
         let bytes_max = self.shelf.options.segment_bytes;
         let Some(chosen) = choose(revisions, self.run.revision, bytes_max) else { return Ok(()) };
-        let mut writer = None;
+        let mut writer: Option<RevisionWriter> = None;
         for file in &revisions[chosen.clone()] {
             let dead = self.dead_bits(&file.info.summary, table_edits)?;
             let mut is_live = |entry: &Entry| {
@@ -104,26 +104,27 @@ impl Attempt<'_> {
                 dead[byte] >> bit & 1 == 0
             };
             for record in file.segment.records(Revision::new(0, 0), &mut is_live) {
-                let (entry, record) = record?;
-                let mut open = match writer.take() {
-                    Some(open) => open,
-                    None => self.start_revisions(None)?,
+                let (entry, record) = match record {
+                    Ok(found) => found,
+                    Err(error) => {
+                        if let Some(writer) = writer {
+                            writer.abandon(self.io);
+                        }
+                        return Err(error);
+                    }
                 };
-                open.push(
-                    self.io,
-                    &LogRecord {
-                        revision: entry.revision,
-                        version: record.version,
-                        create_revision: record.create_revision,
-                        lease: record.lease,
-                        prev: record.prev,
-                        jump: None,
-                        key: &record.key,
-                        value: &record.value,
-                    },
-                )?;
+                let record = LogRecord {
+                    revision: entry.revision,
+                    version: record.version,
+                    create_revision: record.create_revision,
+                    lease: record.lease,
+                    prev: record.prev,
+                    jump: None,
+                    key: &record.key,
+                    value: &record.value,
+                };
+                self.push_record(&mut writer, None, &record)?;
                 self.report.records_cleaned += 1;
-                writer = Some(open);
             }
         }
         let cleaned = match writer {

@@ -54,9 +54,14 @@ impl Sink {
     }
 
     /// Makes everything durable but the names.
-    pub(super) fn finish(self, io: &mut dyn Io) -> Result<()> {
-        for writer in self.open.into_iter().flatten() {
-            writer.finish(io)?;
+    pub(super) fn finish(mut self, io: &mut dyn Io) -> Result<()> {
+        for stream in [LEAVES, OTHERS] {
+            if let Some(writer) = self.open[stream].take()
+                && let Err(error) = writer.finish(io)
+            {
+                self.abandon(io);
+                return Err(error);
+            }
         }
         Ok(())
     }

@@ -167,7 +167,21 @@ impl HereWorker {
     }
 }
 
+/// When a broken invariant ends the thread, its owner hears of it like of any failure: it would wait for ever.
+struct TellPanic<'a>(&'a Shared, &'a Waker);
+
+impl Drop for TellPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let what = "the thread of the checkpoints ended with a broken invariant, see its message; reopen to go on";
+            self.0.mailbox().failing = Some(Error::Refused(what.into()));
+            (self.1)();
+        }
+    }
+}
+
 fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &Waker) {
+    let _tell_panic = TellPanic(shared, wake);
     let mut device: Option<Box<dyn Io>> = None;
     let mut pause = PAUSE_MIN;
     loop {
@@ -180,27 +194,27 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                 _ => return,
             }
         };
-        if device.is_none() {
-            device = open_device().map_err(|error| shared.mailbox().failing = Some(error)).ok();
-        }
-        let made = device.as_mut().map(|device| maker.make(&mut **device, &run));
-        let mut mailbox = shared.mailbox();
+        let made = match &mut device {
+            Some(device) => maker.make(&mut **device, &run),
+            None => open_device().and_then(|opened| maker.make(&mut **device.insert(opened), &run)),
+        };
         match made {
-            Some(Ok((state, report))) => {
+            Ok((state, report)) => {
+                let mut mailbox = shared.mailbox();
                 mailbox.jobs.pop_front();
                 mailbox.done.push_back(Done { run, state, report });
                 mailbox.failing = None;
+                drop(mailbox);
+                wake();
                 pause = PAUSE_MIN;
             }
-            other => {
-                if let Some(Err(error)) = other {
-                    mailbox.failing = Some(error);
-                }
+            Err(error) => {
+                shared.mailbox().failing = Some(error);
+                wake();
                 let open = |mailbox: &mut Mailbox| !mailbox.closing;
-                drop(shared.changed.wait_timeout_while(mailbox, pause, open));
+                drop(shared.changed.wait_timeout_while(shared.mailbox(), pause, open));
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
-        wake();
     }
 }
