@@ -593,7 +593,16 @@ impl<M: StateMachine> SoloCore<M> {
 
     fn close(mut self) -> Result<()> {
         self.checkpointer.close();
-        self.shared.queue().stopped.get_or_insert_with(|| "the server has stopped".into());
+        // Left in the queue when memory was full at the end: nobody else answers their proposers.
+        let commands: Vec<_> = {
+            let mut queue = self.shared.queue();
+            queue.stopped.get_or_insert_with(|| "the server has stopped".into());
+            std::mem::take(&mut queue.commands).into_iter().map(|(_, command)| command).collect()
+        };
+        for command in &commands {
+            self.machine.rejected(command, &Rejection::Stopped("the server has stopped".into()));
+        }
+        self.shared.release(&commands);
         if self.failed { Ok(()) } else { self.log.close() }
     }
 }
