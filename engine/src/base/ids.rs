@@ -18,8 +18,8 @@ impl fmt::Display for Lsn {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GroupId(pub u32);
 
-/// Number of a file under `seg/`, shared by all kinds of segment. Drawn from a counter and never used twice: a
-/// segment is written once, sealed, and later unlinked.
+/// Number of a file under `seg/`, shared by all kinds of segment. Drawn from a counter; one that a checkpoint has referred
+/// to is never used again. A segment is written once, sealed, and later unlinked.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct SegmentId(pub u32);
 
