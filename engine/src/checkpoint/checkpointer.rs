@@ -211,6 +211,7 @@ impl Checkpointer {
     }
 
     /// The newest durable state.
+    #[cfg(feature = "sim")]
     pub(crate) fn state(&self) -> &Arc<DiskState> {
         &self.state
     }

@@ -33,7 +33,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 pub(crate) enum Worker {
     /// A thread.
     Thread(ThreadWorker),
-    /// The caller, when it asks for what is done.
+    /// The caller, when it asks for what is done. Only simulations do.
+    #[cfg_attr(not(feature = "sim"), expect(dead_code))]
     Here(Box<HereWorker>),
 }
 
@@ -88,6 +89,7 @@ pub(crate) struct ThreadWorker {
 
 impl Worker {
     /// A worker in the caller's thread, over a device of its own.
+    #[cfg(feature = "sim")]
     pub(crate) fn here(maker: Maker, io: Box<dyn Io>) -> Self {
         Self::Here(Box::new(HereWorker { maker, io, jobs: VecDeque::new(), failing: None }))
     }

@@ -9,7 +9,6 @@
 //!
 //! Invariant F1: a cut lies between two entries of the log: what a run holds is the effect of the entries up to its
 //! index, whole (I4 of the engine's crash argument).
-use super::store::Store;
 use super::writer::StoreWriter;
 use crate::base::ids::Lsn;
 use crate::disk_state::DiskState;
@@ -183,7 +182,8 @@ impl StoreWriter {
     }
 }
 
-impl Store {
+#[cfg(feature = "sim")]
+impl super::Store {
     /// The state under the memtables.
     pub(crate) fn disk(&self) -> Arc<DiskState> {
         self.shared.views.load().disk.clone()
