@@ -3,7 +3,9 @@
 
 pub mod apply;
 pub mod config;
+pub mod corked;
 pub mod diagnostics;
+pub mod first_turn;
 pub mod grpc;
 pub mod grpc_limits;
 pub mod http;

@@ -12,6 +12,8 @@
 //!
 //! **Does not know** what is served.
 use crate::config::{Config, Url};
+use crate::corked::{Answering, Answers, cork};
+use crate::first_turn::FirstTurn;
 use crate::grpc::{Grpc, GrpcBody};
 use crate::metrics::Metrics;
 use axum::Router;
@@ -19,7 +21,7 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::future::Future;
@@ -268,8 +270,8 @@ fn describe(error: &io::Error) -> String {
     }
 }
 
-fn builder(settings: &ConnectionSettings) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn builder(settings: &ConnectionSettings) -> auto::Builder<FirstTurn> {
+    let mut builder = auto::Builder::new(FirstTurn);
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
@@ -288,7 +290,7 @@ fn builder(settings: &ConnectionSettings) -> auto::Builder<TokioExecutor> {
 /// What the connections of a listener share.
 struct Connections {
     served: Served,
-    builder: auto::Builder<TokioExecutor>,
+    builder: auto::Builder<FirstTurn>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 }
@@ -318,13 +320,15 @@ impl Connections {
     ) {
         self.metrics.connections_accepted.inc();
         self.metrics.connections.inc();
-        let service = Requests { connections: self.clone(), remote: remote.into() };
-        let connection = self.builder.serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
+        let answers = Answers::default();
+        let (stream, uncork) = cork(stream, answers.clone());
+        let service = Requests { connections: self.clone(), remote: remote.into(), answers };
+        let mut connection =
+            uncork.drive(Box::pin(self.builder.serve_connection(TokioIo::new(stream), service)));
         let outcome = tokio::select! {
-            outcome = connection.as_mut() => outcome,
+            outcome = &mut connection => outcome,
             () = self.shutdown.begun() => {
-                connection.as_mut().graceful_shutdown();
+                connection.connection().as_mut().graceful_shutdown();
                 connection.await
             }
         };
@@ -340,6 +344,7 @@ impl Connections {
 struct Requests {
     connections: Arc<Connections>,
     remote: Arc<str>,
+    answers: Answers,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Requests {
@@ -356,8 +361,11 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
         match (is_grpc, &served.grpc, &served.http) {
             (true, Some(grpc), _) => {
-                let (grpc, remote) = (grpc.clone(), self.remote.clone());
-                Box::pin(async move { Ok(grpc.call(request, &remote).await.map(EdgeBody::Grpc)) })
+                let (grpc, remote, answering) = (grpc.clone(), self.remote.clone(), self.answers.begin());
+                Box::pin(async move {
+                    let response = grpc.call(request, &remote).await;
+                    Ok(response.map(|body| EdgeBody::Grpc(body, answering)))
+                })
             }
             (_, _, Some(http)) => {
                 let http = http.clone();
@@ -380,7 +388,7 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
 /// Body of either side.
 pub enum EdgeBody {
     /// Of a gRPC method.
-    Grpc(GrpcBody),
+    Grpc(GrpcBody, Answering),
     /// Of an HTTP route.
     Http(axum::body::Body),
 }
@@ -394,21 +402,21 @@ impl Body for EdgeBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         match self.get_mut() {
-            EdgeBody::Grpc(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            EdgeBody::Grpc(body, _) => Pin::new(body).poll_frame(context).map_err(Into::into),
             EdgeBody::Http(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
         }
     }
 
     fn is_end_stream(&self) -> bool {
         match self {
-            EdgeBody::Grpc(body) => body.is_end_stream(),
+            EdgeBody::Grpc(body, _) => body.is_end_stream(),
             EdgeBody::Http(body) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            EdgeBody::Grpc(body) => body.size_hint(),
+            EdgeBody::Grpc(body, _) => body.size_hint(),
             EdgeBody::Http(body) => body.size_hint(),
         }
     }

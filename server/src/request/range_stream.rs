@@ -9,6 +9,7 @@
 //!
 //! **Source**: `rangeStream` and `adjustChunkLimit` in `server/etcdserver/v3_server.go` of etcd 3.7.3.
 use super::{Pipeline, limits};
+use crate::first_turn;
 use crate::wire::convert::range_response;
 use crate::wire::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::wire::status::ApiError;
@@ -48,6 +49,7 @@ impl Pipeline {
         if !request.serializable {
             self.read_barrier().await?;
         }
+        first_turn::leave().await;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         Ok(RangeChunks::new(self.store.clone(), request.into(), self.options.limits.request_bytes_max))
     }

@@ -1,6 +1,7 @@
 //! Reads: linearizable behind a barrier, serializable at once, read-only transactions at one revision.
 use super::Pipeline;
 use super::limits;
+use crate::first_turn;
 use crate::wire::etcdserverpb::{RangeRequest, TxnRequest};
 use crate::wire::status::ApiError;
 use std::cmp::Ordering as Order;
@@ -49,6 +50,7 @@ impl Pipeline {
         if range.range.end.is_empty() {
             return Ok(self.store.range(&range)?);
         }
+        first_turn::leave().await;
         Ok(read_many(&self.store, || self.store.range(&range))?)
     }
 
@@ -57,6 +59,7 @@ impl Pipeline {
         if !limits::is_serializable(&request) {
             self.read_barrier().await?;
         }
+        first_turn::leave().await;
         let txn = Txn::from(request);
         self.counters.read_only_txns.fetch_add(1, Ordering::Relaxed);
         let read = || read_many(&self.store, || read_txn(&self.store, &txn));
