@@ -4,7 +4,7 @@
 //! The data has two properties at every revision: the accounts sum up to a constant, and each pair of keys exists whole
 //! or not at all.
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::mvcc::*;
 use sternpost_engine::{Bytes, OperationError};
@@ -60,10 +60,16 @@ fn assert_consistent_outcome(outcome: &RangeOutcome, revision: i64) {
     assert_consistent(outcome.kvs.iter().map(|kv| (&kv.key, &kv.value)), revision);
 }
 
-fn write(writer: &mut StoreWriter) {
+/// `follower_at` waits until the follower has its first snapshot (0), or has followed so many revisions from there.
+fn write(writer: &mut StoreWriter, follower_at: &dyn Fn(i64)) {
     let mut rng = Rng::new(1);
     let mut balances = vec![100_i64; ACCOUNTS as usize];
+    follower_at(0);
     for step in 0..OPERATIONS {
+        if step == 299 {
+            // From here on it may always be overtaken by a compaction, on a busy machine.
+            follower_at(1);
+        }
         let success = match rng.below(4) {
             0..=1 => {
                 let (from, to) = (rng.below(ACCOUNTS), rng.below(ACCOUNTS));
@@ -99,7 +105,7 @@ fn write(writer: &mut StoreWriter) {
 fn read(store: &Store, done: &AtomicBool, seed: u64) -> (u64, u64) {
     let mut rng = Rng::new(seed);
     let (mut snapshots, mut compacted) = (0, 0);
-    while !done.load(Ordering::Acquire) {
+    while !done.load(Ordering::Acquire) || snapshots == 0 {
         let revision = match rng.below(3) {
             0 => 0,
             // Revision 1 is the empty store: the accounts exist from the first write on.
@@ -132,7 +138,7 @@ fn read(store: &Store, done: &AtomicBool, seed: u64) -> (u64, u64) {
 }
 
 /// Rebuilds the state from events alone.
-fn follow(store: &Store, done: &AtomicBool) -> u64 {
+fn follow(store: &Store, done: &AtomicBool, followed: &AtomicI64) -> u64 {
     let mut rng = Rng::new(9);
     let mut applied = 0;
     'snapshot: loop {
@@ -140,6 +146,7 @@ fn follow(store: &Store, done: &AtomicBool) -> u64 {
         let mut state: BTreeMap<Bytes, KeyValue> =
             snapshot.kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
         let mut next = snapshot.revision + 1;
+        followed.fetch_max(0, Ordering::Release);
         loop {
             let was_done = done.load(Ordering::Acquire);
             let batch = match store.events(next, 1 + rng.below(50) as usize, 1 << 16) {
@@ -178,6 +185,7 @@ fn follow(store: &Store, done: &AtomicBool) -> u64 {
                 if whole {
                     assert_consistent(state.iter().map(|(key, kv)| (key, &kv.value)), main);
                     applied += 1;
+                    followed.store(applied as i64, Ordering::Release);
                 }
             }
             next = batch.next_revision.max(next);
@@ -195,13 +203,19 @@ fn every_snapshot_is_consistent_while_the_writer_works() {
     let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: 64 << 10 });
     let opening = (0..ACCOUNTS).map(|account| put(key("a", account), 100)).collect();
     writer.txn(&Txn { success: opening, ..Txn::default() }, &AnyLease).expect("nothing to refuse");
-    let done = AtomicBool::new(false);
+    let (done, followed) = (AtomicBool::new(false), AtomicI64::new(-1));
     std::thread::scope(|scope| {
-        let (store, done) = (&store, &done);
+        let (store, done, followed) = (&store, &done, &followed);
         let readers = [1, 2].map(|seed| scope.spawn(move || read(store, done, seed)));
-        let follower = scope.spawn(move || follow(store, done));
+        let follower = scope.spawn(move || follow(store, done, followed));
+        let follower_at = |count| {
+            while followed.load(Ordering::Acquire) < count && !follower.is_finished() {
+                std::thread::yield_now();
+            }
+        };
         // Readers must end also when the writer panics.
-        let written = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| write(&mut writer)));
+        let written =
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| write(&mut writer, &follower_at)));
         done.store(true, Ordering::Release);
         for reader in readers {
             let (snapshots, _) = reader.join().expect("a reader found everything consistent");
