@@ -213,7 +213,8 @@ impl Pool {
 
     /// When filling is to be tried again.
     pub(super) fn deadline_us(&self) -> Option<u64> {
-        (self.full.is_some() && !self.stopping).then_some(self.full_until_us)
+        // While a spare is being made its completions drive it: a time that has passed would only keep the driver awake.
+        (self.full.is_some() && self.fill.is_none() && !self.stopping).then_some(self.full_until_us)
     }
 
     /// True when no operation is under way.
