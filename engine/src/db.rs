@@ -25,6 +25,7 @@
 //! **Failure.** After a failed write or sync every later write fails with `LogPoisoned`; what is readable stays so. A
 //! full device refuses writes with `NoSpace` and takes them again when there is space.
 pub(crate) mod core;
+mod replay;
 mod reply;
 #[cfg(feature = "sim")]
 mod simulated;

@@ -156,6 +156,11 @@ impl PreparedLog {
         Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
     }
 
+    /// False on a simulated disk.
+    pub(crate) fn is_on_device(&self) -> bool {
+        matches!(self.place, Place::Directory { .. })
+    }
+
     /// Opens the newest checkpoint, if there is one.
     pub fn checkpointer(&mut self, options: &CheckpointOptions) -> Result<Checkpointer> {
         let files: Arc<dyn Files> = match &self.place {

@@ -6,6 +6,7 @@
 //!
 //! **Invariant D1**: at level `Group` a write is applied only when its position is below the durable position.
 //! **Invariant D2**: the durable revision never exceeds the revision of the last write below the durable position.
+use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
 use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
@@ -277,10 +278,15 @@ impl Core {
         let mut checkpointer = prepared.checkpointer(options)?;
         checkpointer.attach(&mut writer)?;
         let mut last_index = writer.store().applied().0;
-        let (log, _, _) = prepared.recover(
-            &mut |record| replay(&mut writer, &mut checkpointer, &mut last_index, record),
-            &mut |_| {},
-        )?;
+        let on_device = prepared.is_on_device();
+        let apply =
+            &mut |record: &Record<'_>| replay(&mut writer, &mut checkpointer, &mut last_index, record);
+        let (log, _, _) = if on_device {
+            pipelined(apply, |visit| prepared.recover(visit, &mut |_| {}))?
+        } else {
+            // A simulated disk counts operations; two threads would make their order a matter of chance.
+            prepared.recover(apply, &mut |_| {})?
+        };
         log.start_checkpoints(&mut checkpointer)?;
         writer.notify();
         let core = Self {
