@@ -76,6 +76,8 @@ pub struct Log {
     superblock: Arc<SharedSuperblock>,
     switch: SyncSwitch,
     completions: Vec<Completion>,
+    /// What was durable at the last [`Log::submit`].
+    submitted_durable: Lsn,
     /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
     calibration: Option<CalibrationJob>,
     io_backend: BackendChoice,
@@ -197,6 +199,7 @@ impl PreparedLog {
             superblock,
             switch: SyncSwitch::default(),
             completions: Vec::new(),
+            submitted_durable: Lsn(0),
             calibration: None,
             io_backend: options.io_backend,
             place,
@@ -254,13 +257,18 @@ impl Log {
         debug_assert!(noted.is_ok(), "the group has a hard state in the log: {noted:?}");
     }
 
-    /// Starts writing what is appended, as far as slots are free, and takes in what has completed; never blocks.
+    /// Takes over what is appended, as far as slots are free; never blocks. Follow it with [`Log::wait`], which starts what
+    /// this does not.
     pub fn submit(&mut self) {
         if let Some(method) = self.switch.take() {
             self.wal.set_sync_method(&*self.io, method);
         }
         self.wal.pump(&mut *self.io);
-        self.collect(Wait::No);
+        // With nothing new to deliver the caller waits next, which starts the rest and may do a sync itself.
+        let durable = self.wal.durable_lsn();
+        if std::mem::replace(&mut self.submitted_durable, durable) < durable {
+            self.collect(Wait::No);
+        }
     }
 
     /// Blocks until something completes, somebody wakes, the log wants attention, or `us_max` have passed.

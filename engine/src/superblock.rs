@@ -342,6 +342,7 @@ impl Superblock {
             Some(SyncMethod::Linked) => 1,
             Some(SyncMethod::Dsync) => 2,
             Some(SyncMethod::Separate) => 3,
+            Some(SyncMethod::Mixed) => 4,
         });
         out.extend_from_slice(&self.sequence.to_le_bytes());
         out.extend_from_slice(&self.database);
@@ -418,6 +419,7 @@ impl Superblock {
             1 => Some(SyncMethod::Linked),
             2 => Some(SyncMethod::Dsync),
             3 => Some(SyncMethod::Separate),
+            4 => Some(SyncMethod::Mixed),
             _ => return Ok(Decoded::Invalid),
         };
         // A copy that landed at another copy's place must not count as a second one.

@@ -77,8 +77,35 @@ pub enum SyncMethod {
     /// The write itself is durable (`RWF_DSYNC`); best where the device writes through. Becomes `Linked` where the
     /// backend cannot do it.
     Dsync,
-    /// A plain write, and a sync when it completed.
+    /// A plain write, and a sync when it completed; a driver with nothing else to do does it itself.
     Separate,
+    /// `Dsync` for a group that is alone at the device, `Separate` for one that joins another: alone there is nothing to
+    /// overlap, and the one command is faster. Becomes `Separate` where the backend cannot do the first.
+    Mixed,
+}
+
+impl SyncMethod {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Linked, Self::Dsync, Self::Separate, Self::Mixed];
+
+    /// What this becomes on a backend with (`dsync`) or without durable writes.
+    pub fn on(self, dsync: bool) -> Self {
+        match self {
+            Self::Dsync if !dsync => Self::Linked,
+            Self::Mixed if !dsync => Self::Separate,
+            method => method,
+        }
+    }
+
+    /// How one group is written, and whether a sync follows the write. `alone`: no other group is at the device.
+    pub(crate) fn write(self, alone: bool) -> (Durability, bool) {
+        match self {
+            Self::Linked => (Durability::Synced, false),
+            Self::Dsync => (Durability::Dsync, false),
+            Self::Mixed if alone => (Durability::Dsync, false),
+            Self::Separate | Self::Mixed => (Durability::None, true),
+        }
+    }
 }
 
 impl std::fmt::Display for SyncMethod {
@@ -87,6 +114,7 @@ impl std::fmt::Display for SyncMethod {
             Self::Linked => "linked",
             Self::Dsync => "dsync",
             Self::Separate => "separate",
+            Self::Mixed => "mixed",
         })
     }
 }
@@ -315,9 +343,7 @@ impl Wal {
         chain: u32,
         replay_lsn: Lsn,
     ) -> Self {
-        if options.sync == SyncMethod::Dsync && !io.backend().dsync {
-            options.sync = SyncMethod::Linked;
-        }
+        options.sync = options.sync.on(io.backend().dsync);
         for _ in 0..=options.groups_in_flight_max {
             tail.slabs.push(io.buffer(tail.sizes.group_bytes_max));
         }
@@ -583,11 +609,9 @@ impl Wal {
         self.options.sync
     }
 
-    /// Changes how groups become durable, from the next group on. `Dsync` becomes `Linked` where the backend
-    /// cannot do it.
+    /// Changes how groups become durable, from the next group on, to what the backend can do of it.
     pub fn set_sync_method(&mut self, io: &dyn Io, method: SyncMethod) {
-        let cannot = method == SyncMethod::Dsync && !io.backend().dsync;
-        self.options.sync = if cannot { SyncMethod::Linked } else { method };
+        self.options.sync = method.on(io.backend().dsync);
     }
 
     fn file_of_current(&self) -> FileId {

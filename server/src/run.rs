@@ -273,6 +273,7 @@ async fn start_member(
             "linked" => Some(SyncMethod::Linked),
             "dsync" => Some(SyncMethod::Dsync),
             "separate" => Some(SyncMethod::Separate),
+            "mixed" => Some(SyncMethod::Mixed),
             _ => None,
         },
         ..LogOptions::default()

@@ -54,6 +54,9 @@ pub enum Operation {
     Write { file: FileId, offset: u64, buffer: IoBuffer, durability: Durability },
     /// Makes durable what was written and completed before: [`Outcome::Done`]. Data and what is needed to find it.
     Sync { file: FileId },
+    /// As `Sync`, for the file that somebody waits for: a caller that would sleep in [`Io::wait`] may do it itself. That
+    /// saves handing it over and being woken, which on a fast device is as long as the sync.
+    SyncUrgent { file: FileId },
     /// Makes durable which names a directory holds: [`Outcome::Done`]. The empty path is the root.
     SyncDirectory { path: PathBuf },
     /// Renames inside one directory, replacing `to`: [`Outcome::Done`].
@@ -82,7 +85,7 @@ impl Operation {
             Self::Write { file, offset, buffer, .. } => {
                 format!("write {} bytes at {offset} of {}", buffer.len(), file_path(*file))
             }
-            Self::Sync { file } => format!("sync {}", file_path(*file)),
+            Self::Sync { file } | Self::SyncUrgent { file } => format!("sync {}", file_path(*file)),
             Self::SyncDirectory { path } => format!("sync directory {}", directory_name(path)),
             Self::Rename { from, to } => format!("rename {} to {}", from.display(), to.display()),
             Self::Unlink { path } => format!("remove {}", path.display()),
@@ -117,7 +120,7 @@ impl Operation {
                 check_path(to);
                 assert_eq!(from.parent(), to.parent(), "a file is renamed inside one directory");
             }
-            Self::Close { .. } | Self::Sync { .. } | Self::Length { .. } => {}
+            Self::Close { .. } | Self::Sync { .. } | Self::SyncUrgent { .. } | Self::Length { .. } => {}
         }
     }
 

@@ -75,7 +75,9 @@ impl ReadOnlyDisk {
                 buffer[..read.len()].copy_from_slice(&read);
                 Ok(Outcome::Bytes(read.len()))
             }
-            Operation::Sync { .. } | Operation::SyncDirectory { .. } => Ok(Outcome::Done),
+            Operation::Sync { .. } | Operation::SyncUrgent { .. } | Operation::SyncDirectory { .. } => {
+                Ok(Outcome::Done)
+            }
             Operation::List { path } => self.list(path).map(Outcome::Names),
             Operation::Length { file } => {
                 let path = self.root.join(&self.file(*file).0);

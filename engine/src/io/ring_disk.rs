@@ -10,6 +10,7 @@
 //! | write, `Dsync` | write with RWF_DSYNC |
 //! | write, `Synced` | write, linked to fsync(DATASYNC) |
 //! | sync, sync of a directory | fsync |
+//! | urgent sync | none, if the caller goes to sleep in `wait`: a blocking call there; else fsync |
 //! | open, close, rename, unlink, list, length, make a directory | none: a blocking call inside `submit` |
 //!
 //! **Invariants.** U1: a buffer lives in its slot from before its entries are pushed until the results of all of them
@@ -69,6 +70,8 @@ pub struct RingDisk {
     slots: Vec<Option<InFlight>>,
     /// Indices of the slots that are `None`.
     slots_free: Vec<usize>,
+    /// Urgent syncs that nobody has begun. Each is in a slot of its own by the end of the next `wait`.
+    urgent: Vec<(Token, FileId, Arc<OpenFile>)>,
     /// Ended in `submit`, not yet returned by `wait`.
     completed: Vec<Completion>,
     /// Empty between waits; kept for its memory.
@@ -132,6 +135,7 @@ impl RingDisk {
             file_id_next: 0,
             slots: (0..IN_FLIGHT_MAX).map(|_| None).collect(),
             slots_free: (0..IN_FLIGHT_MAX).rev().collect(),
+            urgent: Vec::new(),
             completed: Vec::new(),
             results: Vec::new(),
             buffers: BufferPool::default(),
@@ -190,6 +194,11 @@ impl RingDisk {
             Operation::Read { file, .. } | Operation::Write { file, .. } | Operation::Sync { file } => {
                 let file = self.file(*file);
                 self.start(token, operation, SlotFile::Open(file));
+                return None;
+            }
+            Operation::SyncUrgent { file } => {
+                let open = self.file(*file);
+                self.urgent.push((token, *file, open));
                 return None;
             }
             Operation::SyncDirectory { path } => match self.directory.open_directory(path) {
@@ -259,6 +268,29 @@ impl RingDisk {
         }
     }
 
+    /// Gives the kernel the urgent syncs: the caller has other things to do.
+    fn start_urgent(&mut self) {
+        for (token, file, open) in std::mem::take(&mut self.urgent) {
+            self.start(token, Operation::Sync { file }, SlotFile::Open(open));
+        }
+    }
+
+    /// Does the urgent syncs, after everything else that was submitted has been started. Each was submitted when the
+    /// writes it stands for were complete, so one call serves all of a file.
+    fn do_urgent(&mut self, completions: &mut Vec<Completion>) {
+        let mut results: Vec<(FileId, Result<Outcome, IoError>)> = Vec::new();
+        for (token, file, open) in self.urgent.drain(..) {
+            if results.last().is_none_or(|(done, _)| *done != file) {
+                let result = open.file.sync_data().map(|()| Outcome::Done).map_err(|error| {
+                    IoError::from_system(Operation::Sync { file }.describe(|_| open.path.clone()), &error)
+                });
+                results.push((file, result));
+            }
+            let result = results.last().map_or(Ok(Outcome::Done), |(_, result)| result.clone());
+            completions.push(Completion { token, result, buffer: None });
+        }
+    }
+
     /// Takes in every result that is there.
     fn collect(&mut self, completions: &mut Vec<Completion>) {
         let mut results = std::mem::take(&mut self.results);
@@ -308,10 +340,32 @@ impl RingDisk {
         Completion { token: in_flight.token, result, buffer: in_flight.operation.into_buffer() }
     }
 
+    /// Starts what was pushed and takes in what is there, or comes within this time. True if somebody woke the disk.
+    fn enter(&mut self, left_us: u64, completions: &mut Vec<Completion>) -> bool {
+        match self.ring.enter(left_us) {
+            Ok(woken) => {
+                self.collect(completions);
+                woken
+            }
+            Err(error) => {
+                self.broken = Some(IoError::from_system("enter the io_uring".to_string(), &error));
+                self.give_up(completions);
+                false
+            }
+        }
+    }
+
     /// The ring does not work any more: whatever is in flight fails. The kernel may still use the buffers, so nobody
     /// gets them ever again.
     fn give_up(&mut self, completions: &mut Vec<Completion>) {
         let error = self.broken.clone();
+        // Those can be done without the ring, but nothing that they stand for could be seen to complete.
+        for (token, file, open) in self.urgent.drain(..) {
+            if let Some(mut error) = error.clone() {
+                error.what = Operation::Sync { file }.describe(|_| open.path.clone());
+                completions.push(Completion { token, result: Err(error), buffer: None });
+            }
+        }
         for slot in 0..self.slots.len() {
             let Some(in_flight) = self.slots[slot].take() else { continue };
             self.slots_free.push(slot);
@@ -328,7 +382,7 @@ impl Io for RingDisk {
     fn submit(&mut self, token: Token, operation: Operation) {
         operation.check();
         let in_flight_max = self.in_flight_max();
-        let in_flight = self.in_flight() + self.completed.len();
+        let in_flight = self.in_flight() + self.urgent.len() + self.completed.len();
         assert!(in_flight < in_flight_max, "at most {in_flight_max} operations may be in flight");
         self.claim_ring();
         let completion = match &self.broken {
@@ -347,6 +401,14 @@ impl Io for RingDisk {
         let completions_before = completions.len();
         completions.append(&mut self.completed);
         let limit_us = if let Wait::AtMostUs(limit_us) = wait { limit_us } else { 0 };
+        if !self.urgent.is_empty() && self.broken.is_none() {
+            if limit_us == 0 || completions.len() > completions_before {
+                self.start_urgent();
+            } else {
+                self.enter(0, completions);
+                self.do_urgent(completions);
+            }
+        }
         let until_us = self.clock.now_us().saturating_add(limit_us);
         let mut left_us = limit_us;
         loop {
@@ -358,17 +420,8 @@ impl Io for RingDisk {
                 std::thread::park_timeout(Duration::from_micros(left_us));
                 return;
             }
-            match self.ring.enter(left_us) {
-                Ok(woken) => {
-                    self.collect(completions);
-                    if woken {
-                        return;
-                    }
-                }
-                Err(error) => {
-                    self.broken = Some(IoError::from_system("enter the io_uring".to_string(), &error));
-                    self.give_up(completions);
-                }
+            if self.enter(left_us, completions) {
+                return;
             }
             // The first half of a synced write, a signal: neither is what the caller waits for.
             if left_us == 0 || completions.len() > completions_before {

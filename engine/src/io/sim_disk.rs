@@ -455,7 +455,7 @@ impl Device {
                 let inode = self.open_file(*file).inode;
                 self.begin_write(inode, *offset, buffer, effect)
             }
-            Operation::Sync { file } => {
+            Operation::Sync { file } | Operation::SyncUrgent { file } => {
                 let inode = self.open_file(*file).inode;
                 Stage::Syncing { inode, covers: Covers::UpTo(self.content.now()) }
             }
@@ -481,6 +481,7 @@ impl Device {
         | Operation::Read { file, .. }
         | Operation::Write { file, .. }
         | Operation::Sync { file }
+        | Operation::SyncUrgent { file }
         | Operation::Length { file } = operation
         {
             let opened_by = self.open_file(*file).owner;
@@ -713,7 +714,10 @@ impl Device {
                 }
                 None => Err(NO_SUCH_NAME),
             },
-            Operation::Write { .. } | Operation::Sync { .. } | Operation::SyncDirectory { .. } => {
+            Operation::Write { .. }
+            | Operation::Sync { .. }
+            | Operation::SyncUrgent { .. }
+            | Operation::SyncDirectory { .. } => {
                 unreachable!("writes and syncs have stages of their own")
             }
         };
@@ -752,7 +756,7 @@ impl Device {
             Operation::Close { file } => (OperationKind::Close, of_file(file)),
             Operation::Read { file, .. } => (OperationKind::Read, of_file(file)),
             Operation::Write { file, .. } => (OperationKind::Write, of_file(file)),
-            Operation::Sync { file } => (OperationKind::Sync, of_file(file)),
+            Operation::Sync { file } | Operation::SyncUrgent { file } => (OperationKind::Sync, of_file(file)),
             Operation::SyncDirectory { path } => (OperationKind::SyncDirectory, path.clone()),
             Operation::Rename { from, .. } => (OperationKind::Rename, from.clone()),
             Operation::Unlink { path } => (OperationKind::Unlink, path.clone()),

@@ -157,6 +157,7 @@ impl Io for ThreadDisk {
             Operation::Read { file, .. }
             | Operation::Write { file, .. }
             | Operation::Sync { file }
+            | Operation::SyncUrgent { file }
             | Operation::Length { file } => Some(self.file(*file)),
             _ => None,
         };
@@ -300,7 +301,7 @@ impl Shared {
                 }
                 Ok(Outcome::Bytes(buffer.len()))
             }
-            Operation::Sync { .. } => file.sync_data().map(|()| Outcome::Done),
+            Operation::Sync { .. } | Operation::SyncUrgent { .. } => file.sync_data().map(|()| Outcome::Done),
             Operation::Length { .. } => file.metadata().map(|metadata| Outcome::Length(metadata.len())),
             _ => unreachable!("only operations with a file come here"),
         }

@@ -45,6 +45,7 @@ impl SyncSwitch {
             SyncMethod::Linked => 1,
             SyncMethod::Dsync => 2,
             SyncMethod::Separate => 3,
+            SyncMethod::Mixed => 4,
         };
         self.wanted.store(wanted, Ordering::Relaxed);
     }
@@ -58,6 +59,7 @@ impl SyncSwitch {
             1 => Some(SyncMethod::Linked),
             2 => Some(SyncMethod::Dsync),
             3 => Some(SyncMethod::Separate),
+            4 => Some(SyncMethod::Mixed),
             _ => None,
         }
     }

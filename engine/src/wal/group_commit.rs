@@ -8,7 +8,7 @@
 //! [`GROUPS_IN_FLIGHT_MAX`] groups are not acknowledged at any time, and of those at most the option's number is at the
 //! device: one that overtook an earlier one makes room for the next.
 use super::format::{GROUP_CLOSE, GROUP_EOS, GROUP_IDLE, GROUPS_IN_FLIGHT_MAX};
-use super::{SyncMethod, TokenKind, Wal, planted, token};
+use super::{TokenKind, Wal, planted, token};
 use crate::base::ids::Lsn;
 use crate::io::{Durability, FileId, Io, IoBuffer, IoError, Operation, Outcome};
 use std::collections::VecDeque;
@@ -121,7 +121,10 @@ impl Wal {
             if self.commit.in_flight.is_empty() {
                 self.probe.set(Some(now_us));
             }
-            let sync_follows = self.options.sync == SyncMethod::Separate && !planted!(self.options, SkipSync);
+            let (durability, sync_follows) = match self.options.sync.write(self.groups_in_flight() == 0) {
+                _ if planted!(self.options, SkipSync) => (Durability::None, false),
+                step => step,
+            };
             self.commit.in_flight.push_back(InFlight {
                 end: Lsn(group.seq * segment_bytes + group.offset + bytes as u64),
                 bytes,
@@ -134,12 +137,6 @@ impl Wal {
                 sync_follows,
             });
             self.stats.queue_wait.record(now_us.saturating_sub(group.queued_us.unwrap_or(now_us)));
-            let durability = match self.options.sync {
-                _ if planted!(self.options, SkipSync) => Durability::None,
-                SyncMethod::Linked => Durability::Synced,
-                SyncMethod::Dsync => Durability::Dsync,
-                SyncMethod::Separate => Durability::None,
-            };
             let write = Operation::Write { file, offset: group.offset, buffer: group.buffer, durability };
             io.submit(token(TokenKind::Group, number), write);
             if ends_segment {
@@ -186,7 +183,7 @@ impl Wal {
         if group.sync_follows {
             group.stage = Stage::Syncing;
             let file = group.file;
-            io.submit(token(TokenKind::GroupSync, number), Operation::Sync { file });
+            io.submit(token(TokenKind::GroupSync, number), Operation::SyncUrgent { file });
         } else {
             self.on_group_done(io, at);
         }

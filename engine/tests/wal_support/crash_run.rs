@@ -58,7 +58,7 @@ fn random_options(rng: &mut Rng) -> WalOptions {
         groups_in_flight_max: 1 + rng.below(4) as usize,
         group_bytes_max: [16 << 10, 32 << 10, 1 << 20][rng.below(3) as usize],
         group_records_max: [3, 4096][rng.below(2) as usize],
-        sync: [SyncMethod::Linked, SyncMethod::Dsync, SyncMethod::Separate][rng.below(3) as usize],
+        sync: SyncMethod::ALL[rng.below(4) as usize],
         spares_min: 1 + rng.below(2) as usize,
         ..options()
     }

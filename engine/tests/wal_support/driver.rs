@@ -153,5 +153,4 @@ pub(crate) fn expect_corruption(result: Result<Recovered>) -> (String, u64, Stri
     }
 }
 
-pub(crate) const SYNC_METHODS: [SyncMethod; 3] =
-    [SyncMethod::Linked, SyncMethod::Dsync, SyncMethod::Separate];
+pub(crate) const SYNC_METHODS: [SyncMethod; 4] = SyncMethod::ALL;

@@ -557,7 +557,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     option(
         Sternpost,
         "wal-sync",
-        Kind::Choice(&["auto", "linked", "dsync", "separate"]),
+        Kind::Choice(&["auto", "linked", "dsync", "separate", "mixed"]),
         "auto",
         "How the log is made durable; auto measures the device once, in the background of a start, and remembers the best.",
     ),
