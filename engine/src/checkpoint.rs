@@ -27,6 +27,7 @@ mod checkpointer;
 mod clean;
 mod dead;
 mod key_edits;
+mod pacing;
 mod planted;
 #[cfg(feature = "sim")]
 pub mod simulated;
@@ -37,6 +38,7 @@ mod tests;
 mod worker;
 
 pub use checkpointer::{CheckpointEvent, CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
+pub use pacing::Intake;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;
 #[cfg(not(feature = "planted-bugs"))]

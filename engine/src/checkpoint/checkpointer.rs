@@ -9,6 +9,7 @@
 //! never holds what a crash could take from the log) → *under way* → *durable*, installed.
 //!
 //! **Does not know** what an entry is.
+use super::pacing::{Intake, Pacer};
 use super::planted::{Planted, PlantedBug};
 use super::worker::{Done, Maker, OpenDevice, Worker};
 use super::{CheckpointReport, Checkpoints, SegmentIds, remove_orphans};
@@ -105,6 +106,7 @@ pub struct Checkpointer {
     on_event: Option<OnCheckpoint>,
     /// The newest event was a failure.
     told_failing: bool,
+    pacer: Pacer,
 }
 
 impl Checkpointer {
@@ -148,6 +150,7 @@ impl Checkpointer {
             stats: CheckpointStats::default(),
             on_event: None,
             told_failing: false,
+            pacer: Pacer::new(RUNS_MAX),
         })
     }
 
@@ -194,6 +197,7 @@ impl Checkpointer {
     /// Cuts behind the entry at `position`, the last one applied.
     pub(crate) fn cut(&mut self, writer: &mut StoreWriter, position: CutPosition) {
         self.last_cut = Some(position.lsn);
+        self.pacer.cut(writer.is_full());
         self.waiting.push_back(writer.cut(position));
     }
 
@@ -241,6 +245,7 @@ impl Checkpointer {
                 self.under_way_count -= 1;
                 self.stats.checkpoints_count += 1;
                 self.stats.totals.add(&report);
+                self.pacer.done(report.duration_us);
                 replay = Some(run.position.lsn);
                 self.told_failing = false;
                 if let Some(on_event) = &mut self.on_event {
@@ -264,6 +269,20 @@ impl Checkpointer {
     /// True while so much is in memory and not on disk that nothing more may be applied.
     pub fn is_full(&self) -> bool {
         self.runs_count() >= RUNS_MAX
+    }
+
+    /// How much may be taken in now, so that [`Self::is_full`] is not reached at full speed. While checkpoints fail there is no
+    /// speed to keep to.
+    pub fn intake(&mut self, writer: &StoreWriter, now_us: u64) -> Intake {
+        if self.worker.is_none() || self.told_failing {
+            return Intake::All;
+        }
+        self.pacer.intake(self.runs_count(), self.under_way_count > 0, writer.filled(), now_us)
+    }
+
+    /// So many bytes of writes were taken in.
+    pub fn took(&mut self, bytes: u64) {
+        self.pacer.took(bytes);
     }
 
     /// Why checkpoints fail at the moment, if they do.

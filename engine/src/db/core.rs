@@ -9,7 +9,7 @@
 use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
-use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
+use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, Intake};
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
@@ -90,6 +90,16 @@ struct Progress {
 enum Request {
     Write { body: Vec<u8>, reply: Reply },
     Sync { reply: Reply },
+}
+
+impl Request {
+    /// What it counts in the queue.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Write { body, .. } => body.len(),
+            Self::Sync { .. } => 0,
+        }
+    }
 }
 
 impl Shared {
@@ -265,6 +275,10 @@ pub(crate) struct Core {
     unsynced_since_us: Option<u64>,
     /// Push until this position is durable.
     push_to: Option<Lsn>,
+    /// How much of the queue may be taken, as of the last look.
+    intake: Intake,
+    /// Something is left in the queue.
+    is_left: bool,
 }
 
 impl Core {
@@ -300,6 +314,8 @@ impl Core {
             last_lsn: None,
             unsynced_since_us: None,
             push_to: None,
+            intake: Intake::All,
+            is_left: false,
         };
         core.shared.durable_revision.store(core.writer.store().revision(), Ordering::Release);
         let _ = core.shared.waker.set(core.log.waker());
@@ -341,6 +357,7 @@ impl Core {
             // A run waits for the log, and while they are that many nobody can ask for a sync any more.
             self.push_to = self.push_to.max(self.last_lsn);
         }
+        self.intake = self.checkpointer.intake(&self.writer, self.log.now_us());
         let failing = if full { self.checkpointer.failing() } else { None };
         // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
         let closing = self.take_queue(!full || failing.is_some(), failing.as_ref());
@@ -372,7 +389,9 @@ impl Core {
                 return true;
             }
         }
-        self.log.wait(wait_us_max.min(self.push_in_us()));
+        self.intake = self.checkpointer.intake(&self.writer, self.log.now_us());
+        let paced_us = self.intake.sleep_us_max(self.is_left);
+        self.log.wait(wait_us_max.min(self.push_in_us()).min(paced_us));
         true
     }
 
@@ -392,10 +411,18 @@ impl Core {
                 queue.stats = Some((self.log.wal_stats(), self.checkpointer.stats()));
             }
             if !take {
+                // What is done wakes this thread.
+                self.is_left = false;
                 return queue.closing;
             }
-            queue.bytes = 0;
-            (std::mem::take(&mut queue.requests), queue.closing)
+            // At the end everything is taken, whatever the disk's speed.
+            let intake = if queue.closing { Intake::All } else { self.intake };
+            let requests = intake.take(&mut queue.requests, Request::bytes);
+            let taken_bytes = requests.iter().map(Request::bytes).sum::<usize>();
+            queue.bytes -= taken_bytes;
+            self.checkpointer.took(taken_bytes as u64);
+            self.is_left = !queue.requests.is_empty();
+            (requests, queue.closing)
         };
         if !requests.is_empty() {
             self.shared.taken.notify_all();

@@ -141,6 +141,11 @@ impl StoreWriter {
         self.active.used_bytes() >= self.options.memtable_bytes
     }
 
+    /// Which share of its size the active memtable has reached, from 0; above 1 where the last write went over it.
+    pub(crate) fn filled(&self) -> f64 {
+        self.active.used_bytes() as f64 / self.options.memtable_bytes.max(1) as f64
+    }
+
     /// True when a compaction has made something on disk dead since the last cut.
     pub(crate) fn wants_sweep(&self) -> bool {
         self.flush.compacted
