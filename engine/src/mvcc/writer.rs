@@ -55,6 +55,11 @@ pub(super) struct Changes {
     main: i64,
     /// How many there are.
     pub(super) count: i64,
+    /// Keys whose lease changes, with the one before and the one after (0: none). They follow when the revision is published: a change
+    /// that fails half way shows nowhere.
+    leases: Vec<(Bytes, i64, i64)>,
+    /// Keys more, or fewer, than before.
+    keys_added: i64,
 }
 
 impl Changes {
@@ -219,13 +224,20 @@ impl StoreWriter {
     }
 
     fn begin(&self) -> Changes {
-        Changes { main: self.head + 1, count: 0 }
+        Changes { main: self.head + 1, count: 0, leases: Vec::new(), keys_added: 0 }
     }
 
     /// Makes the changes visible, all at once; nothing if there are none.
     fn publish_head(&mut self, changes: Changes) {
         if changes.count > 0 {
             assert_eq!(changes.main, self.head + 1, "M1: the main revision increases by one");
+            let shared = &self.store.shared;
+            for (key, before, after) in changes.leases {
+                self.flush.note_lease(&key, before, after);
+                shared.leases.change(&key, before, after);
+            }
+            let keys_count = shared.keys_count.load(Ordering::Relaxed);
+            shared.keys_count.store(keys_count.saturating_add_signed(changes.keys_added), Ordering::Relaxed);
             self.head = changes.main;
             self.store.shared.head.store(self.head, Ordering::Release);
         }
@@ -314,18 +326,11 @@ impl StoreWriter {
             },
             hash,
         );
-        let shared = &self.store.shared;
         let lease_before = live.map_or(0, |live| live.lease);
         if lease_before != lease {
-            self.flush.note_lease(key, lease_before, lease);
-            shared.leases.change(key, lease_before, lease);
+            changes.leases.push((Bytes::copy_from_slice(key), lease_before, lease));
         }
-        let keys_count = shared.keys_count.load(Ordering::Relaxed);
-        match (live.is_some(), state.is_some()) {
-            (false, true) => shared.keys_count.store(keys_count + 1, Ordering::Relaxed),
-            (true, false) => shared.keys_count.store(keys_count - 1, Ordering::Relaxed),
-            _ => {}
-        }
+        changes.keys_added += i64::from(state.is_some()) - i64::from(live.is_some());
         changes.count += 1;
     }
 
