@@ -220,9 +220,14 @@ impl DiskState {
 
     /// Number of the segment that has `revision`, and what its index says of it; none if it was removed.
     pub(crate) fn find(&self, revision: Revision) -> Result<Option<(usize, Entry)>> {
+        let Some((number, segment)) = self.segment_of(revision) else { return Ok(None) };
+        Ok(segment.find(revision)?.map(|entry| (number, entry)))
+    }
+
+    /// The segment that has `revision` if any has, and its number.
+    pub(crate) fn segment_of(&self, revision: Revision) -> Option<(usize, &Arc<RevisionSegment>)> {
         let number = self.revisions.partition_point(|file| file.info.summary.last < revision);
-        let Some(file) = self.revisions.get(number) else { return Ok(None) };
-        Ok(file.segment.find(revision)?.map(|entry| (number, entry)))
+        self.revisions.get(number).map(|file| (number, &file.segment))
     }
 
     /// One record; none if it was removed.

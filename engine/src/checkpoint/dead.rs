@@ -2,6 +2,10 @@
 //!
 //! Gathered by `sweep` in any order, then put into the dead bits and the sums of their segments. A record may be named
 //! twice (a tombstone below the compact revision that a put replaced): the bit decides, so it counts once (D5).
+//!
+//! **Looking up.** The revisions that die are known in the order of what replaced them, which is no order at all. They are gathered and
+//! sorted, [`NAMED_MAX`] at a time, so that each block of an index is decoded once for all of them and not once for each: a compaction of
+//! a million versions spent seconds on that.
 use crate::base::ids::Revision;
 use crate::disk_state::{
     DEAD_CHUNK_RECORDS, DiskState, RevisionsFile, Shelf, dead_chunk, dead_chunk_key, encode_revisions,
@@ -9,9 +13,14 @@ use crate::disk_state::{
 };
 use crate::error::Result;
 use crate::memtable::record_bytes;
-use crate::revision_log::{Entry, SegmentSummary};
+use crate::revision_log::{Entries, Entry, SegmentSummary};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Revisions gathered before they are looked up: 4 MiB. Few in tests, so that they see more than one batch.
+const NAMED_MAX: usize = if cfg!(debug_assertions) { 16 } else { 1 << 18 };
+/// A next revision that is further away than this is looked for anew; up to there the entries in between are passed by. Half a block.
+const NEAR: i64 = 256;
 
 /// Changes of the segment table.
 pub(super) type TableEdits = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -21,6 +30,8 @@ pub(super) struct DeadRecords<'a> {
     base: &'a Arc<DiskState>,
     /// By number of the segment in the base state, then by place in it.
     entries: BTreeMap<usize, BTreeMap<u32, Sizes>>,
+    /// Dead, and not looked up yet.
+    named: Vec<Revision>,
 }
 
 #[derive(Clone, Copy)]
@@ -31,14 +42,44 @@ struct Sizes {
 
 impl<'a> DeadRecords<'a> {
     pub(super) fn new(base: &'a Arc<DiskState>) -> Self {
-        Self { base, entries: BTreeMap::new() }
+        Self { base, entries: BTreeMap::new(), named: Vec::new() }
     }
 
     /// The record of this revision is dead. One that is not on disk was never written, or is gone already.
     pub(super) fn add_revision(&mut self, revision: Revision) -> Result<()> {
-        if let Some((number, entry)) = self.base.find(revision)? {
-            self.add(number, &entry);
+        self.named.push(revision);
+        if self.named.len() == NAMED_MAX { self.look_up() } else { Ok(()) }
+    }
+
+    fn look_up(&mut self) -> Result<()> {
+        let mut named = std::mem::take(&mut self.named);
+        named.sort_unstable();
+        named.dedup();
+        let base = self.base;
+        // The walk over the index of one segment, and where it is.
+        let mut walk: Option<(usize, Entries)> = None;
+        let mut at: Option<Entry> = None;
+        for &revision in &named {
+            let Some((number, segment)) = base.segment_of(revision) else { continue };
+            let is_near = at.as_ref().is_some_and(|entry| revision.main <= entry.revision.main + NEAR);
+            let mut entries = match walk.take() {
+                Some((walked, entries)) if walked == number && is_near => entries,
+                _ => {
+                    let mut entries = segment.entries(revision);
+                    at = entries.next().transpose()?;
+                    entries
+                }
+            };
+            while at.as_ref().is_some_and(|entry| entry.revision < revision) {
+                at = entries.next().transpose()?;
+            }
+            if let Some(entry) = at.as_ref().filter(|entry| entry.revision == revision) {
+                self.add(number, entry);
+            }
+            walk = Some((number, entries));
         }
+        named.clear();
+        self.named = named;
         Ok(())
     }
 
@@ -52,7 +93,12 @@ impl<'a> DeadRecords<'a> {
     }
 
     /// Sets the bits, adds up; returns how many records became dead, and the changes of the segment table.
-    pub(super) fn apply(self, shelf: &Shelf, revisions: &mut [RevisionsFile]) -> Result<(u64, TableEdits)> {
+    pub(super) fn apply(
+        mut self,
+        shelf: &Shelf,
+        revisions: &mut [RevisionsFile],
+    ) -> Result<(u64, TableEdits)> {
+        self.look_up()?;
         let mut edits = TableEdits::new();
         let mut killed = 0;
         for (number, entries) in self.entries {
