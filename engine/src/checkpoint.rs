@@ -38,7 +38,6 @@ mod tests;
 mod worker;
 
 pub use checkpointer::{CheckpointEvent, CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
-pub use pacing::Intake;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;
 #[cfg(not(feature = "planted-bugs"))]

@@ -337,13 +337,7 @@ impl Superblock {
             Mode::Embedded => 1,
             Mode::Replicated => 2,
         });
-        out.push(match self.calibration.as_ref().map(|calibration| calibration.method) {
-            None => 0,
-            Some(SyncMethod::Linked) => 1,
-            Some(SyncMethod::Dsync) => 2,
-            Some(SyncMethod::Separate) => 3,
-            Some(SyncMethod::Mixed) => 4,
-        });
+        out.push(self.calibration.as_ref().map_or(0, |calibration| calibration.method.number()));
         out.extend_from_slice(&self.sequence.to_le_bytes());
         out.extend_from_slice(&self.database);
         out.extend_from_slice(&self.cluster_id.to_le_bytes());
@@ -416,11 +410,10 @@ impl Superblock {
         };
         let method = match reader.u8()? {
             0 => None,
-            1 => Some(SyncMethod::Linked),
-            2 => Some(SyncMethod::Dsync),
-            3 => Some(SyncMethod::Separate),
-            4 => Some(SyncMethod::Mixed),
-            _ => return Ok(Decoded::Invalid),
+            number => match SyncMethod::from_number(number) {
+                Some(method) => Some(method),
+                None => return Ok(Decoded::Invalid),
+            },
         };
         // A copy that landed at another copy's place must not count as a second one.
         if usize::from(copy_found) != copy {

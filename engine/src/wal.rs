@@ -80,13 +80,33 @@ pub enum SyncMethod {
     /// A plain write, and a sync when it completed; a driver with nothing else to do does it itself.
     Separate,
     /// `Dsync` for a group that is alone at the device, `Separate` for one that joins another: alone there is nothing to
-    /// overlap, and the one command is faster. Becomes `Separate` where the backend cannot do the first.
+    /// overlap, and one call is mostly faster than two. Becomes `Separate` where the backend cannot do the first.
     Mixed,
 }
 
 impl SyncMethod {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Linked, Self::Dsync, Self::Separate, Self::Mixed];
+
+    /// The method with this name, as `Display` writes it.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.to_string() == name)
+    }
+
+    /// Its number in the superblock: from 1, so that 0 says none.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Linked => 1,
+            Self::Dsync => 2,
+            Self::Separate => 3,
+            Self::Mixed => 4,
+        }
+    }
+
+    /// The method with this number.
+    pub(crate) fn from_number(number: u8) -> Option<Self> {
+        Self::ALL.into_iter().find(|method| method.number() == number)
+    }
 
     /// What this becomes on a backend with (`dsync`) or without durable writes.
     pub fn on(self, dsync: bool) -> Self {

@@ -214,6 +214,40 @@ fn many_operations_in_flight_each_come_back_once_with_their_own_buffer() {
 }
 
 #[test]
+fn an_urgent_sync_completes_however_the_caller_waits() {
+    on_every_backend(|mut disk| {
+        let (one, other) = (create(disk.as_mut(), "one"), create(disk.as_mut(), "other"));
+        for wait in [Wait::No, Wait::AtMostUs(1_000_000)] {
+            // A write beside them, and two syncs of one file.
+            let buffer = disk.buffer(BLOCK_BYTES);
+            let write = Operation::Write { file: other, offset: 0, buffer, durability: Durability::None };
+            disk.submit(Token(0), write);
+            for (token, file) in [(1, one), (2, one), (3, other)] {
+                disk.submit(Token(token), Operation::SyncUrgent { file });
+            }
+            let mut completions = Vec::new();
+            disk.wait(wait, &mut completions);
+            while completions.len() < 4 {
+                disk.wait(Wait::AtMostUs(1_000_000), &mut completions);
+            }
+            completions.sort_by_key(|completion| completion.token);
+            for (number, completion) in completions.into_iter().enumerate() {
+                assert_eq!(completion.token, Token(number as u64));
+                completion.result.expect("it succeeds");
+            }
+        }
+        // The file stays open until its sync is done.
+        disk.submit(Token(4), Operation::SyncUrgent { file: one });
+        disk.submit(Token(5), Operation::Close { file: one });
+        let mut completions = Vec::new();
+        while completions.len() < 2 {
+            disk.wait(Wait::AtMostUs(1_000_000), &mut completions);
+        }
+        assert!(completions.iter().all(|completion| completion.result.is_ok()), "{completions:?}");
+    });
+}
+
+#[test]
 fn one_operation_too_many_stops_the_process() {
     on_every_backend(|mut disk| {
         let file = create(disk.as_mut(), "file");

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use sternpost_engine::base::ids::{GroupId, Lsn};
-use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, Intake, OnCheckpoint};
+use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
 #[cfg(feature = "sim")]
 use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::io::{Backend, Waker};
@@ -338,10 +338,6 @@ struct SoloCore<M> {
     member_id: u64,
     /// True after the machine was told that the log failed.
     failed: bool,
-    /// How much of the queue may be taken, as of the last look.
-    intake: Intake,
-    /// Something is left in the queue.
-    is_left: bool,
 }
 
 impl<M: StateMachine> SoloCore<M> {
@@ -376,8 +372,6 @@ impl<M: StateMachine> SoloCore<M> {
             body: Vec::new(),
             member_id: superblock.member_id,
             failed: false,
-            intake: Intake::All,
-            is_left: false,
         };
         if replay.genesis.is_none() {
             // New, or the first start died before its genesis was durable: nothing was acknowledged before that.
@@ -444,7 +438,7 @@ impl<M: StateMachine> SoloCore<M> {
         {
             self.log.set_replay_lsn(replay_lsn);
         }
-        self.look_at_intake();
+        self.look();
         let closing = self.take_queue();
         self.log.submit();
         let applied = self.apply_durable();
@@ -465,16 +459,16 @@ impl<M: StateMachine> SoloCore<M> {
                 return true;
             }
         }
-        self.look_at_intake();
-        self.log.wait(wait_us_max.min(self.intake.sleep_us_max(self.is_left)));
+        self.look();
+        self.log.wait(wait_us_max.min(self.checkpointer.sleep_us_max()));
         true
     }
 
-    /// Asks how much may be taken now.
-    fn look_at_intake(&mut self) {
+    /// Has the checkpointer look at how much may be taken now.
+    fn look(&mut self) {
         let now_us = self.log.now_us();
         if let Some(storage) = self.machine.storage() {
-            self.intake = self.checkpointer.intake(storage, now_us);
+            self.checkpointer.look(storage, now_us);
         }
     }
 
@@ -489,18 +483,12 @@ impl<M: StateMachine> SoloCore<M> {
             // While memory waits for the disk nothing more is taken; what is queued fills up to its bound, and then
             // proposers hear of it.
             if self.checkpointer.is_full() && self.checkpointer.failing().is_none() {
-                // What is done wakes this thread.
-                self.is_left = false;
                 return queue.closing;
             }
-            // At the end everything is taken, whatever the disk's speed: nobody would take the rest.
-            let intake = if queue.closing { Intake::All } else { self.intake };
-            let commands = intake.take(&mut queue.commands, |(_, command)| command.len());
-            self.is_left = !queue.commands.is_empty();
-            (commands, queue.closing)
+            let closing = queue.closing;
+            let bytes_of = |(_, command): &(Class, Vec<u8>)| command.len();
+            (self.checkpointer.take(&mut queue.commands, bytes_of, closing), closing)
         };
-        let bytes = commands.iter().map(|(_, command)| command.len() as u64).sum();
-        self.checkpointer.took(bytes);
         if self.checkpointer.is_full() {
             // The disk takes nothing more, and memory is full: the device decides what the proposers hear.
             self.refuse(commands);

@@ -20,7 +20,6 @@
 //! A flush of the connection is therefore a promise that [`Uncorking`] keeps, and a write that failed afterwards shows at the next one.
 //!
 //! **Does not know** what is written.
-use bytes::{Buf, BytesMut};
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -31,6 +30,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that wait for one system call, at most.
 pub const CORK_BYTES_MAX: usize = 32 << 10;
+/// Room that a connection keeps for its next turn, so that usual ones need no memory of their own.
+const KEPT_BYTES_MAX: usize = 4 << 10;
 /// Polls of a connection in one turn.
 const ROUNDS_MAX: usize = 8;
 /// From here on nothing is gained by waiting for more.
@@ -40,7 +41,9 @@ const BATCH_BYTES_MIN: usize = 8 << 10;
 #[derive(Debug)]
 struct Cork<S> {
     stream: S,
-    waiting: BytesMut,
+    waiting: Vec<u8>,
+    /// Of those, how many are written.
+    written: usize,
     /// How letting the bytes out failed, after the connection had been told that they were written.
     failed: Option<io::ErrorKind>,
 }
@@ -48,16 +51,22 @@ struct Cork<S> {
 impl<S: AsyncWrite + Unpin> Cork<S> {
     /// Writes what waits. Ready when nothing is left.
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.waiting.is_empty() {
-            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.waiting))?;
+        while self.written < self.waiting.len() {
+            let rest = &self.waiting[self.written..];
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            self.waiting.advance(written);
+            self.written += written;
         }
-        // An idle connection holds no buffer.
-        self.waiting = BytesMut::new();
+        self.clear();
         Poll::Ready(Ok(()))
+    }
+
+    fn clear(&mut self) {
+        self.waiting.clear();
+        self.waiting.shrink_to(KEPT_BYTES_MAX);
+        self.written = 0;
     }
 
     fn health(&self) -> io::Result<()> {
@@ -155,7 +164,7 @@ impl Drop for Answering {
 
 /// Puts a buffer in front of a stream. The second value drives the connection over the first.
 pub fn cork<S>(stream: S, answers: Answers) -> (Corked<S>, Uncork<S>) {
-    let cork = Arc::new(Mutex::new(Cork { stream, waiting: BytesMut::new(), failed: None }));
+    let cork = Arc::new(Mutex::new(Cork { stream, waiting: Vec::new(), written: 0, failed: None }));
     (Corked { cork: cork.clone() }, Uncork { cork, answers })
 }
 
@@ -250,7 +259,7 @@ impl<S: AsyncWrite + Unpin, C: Future + Unpin> Future for Uncorking<S, C> {
             return Poll::Ready(outcome);
         }
         let mut cork = lock(&this.uncork.cork);
-        let waiting = cork.waiting.len();
+        let waiting = cork.waiting.len() - cork.written;
         let others = this.uncork.answers.0.load(Ordering::Relaxed) > 1;
         if waiting > 0 && waiting < BATCH_BYTES_MIN && others && !this.put_off {
             this.put_off = true;
@@ -260,7 +269,7 @@ impl<S: AsyncWrite + Unpin, C: Future + Unpin> Future for Uncorking<S, C> {
         this.put_off = false;
         if let Poll::Ready(Err(error)) = cork.drain(cx) {
             // The connection meets it at its next turn.
-            cork.waiting.clear();
+            cork.clear();
             cork.failed = Some(error.kind());
             cx.waker().wake_by_ref();
         }

@@ -269,13 +269,8 @@ async fn start_member(
             "syscall" => BackendChoice::Syscall,
             _ => BackendChoice::Auto,
         },
-        wal_sync: match config.wal_sync.as_str() {
-            "linked" => Some(SyncMethod::Linked),
-            "dsync" => Some(SyncMethod::Dsync),
-            "separate" => Some(SyncMethod::Separate),
-            "mixed" => Some(SyncMethod::Mixed),
-            _ => None,
-        },
+        // The flag takes these names and "auto".
+        wal_sync: SyncMethod::from_name(&config.wal_sync),
         ..LogOptions::default()
     };
     let mut checkpoint = CheckpointOptions::default();

@@ -107,6 +107,10 @@ pub struct Checkpointer {
     /// The newest event was a failure.
     told_failing: bool,
     pacer: Pacer,
+    /// How much of the owner's queue may be taken, as of the last look.
+    intake: Intake,
+    /// Something was left in that queue.
+    is_left: bool,
 }
 
 impl Checkpointer {
@@ -151,6 +155,8 @@ impl Checkpointer {
             on_event: None,
             told_failing: false,
             pacer: Pacer::new(RUNS_MAX),
+            intake: Intake::All,
+            is_left: false,
         })
     }
 
@@ -271,18 +277,36 @@ impl Checkpointer {
         self.runs_count() >= RUNS_MAX
     }
 
-    /// How much may be taken in now, so that [`Self::is_full`] is not reached at full speed. While checkpoints fail there is no
-    /// speed to keep to.
-    pub fn intake(&mut self, writer: &StoreWriter, now_us: u64) -> Intake {
-        if self.worker.is_none() || self.told_failing {
-            return Intake::All;
-        }
-        self.pacer.intake(self.runs_count(), self.under_way_count > 0, writer.filled(), now_us)
+    /// Looks at how much may be taken in now, so that [`Self::is_full`] is not reached at full speed; true if that is limited.
+    /// While checkpoints fail there is no speed to keep to.
+    pub fn look(&mut self, writer: &StoreWriter, now_us: u64) -> bool {
+        let (runs, under_way) = (self.runs_count(), self.under_way_count > 0);
+        self.intake = match self.worker.is_none() || self.told_failing {
+            true => Intake::All,
+            false => self.pacer.intake(runs, under_way, writer.filled(), now_us),
+        };
+        self.intake != Intake::All
     }
 
-    /// So many bytes of writes were taken in.
-    pub fn took(&mut self, bytes: u64) {
-        self.pacer.took(bytes);
+    /// Takes what may be taken from the front of the queue of writes, as of the last look. At the `end` that is everything, whatever
+    /// the disk's speed: nobody would take the rest.
+    pub fn take<T>(
+        &mut self,
+        queue: &mut VecDeque<T>,
+        bytes_of: impl Fn(&T) -> usize,
+        end: bool,
+    ) -> VecDeque<T> {
+        let intake = if end { Intake::All } else { self.intake };
+        let taken = intake.take(queue, &bytes_of);
+        self.pacer.took(taken.iter().map(|item| bytes_of(item) as u64).sum());
+        self.is_left = !queue.is_empty();
+        taken
+    }
+
+    /// How long the owner may sleep because of what it left in the queue, as of the last look. A checkpoint that is done wakes it
+    /// when nothing may be taken at all.
+    pub fn sleep_us_max(&self) -> u64 {
+        self.intake.sleep_us_max(self.is_left && !self.is_full())
     }
 
     /// Why checkpoints fail at the moment, if they do.

@@ -28,7 +28,7 @@ const NEWEST: f64 = 0.5;
 
 /// What may be taken now.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Intake {
+pub(super) enum Intake {
     /// Everything.
     All,
     /// So many bytes, the last write whole: at least 1.
@@ -39,7 +39,7 @@ pub enum Intake {
 
 impl Intake {
     /// Takes that much from the front of a queue.
-    pub fn take<T>(self, queue: &mut VecDeque<T>, bytes_of: impl Fn(&T) -> usize) -> VecDeque<T> {
+    pub(super) fn take<T>(self, queue: &mut VecDeque<T>, bytes_of: impl Fn(&T) -> usize) -> VecDeque<T> {
         let limit = match self {
             Self::All => return std::mem::take(queue),
             Self::Bytes(limit) => limit,
@@ -53,12 +53,11 @@ impl Intake {
             count += 1;
             bytes += bytes_of(item) as u64;
         }
-        let rest = queue.split_off(count);
-        std::mem::replace(queue, rest)
+        queue.drain(..count).collect()
     }
 
     /// How long the owner of a queue may sleep, with or without something left in it.
-    pub fn sleep_us_max(self, is_left: bool) -> u64 {
+    pub(super) fn sleep_us_max(self, is_left: bool) -> u64 {
         match self {
             Self::WaitUs(us) if is_left => us,
             _ if is_left => 0,

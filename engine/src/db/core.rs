@@ -9,7 +9,7 @@
 use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
-use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, Intake};
+use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
@@ -275,10 +275,6 @@ pub(crate) struct Core {
     unsynced_since_us: Option<u64>,
     /// Push until this position is durable.
     push_to: Option<Lsn>,
-    /// How much of the queue may be taken, as of the last look.
-    intake: Intake,
-    /// Something is left in the queue.
-    is_left: bool,
 }
 
 impl Core {
@@ -314,8 +310,6 @@ impl Core {
             last_lsn: None,
             unsynced_since_us: None,
             push_to: None,
-            intake: Intake::All,
-            is_left: false,
         };
         core.shared.durable_revision.store(core.writer.store().revision(), Ordering::Release);
         let _ = core.shared.waker.set(core.log.waker());
@@ -353,11 +347,11 @@ impl Core {
     /// One round; blocks for at most `wait_us_max` when there is nothing to do. False when it is time to end.
     pub(crate) fn step(&mut self, wait_us_max: u64) -> bool {
         let full = self.checkpointer.is_full();
-        if full {
-            // A run waits for the log, and while they are that many nobody can ask for a sync any more.
+        let limited = self.checkpointer.look(&self.writer, self.log.now_us());
+        if full || limited {
+            // A run waits for the log; who would ask for a sync may wait for the run.
             self.push_to = self.push_to.max(self.last_lsn);
         }
-        self.intake = self.checkpointer.intake(&self.writer, self.log.now_us());
         let failing = if full { self.checkpointer.failing() } else { None };
         // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
         let closing = self.take_queue(!full || failing.is_some(), failing.as_ref());
@@ -389,8 +383,8 @@ impl Core {
                 return true;
             }
         }
-        self.intake = self.checkpointer.intake(&self.writer, self.log.now_us());
-        let paced_us = self.intake.sleep_us_max(self.is_left);
+        self.checkpointer.look(&self.writer, self.log.now_us());
+        let paced_us = self.checkpointer.sleep_us_max();
         self.log.wait(wait_us_max.min(self.push_in_us()).min(paced_us));
         true
     }
@@ -411,18 +405,12 @@ impl Core {
                 queue.stats = Some((self.log.wal_stats(), self.checkpointer.stats()));
             }
             if !take {
-                // What is done wakes this thread.
-                self.is_left = false;
                 return queue.closing;
             }
-            // At the end everything is taken, whatever the disk's speed.
-            let intake = if queue.closing { Intake::All } else { self.intake };
-            let requests = intake.take(&mut queue.requests, Request::bytes);
-            let taken_bytes = requests.iter().map(Request::bytes).sum::<usize>();
-            queue.bytes -= taken_bytes;
-            self.checkpointer.took(taken_bytes as u64);
-            self.is_left = !queue.requests.is_empty();
-            (requests, queue.closing)
+            let closing = queue.closing;
+            let requests = self.checkpointer.take(&mut queue.requests, Request::bytes, closing);
+            queue.bytes -= requests.iter().map(Request::bytes).sum::<usize>();
+            (requests, closing)
         };
         if !requests.is_empty() {
             self.shared.taken.notify_all();

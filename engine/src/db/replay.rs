@@ -1,7 +1,7 @@
 //! Replay in two threads: one reads and verifies the log, the other applies what it says.
 //!
-//! **Why.** Either takes about as long as the other once the device is fast; one behind the other, an open took 5.4 s for a log of
-//! 1 GiB in records of a single put.
+//! **Why.** A log of 1 GiB in records of a single put took 5.1 to 5.6 s to open with one thread, and takes 3.4 to 4.0 s with two
+//! (`benches/README.md`).
 //!
 //! **Contract.** Records are applied in the order of the log. The first failure of either side ends both; if the applying side failed, its
 //! error is the one returned. At most [`BATCHES_MAX`] + 2 batches of [`BATCH_BYTES`] are held, or one record each if that is longer.
@@ -17,7 +17,6 @@ const BATCH_BYTES: usize = 256 << 10;
 const BATCHES_MAX: usize = 4;
 
 /// Records one behind the other.
-#[derive(Default)]
 struct RecordBatch {
     bodies: Vec<u8>,
     /// Position, header, and where the body ends.
@@ -25,6 +24,10 @@ struct RecordBatch {
 }
 
 impl RecordBatch {
+    fn new() -> Self {
+        Self { bodies: Vec::with_capacity(BATCH_BYTES), records: Vec::new() }
+    }
+
     fn push(&mut self, record: &Record<'_>) {
         self.bodies.extend_from_slice(record.body);
         self.records.push((record.lsn, record.meta, self.bodies.len()));
@@ -58,13 +61,13 @@ pub(crate) fn pipelined<T>(
             .name("replay".into())
             .spawn_scoped(scope, move || receiver.iter().try_for_each(|batch| batch.visit(apply)))
             .map_err(|error| Error::Refused(format!("no thread for the replay: {error}")))?;
-        let mut batch = RecordBatch::default();
+        let mut batch = RecordBatch::new();
         // The other side ended early only if it failed, and its error is told below.
         let gone = || Error::Refused("the replay ended".into());
         let outcome = read(&mut |record| {
             batch.push(record);
             if batch.is_full() {
-                sender.send(std::mem::take(&mut batch)).map_err(|_| gone())?;
+                sender.send(std::mem::replace(&mut batch, RecordBatch::new())).map_err(|_| gone())?;
             }
             Ok(())
         });

@@ -252,8 +252,9 @@ pub trait Io: Send {
     /// Takes over one operation. It may start now or in the next `wait`.
     fn submit(&mut self, token: Token, operation: Operation);
 
-    /// Starts what was submitted and appends what completed, blocking no longer than `wait` says. Everything
-    /// that is complete at that moment is appended: none is left behind.
+    /// Starts what was submitted and appends what completed, blocking no longer than `wait` says, or than an urgent sync takes that
+    /// it does itself; with [`Wait::No`] it does none itself. Everything that is complete at that moment is appended: none is left
+    /// behind.
     fn wait(&mut self, wait: Wait, completions: &mut Vec<Completion>);
 
     /// The handle that ends a wait from another thread.

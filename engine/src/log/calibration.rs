@@ -41,13 +41,7 @@ pub(super) struct SyncSwitch {
 
 impl SyncSwitch {
     pub(super) fn set(&self, method: SyncMethod) {
-        let wanted = match method {
-            SyncMethod::Linked => 1,
-            SyncMethod::Dsync => 2,
-            SyncMethod::Separate => 3,
-            SyncMethod::Mixed => 4,
-        };
-        self.wanted.store(wanted, Ordering::Relaxed);
+        self.wanted.store(method.number(), Ordering::Relaxed);
     }
 
     pub(super) fn take(&self) -> Option<SyncMethod> {
@@ -55,13 +49,7 @@ impl SyncSwitch {
         if self.wanted.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        match self.wanted.swap(0, Ordering::Relaxed) {
-            1 => Some(SyncMethod::Linked),
-            2 => Some(SyncMethod::Dsync),
-            3 => Some(SyncMethod::Separate),
-            4 => Some(SyncMethod::Mixed),
-            _ => None,
-        }
+        SyncMethod::from_number(self.wanted.swap(0, Ordering::Relaxed))
     }
 }
 

@@ -114,7 +114,7 @@ impl StoreWriter {
                 Some((&LEASE_PREFIX, rest)) if rest.len() >= 8 => {
                     let (lease, key) = rest.split_at(8);
                     let lease = i64::from_be_bytes(lease.try_into().expect("eight bytes"));
-                    shared.leases.change(key, 0, lease);
+                    shared.leases.change(&Bytes::copy_from_slice(key), 0, lease);
                 }
                 _ => {
                     return Err(Error::Refused(format!(

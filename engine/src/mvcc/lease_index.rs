@@ -18,13 +18,13 @@ pub(crate) struct LeaseIndex {
 impl LeaseIndex {
     /// Moves a key from one lease to another; 0 stands for none.
     #[inline]
-    pub(crate) fn change(&self, key: &[u8], from: i64, to: i64) {
+    pub(crate) fn change(&self, key: &Bytes, from: i64, to: i64) {
         if from != to {
             self.move_key(key, from, to);
         }
     }
 
-    fn move_key(&self, key: &[u8], from: i64, to: i64) {
+    fn move_key(&self, key: &Bytes, from: i64, to: i64) {
         let mut leases = self.keys.write().expect("nothing panics while it holds this lock");
         if let Some(keys) = leases.get_mut(&from) {
             keys.remove(key);
@@ -33,7 +33,7 @@ impl LeaseIndex {
             }
         }
         if to != 0 {
-            leases.entry(to).or_default().insert(Bytes::copy_from_slice(key));
+            leases.entry(to).or_default().insert(key.clone());
         }
     }
 
