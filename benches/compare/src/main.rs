@@ -12,9 +12,10 @@
 //! the server needs (its own use is in the table); a debug build of either; a data directory in memory.
 //!
 //! Needs etcd (`benches/peers/build.sh`), `sternpost` and `sternctl` built with `--release`. Reading order: `matrix` (the
-//! workloads), `server` (start, stop), `table` (medians and ratios).
+//! workloads), `server` (start, stop), `awake`, `table` (medians and ratios).
 #![forbid(unsafe_code)]
 
+mod awake;
 mod matrix;
 mod server;
 mod table;
@@ -60,6 +61,9 @@ struct Arguments {
     /// Only the workloads whose name contains this
     #[arg(long, default_value = "")]
     only: String,
+    /// Keep the processors from sleeping meanwhile, as booting with idle=poll would (needs chrt): see benches/README.md
+    #[arg(long)]
+    keep_awake: bool,
     /// Say what the workloads are, and measure nothing
     #[arg(long)]
     list: bool,
@@ -75,6 +79,9 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(awake::SPIN_ARGUMENT) {
+        awake::spin();
+    }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
@@ -105,6 +112,7 @@ fn run(arguments: &Arguments) -> Result<(), String> {
     let scratch = arguments.directory.join(format!("compare-{}", std::process::id()));
     std::fs::create_dir_all(&scratch).map_err(|error| format!("make {}: {error}", scratch.display()))?;
     let scratch = Scratch(scratch);
+    let _awake = arguments.keep_awake.then(awake::Awake::start).transpose()?;
     let mut comparison = Comparison { facts: facts(arguments, &contestants, &scratch.0), rounds: Vec::new() };
     for round in 0..arguments.rounds.max(1) {
         for (position, contestant) in contestants.iter().enumerate() {
