@@ -10,14 +10,14 @@
 //! at the next open. Blocks are written once: nothing that a superblock refers to is ever overwritten (I2).
 //!
 //! **Steps**
-//! 1. `sweep`: which records on disk do the compaction and the run make dead;
+//! 1. `sweep`: which records on disk do the compaction (a part of it, if it is large) and the run make dead;
 //! 2. records of the run that are not dead → r segment; `clean`: what is left of sparse segments → fewer;
 //! 3. newest versions of the run's keys → key tree, its system changes → system tree;
 //! 4. liveness → segment table;
 //! 5. superblock.
 //!
 //! **Invariants.** C2: nothing is dropped or marked dead by a compaction younger than the run's own. D5: see the segment
-//! table. P1: a segment loses its name only when all four copies of the superblock do without it.
+//! table. D6: see `sweep`. P1: a segment loses its name only when all four copies of the superblock do without it.
 //!
 //! **Failure.** An error leaves the old state in force and the run to be tried again; segment ids of the failed attempt
 //! are not used again. A failed write of the superblock poisons it (the superblock's own rule): which of the two states is
@@ -64,6 +64,7 @@ use sink::Sink;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use sweep::Swept;
 
 /// What one checkpoint did, for statistics and logs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -130,6 +131,7 @@ pub(crate) struct Checkpoints {
     pub(crate) shelf: Arc<Shelf>,
     pub(crate) superblock: Arc<SharedSuperblock>,
     pub(crate) ids: SegmentIds,
+    pub(crate) sweep_changes_max: usize,
     pub(crate) planted: Planted,
 }
 
@@ -175,6 +177,7 @@ struct Attempt<'a> {
     /// Segments made so far, to be removed if it fails.
     made: Vec<(SegmentId, SegmentKind)>,
     report: CheckpointReport,
+    sweep_changes_max: usize,
     planted: Planted,
 }
 
@@ -196,6 +199,7 @@ impl<'a> Attempt<'a> {
             sequence,
             made: Vec::new(),
             report: CheckpointReport::default(),
+            sweep_changes_max: checkpoints.sweep_changes_max.max(1),
             planted: checkpoints.planted,
         }
     }
@@ -204,17 +208,21 @@ impl<'a> Attempt<'a> {
         self.superblock.check()?;
         run_io(self.io, Operation::CreateDirectory { path: PathBuf::from(segment::DIRECTORY) })?;
         let mut dead = DeadRecords::new(self.base);
-        let purges = sweep::sweep(self.base, self.run, &mut dead, self.planted)?;
+        let swept = sweep::sweep(self.base, self.run, self.sweep_changes_max, &mut dead, self.planted)?;
         let mut revisions: Vec<RevisionsFile> = self.base.revisions.clone();
         let (killed, mut table_edits) = dead.apply(&self.shelf, &mut revisions)?;
         self.report.records_killed = killed;
 
         let mut fresh = self.write_records()?;
+        let settled = self.settled_count(&revisions, &swept);
+        // What is left behind them is put back: segments stay in the order of their revisions.
+        let mut unsettled = revisions.split_off(settled);
         self.clean(&mut revisions, &mut table_edits)?;
         drop_dead(&mut revisions, &mut table_edits);
+        revisions.append(&mut unsettled);
 
         let mut sink = Sink::new(self.shelf.clone(), self.sequence);
-        let merged = self.merge_trees(&mut sink, purges);
+        let merged = self.merge_trees(&mut sink, swept.purges);
         let (keys, system) = match merged {
             Ok(merged) => merged,
             Err(error) => return self.give_up(sink, error),
@@ -250,7 +258,7 @@ impl<'a> Attempt<'a> {
         let roots = Roots { keys: keys.root, system: system.root, segments: table.root };
         self.made.extend(sink.segments());
         if self.planted.has(PlantedBug::SuperblockFirst) {
-            self.write_superblock(roots)?;
+            self.write_superblock(roots, swept.revision)?;
         }
         sink.finish(self.io)?;
         if !self.made.is_empty() {
@@ -261,17 +269,27 @@ impl<'a> Attempt<'a> {
             applied: (self.run.position.index, self.run.position.term),
             revision: self.run.revision,
             compact_revision: self.run.compact_revision,
+            swept_revision: swept.revision,
         };
         // Before the superblock: afterwards nothing may fail but the superblock itself.
         let state = DiskState::new(self.shelf.clone(), roots, positions, revisions, pages)?;
         if self.planted.has(PlantedBug::UnlinkEarly) {
             remove(self.io, &unreferenced(self.base, &state), &self.shelf);
         }
-        self.write_superblock(roots)?;
+        self.write_superblock(roots, swept.revision)?;
         Ok(state)
     }
 
-    fn write_superblock(&mut self, roots: Roots) -> Result<()> {
+    /// How many of the segments, from the oldest, may lose what is dead in them (D6).
+    fn settled_count(&self, revisions: &[RevisionsFile], swept: &Swept) -> usize {
+        let planted = self.planted.has(PlantedBug::DropUnswept);
+        let may_lose = |file: &RevisionsFile| {
+            planted || swept.may_lose(file.info.summary.last, self.run.compact_revision)
+        };
+        revisions.partition_point(may_lose)
+    }
+
+    fn write_superblock(&mut self, roots: Roots, swept_revision: i64) -> Result<()> {
         let (run, next_segment) = (self.run, self.ids.next);
         // From here on some copy may refer to them, also if this fails.
         self.made.clear();
@@ -281,6 +299,7 @@ impl<'a> Attempt<'a> {
             superblock.applied_term = run.position.term;
             superblock.revision = run.revision;
             superblock.compact_revision = run.compact_revision;
+            superblock.swept_revision = swept_revision;
             superblock.wal_replay_lsn = run.position.lsn;
             superblock.next_segment = next_segment;
         })

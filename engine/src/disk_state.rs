@@ -70,6 +70,8 @@ pub(crate) struct Positions {
     pub(crate) revision: i64,
     /// Compact revision as of the applied index, -1 at first.
     pub(crate) compact_revision: i64,
+    /// Up to here changes were looked at for what the compaction made dead; at most the compact revision.
+    pub(crate) swept_revision: i64,
 }
 
 /// One r segment of a state.
@@ -101,7 +103,7 @@ impl DiskState {
         Self {
             shelf: None,
             roots: Roots::default(),
-            positions: Positions { applied: (0, 0), revision: 0, compact_revision: -1 },
+            positions: Positions { applied: (0, 0), revision: 0, compact_revision: -1, swept_revision: -1 },
             revisions: Vec::new(),
             pages: BTreeMap::new(),
             _pages_files: Vec::new(),
@@ -157,6 +159,16 @@ impl DiskState {
     /// Compact revision as of the checkpoint.
     pub(crate) fn compact_revision(&self) -> i64 {
         self.positions.compact_revision
+    }
+
+    /// Up to which revision what the compaction made dead is marked; at most the compact revision.
+    pub(crate) fn swept_revision(&self) -> i64 {
+        self.positions.swept_revision
+    }
+
+    /// True if a part of a compaction is left to the next checkpoint.
+    pub(crate) fn is_sweep_left(&self) -> bool {
+        self.positions.swept_revision < self.positions.compact_revision
     }
 
     /// Index and term of the last entry in the checkpoint.

@@ -139,6 +139,7 @@ impl Inspection {
                     applied: (superblock.applied_index, superblock.applied_term),
                     revision: superblock.revision,
                     compact_revision: superblock.compact_revision,
+                    swept_revision: superblock.swept_revision,
                 },
             )?,
             false => DiskState::empty(),

@@ -33,10 +33,12 @@ use std::path::PathBuf;
 
 /// Path of the file, relative to the data directory.
 pub const FILE: &str = "super";
-/// Version of this file; a reader refuses a higher one. Version 1 knows no checkpoints: a state without one is written as
-/// version 1, so that the release before this one opens the directory until there is one.
-pub const FORMAT_VERSION: u32 = 2;
+/// Version of this file; a reader refuses a higher one. A state is written as the lowest version that can say it, so that an older
+/// release opens the directory as long as it can: version 1 knows no checkpoints, version 2 none that has left a part of a compaction to
+/// the next.
+pub const FORMAT_VERSION: u32 = 3;
 const FORMAT_VERSION_WITHOUT_CHECKPOINT: u32 = 1;
+const FORMAT_VERSION_SWEPT: u32 = 2;
 /// Copies of the block in the file.
 pub const COPIES: usize = 4;
 /// Longest name of a device.
@@ -119,6 +121,8 @@ pub struct Superblock {
     pub revision: i64,
     /// Compact revision as of the applied index; −1 at first.
     pub compact_revision: i64,
+    /// Up to here changes were looked at for what the compaction made dead; the compact revision, unless a part is left.
+    pub swept_revision: i64,
     /// Trees of the checkpoint.
     pub roots: Roots,
     /// Number of the next segment of a checkpoint, 1 at first; each is used once.
@@ -150,6 +154,7 @@ impl Superblock {
             applied_term: 0,
             revision: 1,
             compact_revision: -1,
+            swept_revision: -1,
             roots: Roots::default(),
             next_segment: 1,
             calibration: None,
@@ -177,7 +182,13 @@ impl Superblock {
 
     /// The version that this state is written as.
     pub fn format_version(&self) -> u32 {
-        if self.has_checkpoint() { FORMAT_VERSION } else { FORMAT_VERSION_WITHOUT_CHECKPOINT }
+        if !self.has_checkpoint() {
+            FORMAT_VERSION_WITHOUT_CHECKPOINT
+        } else if self.swept_revision == self.compact_revision {
+            FORMAT_VERSION_SWEPT
+        } else {
+            FORMAT_VERSION
+        }
     }
 
     /// True if only one valid copy of it was found: to be logged.
@@ -362,6 +373,9 @@ impl Superblock {
             for root in [self.roots.keys, self.roots.system, self.roots.segments] {
                 out.extend_from_slice(&root.map_or([0; PAGE_REF_BYTES], |root| root.encode()));
             }
+            if self.format_version() > FORMAT_VERSION_SWEPT {
+                out.extend_from_slice(&self.swept_revision.to_le_bytes());
+            }
         }
         block.fill(0);
         block[..out.len()].copy_from_slice(&out);
@@ -444,6 +458,10 @@ impl Superblock {
                 }
             }
         }
+        let swept_revision = if version > FORMAT_VERSION_SWEPT { reader.i64()? } else { compact_revision };
+        if swept_revision > compact_revision {
+            return Ok(Decoded::Invalid);
+        }
         Ok(Decoded::Valid(Box::new(Self {
             stage,
             database,
@@ -456,6 +474,7 @@ impl Superblock {
             applied_term,
             revision,
             compact_revision,
+            swept_revision,
             roots,
             next_segment,
             calibration: method.map(|method| Calibration { method, device }),
@@ -532,6 +551,23 @@ mod tests {
         let read = Superblock::read(&mut disk).unwrap().unwrap();
         assert!(same(&read, &superblock));
         assert_eq!((read.sequence(), read.is_lone()), (2, false));
+    }
+
+    /// An older release opens what it can understand, and nothing else.
+    #[test]
+    fn a_state_is_written_as_the_lowest_version_that_can_say_it() {
+        let mut disk = SimDisk::new(2);
+        let mut superblock = fresh().create(&mut disk).unwrap();
+        for (applied_index, compact_revision, swept_revision, version) in
+            [(0, -1, -1, 1), (1, -1, -1, 2), (2, 90, 90, 2), (3, 90, 40, 3), (4, 90, 90, 2)]
+        {
+            superblock.applied_index = applied_index;
+            (superblock.compact_revision, superblock.swept_revision) = (compact_revision, swept_revision);
+            superblock.write(&mut disk).unwrap();
+            let read = Superblock::read(&mut disk).unwrap().unwrap();
+            assert!(same(&read, &superblock), "{read:?}");
+            assert_eq!(read.format_version(), version);
+        }
     }
 
     /// Every crash image at every step holds the old or the new state, whole, and once the write has returned only
@@ -617,7 +653,7 @@ mod tests {
     fn a_later_format_is_refused() {
         let mut block = vec![0; BLOCK_BYTES];
         fresh().encode(0, &mut block);
-        block[8] = 3;
+        block[8] = FORMAT_VERSION as u8 + 1;
         let crc = crc32(&block[..CRC_OFFSET]);
         block[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
         assert!(matches!(Superblock::decode(0, &block), Err(Error::Refused(_))));

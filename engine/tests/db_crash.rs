@@ -342,6 +342,7 @@ fn each_planted_bug_is_found() {
         PlantedBug::CleanByOldBits,
         PlantedBug::KeepLeaseKeys,
         PlantedBug::ForgetPurges,
+        PlantedBug::DropUnswept,
     ];
     let found = bugs.map(|bug| (bug, find(bug, 40)));
     std::panic::set_hook(hook);

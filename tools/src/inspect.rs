@@ -117,6 +117,7 @@ fn superblock(view: &SuperblockView) -> Report {
         ("applied_term", Cell::number(view.applied_term)),
         ("revision", Cell::number(view.revision)),
         ("compact_revision", Cell::number(view.compact_revision)),
+        ("swept_revision", Cell::number(view.swept_revision)),
         ("next_segment", Cell::number(view.next_segment)),
         ("key_tree", root_cell(keys)),
         ("system_tree", root_cell(system)),

@@ -35,6 +35,9 @@ pub struct CheckpointOptions {
     /// A checkpoint is made when the log has grown by so many bytes since the last one, however little is in memory: it
     /// bounds the next start.
     pub wal_bytes_max: u64,
+    /// Changes on disk that one checkpoint looks at for what a compaction made dead, 262,144 by default (some tenths of a second); the
+    /// next checkpoint goes on there. At least 1.
+    pub sweep_changes_max: usize,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -45,6 +48,7 @@ impl Default for CheckpointOptions {
         Self {
             shelf: ShelfOptions::default(),
             wal_bytes_max: 128 << 20,
+            sweep_changes_max: 1 << 18,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -132,6 +136,7 @@ impl Checkpointer {
                 applied: (known.applied_index, known.applied_term),
                 revision: known.revision,
                 compact_revision: known.compact_revision,
+                swept_revision: known.swept_revision,
             };
             DiskState::open(shelf.clone(), known.roots, positions)?
         } else {
@@ -140,7 +145,13 @@ impl Checkpointer {
         let free = remove_orphans(io, &state)?;
         let state = Arc::new(state);
         let ids = SegmentIds::from(known.next_segment.max(free));
-        let checkpoints = Checkpoints { shelf: shelf.clone(), superblock, ids, planted: options.planted() };
+        let checkpoints = Checkpoints {
+            shelf: shelf.clone(),
+            superblock,
+            ids,
+            sweep_changes_max: options.sweep_changes_max,
+            planted: options.planted(),
+        };
         Ok(Self {
             options: options.clone(),
             maker: Some(Maker { checkpoints, base: state.clone() }),

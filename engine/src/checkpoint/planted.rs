@@ -35,6 +35,8 @@ pub enum PlantedBug {
     KeepLeaseKeys,
     /// Tombstones below the compact revision die, and their keys stay in the tree.
     ForgetPurges,
+    /// Dead records are dropped before the sweep has come by and seen what they replaced.
+    DropUnswept,
 }
 
 /// The bug of this database, if one is planted.

@@ -29,6 +29,8 @@ pub struct SuperblockView {
     pub applied_term: u64,
     pub revision: i64,
     pub compact_revision: i64,
+    /// Up to which revision what the compaction made dead is marked; the compact revision, unless a part is left.
+    pub swept_revision: i64,
     pub next_segment: u32,
     /// Key tree, system tree, segment table.
     pub roots: [Option<PageRef>; 3],
@@ -259,6 +261,7 @@ impl Inspection {
             applied_term: superblock.applied_term,
             revision: superblock.revision,
             compact_revision: superblock.compact_revision,
+            swept_revision: superblock.swept_revision,
             next_segment: superblock.next_segment,
             roots: [superblock.roots.keys, superblock.roots.system, superblock.roots.segments],
             quarantine_reason: superblock.quarantine.map(|quarantine| quarantine.reason),

@@ -132,6 +132,7 @@ impl StoreWriter {
         shared.head.store(self.head, Ordering::Release);
         self.accounted_revision = disk.compact_revision();
         let compact_revision = disk.compact_revision();
+        self.flush.compacted |= disk.is_sweep_left();
         self.publish_view(self.view.tables.clone(), disk, compact_revision);
         Ok(())
     }
@@ -146,7 +147,7 @@ impl StoreWriter {
         self.active.used_bytes() as f64 / self.options.memtable_bytes.max(1) as f64
     }
 
-    /// True when a compaction has made something on disk dead since the last cut.
+    /// True when a compaction has made something on disk dead since the last cut, or the last checkpoint left a part of one.
     pub(crate) fn wants_sweep(&self) -> bool {
         self.flush.compacted
     }
@@ -182,6 +183,7 @@ impl StoreWriter {
         let is_of_run = |table: &Arc<Memtable>| run.tables.iter().any(|other| Arc::ptr_eq(other, table));
         let tables: Vec<_> = self.view.tables.iter().filter(|table| !is_of_run(table)).cloned().collect();
         self.flush.cut_tables.retain(|table| !is_of_run(table));
+        self.flush.compacted |= disk.is_sweep_left();
         self.publish_view(tables, disk, self.view.compact_revision);
         self.retired.extend(run.tables.iter().cloned());
     }
