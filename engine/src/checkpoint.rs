@@ -79,6 +79,8 @@ pub struct CheckpointReport {
     pub records_cleaned: u64,
     /// Bytes of new r segments.
     pub revision_bytes: u64,
+    /// Those of them that cleaning wrote.
+    pub cleaned_bytes: u64,
     /// Bytes of new pages.
     pub page_bytes: u64,
     /// Segments that lost their name.
@@ -94,10 +96,16 @@ impl CheckpointReport {
         self.records_killed += other.records_killed;
         self.records_cleaned += other.records_cleaned;
         self.revision_bytes += other.revision_bytes;
+        self.cleaned_bytes += other.cleaned_bytes;
         self.page_bytes += other.page_bytes;
         self.segments_removed += other.segments_removed;
         self.duration_us += other.duration_us;
     }
+}
+
+/// True if a checkpoint of nothing new would sweep or win back what is worth it.
+pub(crate) fn wants_upkeep(state: &DiskState, shelf: &Shelf) -> bool {
+    !state.is_empty() && (state.is_sweep_left() || clean::is_worth_it(state, shelf))
 }
 
 /// Numbers for new segments. Each is drawn once in a process, and never again once a checkpoint has referred to it.

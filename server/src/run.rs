@@ -375,6 +375,15 @@ fn log_checkpoint(event: CheckpointEvent<'_>) {
             took_ms = report.duration_us / 1000,
             "made a checkpoint"
         ),
+        CheckpointEvent::Upkeep(report) => tracing::info!(
+            records_killed = report.records_killed,
+            records_cleaned = report.records_cleaned,
+            revision_bytes = report.revision_bytes,
+            page_bytes = report.page_bytes,
+            segments_removed = report.segments_removed,
+            took_ms = report.duration_us / 1000,
+            "swept and cleaned"
+        ),
         CheckpointEvent::Failing(error) => tracing::error!(
             %error,
             "a checkpoint failed and is tried again; until one is made the log and the memory grow"

@@ -68,8 +68,10 @@ impl CheckpointOptions {
 /// Counters since the start.
 #[derive(Clone, Debug, Default)]
 pub struct CheckpointStats {
-    /// Checkpoints made.
+    /// Checkpoints made of what was in memory.
     pub checkpoints_count: u64,
+    /// Those made in between to sweep and clean only.
+    pub upkeeps_count: u64,
     /// Sums over all of them.
     pub totals: CheckpointReport,
     /// Why they fail at the moment, if they do.
@@ -85,6 +87,8 @@ pub struct CheckpointStats {
 pub enum CheckpointEvent<'a> {
     /// A checkpoint is durable.
     Made(&'a CheckpointReport),
+    /// One that holds nothing new: a part of a compaction was swept, or space was won back.
+    Upkeep(&'a CheckpointReport),
     /// Checkpoints fail; they are tried again. Told once until one is made.
     Failing(&'a Error),
 }
@@ -255,25 +259,33 @@ impl Checkpointer {
             worker.submit(run);
         }
         let mut replay = None;
-        if self.under_way_count > 0 {
-            while let Some(Done { run, state, report }) = worker.take_done() {
-                writer.install(&run, state.clone());
-                self.state = state;
-                self.under_way_count -= 1;
-                self.stats.checkpoints_count += 1;
-                self.stats.totals.add(&report);
-                self.pacer.done(report.duration_us);
-                replay = Some(run.position.lsn);
-                self.told_failing = false;
-                if let Some(on_event) = &mut self.on_event {
-                    on_event(CheckpointEvent::Made(&report));
+        while let Some(Done { run, state, report }) = worker.take_done() {
+            self.state = state.clone();
+            self.stats.totals.add(&report);
+            self.told_failing = false;
+            let event = match &run {
+                Some(run) => {
+                    writer.install(run, state);
+                    self.under_way_count -= 1;
+                    self.stats.checkpoints_count += 1;
+                    self.pacer.done(report.duration_us);
+                    replay = Some(run.position.lsn);
+                    CheckpointEvent::Made(&report)
                 }
+                None => {
+                    writer.replace(state);
+                    self.stats.upkeeps_count += 1;
+                    CheckpointEvent::Upkeep(&report)
+                }
+            };
+            if let Some(on_event) = &mut self.on_event {
+                on_event(event);
             }
-            if let Some(error) = worker.failing().filter(|_| !self.told_failing) {
-                self.told_failing = true;
-                if let Some(on_event) = &mut self.on_event {
-                    on_event(CheckpointEvent::Failing(&error));
-                }
+        }
+        if let Some(error) = worker.failing().filter(|_| !self.told_failing) {
+            self.told_failing = true;
+            if let Some(on_event) = &mut self.on_event {
+                on_event(CheckpointEvent::Failing(&error));
             }
         }
         replay

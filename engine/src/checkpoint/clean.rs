@@ -45,17 +45,42 @@ fn alive_percent(file: &RevisionsFile) -> u64 {
     live_bytes(file) * 100 / file.info.summary.stored_bytes.max(1)
 }
 
-/// The run of segments to copy, if any is worth it.
-fn choose(revisions: &[RevisionsFile], head: i64, bytes_max: u64) -> Option<Range<usize>> {
+/// A checkpoint of nothing new has to win at least so much: the pages that it writes itself die with the next one, and cleaning
+/// what cleaning leaves would never end.
+fn gain_bytes_min(shelf: &Shelf) -> u64 {
+    (shelf.options.segment_bytes / 16).max(16 * shelf.options.page_bytes as u64)
+}
+
+/// True if so much is dead in segments that are worth cleaning that it pays to do nothing else.
+pub(super) fn is_worth_it(state: &DiskState, shelf: &Shelf) -> bool {
+    let bytes_max = shelf.options.segment_bytes;
+    let worth = worth(&state.revisions, bytes_max);
+    let records: u64 =
+        state.revisions.iter().filter(|file| worth(file)).map(|file| file.info.dead_stored_bytes).sum();
+    let gain_min = gain_bytes_min(shelf);
+    let dead = |info: &PagesInfo| info.written_bytes.saturating_sub(info.live_bytes);
+    records >= gain_min || {
+        let victims = choose_pages(state, bytes_max / 4);
+        victims.iter().filter_map(|id| state.pages.get(id)).map(dead).sum::<u64>() >= gain_min
+    }
+}
+
+/// Which segments are worth copying, as all of them are now.
+fn worth(revisions: &[RevisionsFile], bytes_max: u64) -> impl Fn(&RevisionsFile) -> bool {
     let stored: u64 = revisions.iter().map(|file| file.info.summary.stored_bytes).sum();
     let live: u64 = revisions.iter().map(live_bytes).sum();
     let all_percent = live * 100 / stored.max(1);
-    let worth = |file: &RevisionsFile| {
+    move |file| {
         let percent = alive_percent(file);
         live_bytes(file) <= bytes_max
             && (percent < NEARLY_DEAD_PERCENT
                 || (percent < ALIVE_PERCENT_MAX && all_percent < ALIVE_PERCENT_AIM))
-    };
+    }
+}
+
+/// The run of segments to copy, if any is worth it.
+fn choose(revisions: &[RevisionsFile], head: i64, bytes_max: u64) -> Option<Range<usize>> {
+    let worth = worth(revisions, bytes_max);
     let score = |file: &RevisionsFile| {
         let percent = alive_percent(file);
         let age = (head - file.info.summary.last.main + 1).max(1) as u128;
@@ -96,6 +121,11 @@ impl Attempt<'_> {
     ) -> Result<()> {
         let bytes_max = self.shelf.options.segment_bytes;
         let Some(chosen) = choose(revisions, self.run.revision, bytes_max) else { return Ok(()) };
+        // Made for the values of one of them; neighbours are alike, and training it anew would mean to read all values twice.
+        let with_dictionary = |file: &&RevisionsFile| file.segment.trailer_counts().dictionary_bytes > 0;
+        let donor =
+            revisions[chosen.clone()].iter().filter(with_dictionary).max_by_key(|file| live_bytes(file));
+        let dictionary = donor.map_or(Ok(None), |file| file.segment.dictionary())?;
         let mut writer: Option<RevisionWriter> = None;
         for file in &revisions[chosen.clone()] {
             let dead = self.dead_bits(&file.info.summary, table_edits)?;
@@ -123,7 +153,7 @@ impl Attempt<'_> {
                     key: &record.key,
                     value: &record.value,
                 };
-                self.push_record(&mut writer, None, &record)?;
+                self.push_record(&mut writer, dictionary.as_deref(), &record)?;
                 self.report.records_cleaned += 1;
             }
         }
@@ -135,6 +165,7 @@ impl Attempt<'_> {
             forget_segment(&file.info.summary, table_edits);
         }
         if let Some(file) = &cleaned {
+            self.report.cleaned_bytes += file.info.summary.file_bytes;
             table_edits.insert(segment_key(file.info.summary.id), Some(encode_revisions(&file.info)));
         }
         revisions.splice(chosen, cleaned);

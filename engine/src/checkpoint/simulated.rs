@@ -58,11 +58,11 @@ impl SimulatedCheckpoints {
         }
         loop {
             let made = self.checkpointer.poll(writer, Lsn(u64::MAX)).is_some();
+            let failing = self.checkpointer.failing();
             if self.checkpointer.stats().runs_count == 0 && !writer.wants_sweep() {
-                return Ok(());
+                return failing.map_or(Ok(()), Err);
             }
             if !made {
-                let failing = self.checkpointer.failing();
                 return Err(
                     failing.unwrap_or_else(|| Error::Refused("a checkpoint is due and not made".into()))
                 );

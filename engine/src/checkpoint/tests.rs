@@ -1,15 +1,76 @@
-//! A superblock that cannot be written takes nothing from either state.
+//! A superblock that cannot be written takes nothing from either state; space comes back without writes.
 use super::CheckpointOptions;
 use super::simulated::SimulatedCheckpoints;
 use crate::io::fault_plan::{Effect, Fault, OperationKind};
 use crate::io::sim_disk::{CrashPolicy, SimDisk};
 use crate::mvcc::{AnyLease, Put, StoreOptions, StoreWriter};
+use std::path::PathBuf;
 
 fn put(writer: &mut StoreWriter, checkpoints: &mut SimulatedCheckpoints, number: u64) {
     let key = format!("key {}", number % 7).into();
     let put = Put { key, value: vec![number as u8; 300].into(), ..Put::default() };
     writer.put(&put, &AnyLease).expect("a put");
     checkpoints.after_operation(writer);
+}
+
+/// A value of 200 bytes that is like the others, as far as a dictionary is concerned.
+fn object(number: u64) -> String {
+    let id = number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    format!(
+        "{{\"kind\":\"Pod\",\"metadata\":{{\"name\":\"pod-{number:08}\",\"uid\":\"{id:016x}\",\"labels\":{{\"app\":\"web\"}}}},\
+         \"status\":{{\"phase\":\"Running\",\"podIP\":\"10.0.{}.{}\",\"reason\":\"{:024x}\"}}}}",
+        id % 251,
+        id % 241,
+        id.rotate_left(17)
+    )
+}
+
+/// What a compaction killed is swept and cleaned by upkeep alone, part by part, without an operation behind it; then there is an end
+/// to it. Values keep what a dictionary wins.
+#[test]
+fn space_comes_back_without_writes() {
+    const KEYS: u64 = 6_000;
+    const ROUNDS: u64 = 4;
+    let disk = SimDisk::new(77);
+    let (_, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: 4 << 20 });
+    let mut options = CheckpointOptions { sweep_changes_max: 1_000, ..CheckpointOptions::default() };
+    options.shelf.segment_bytes = 256 << 10;
+    options.shelf.page_bytes = 1024;
+    let mut checkpoints = SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("it opens");
+    let bytes = |disk: &SimDisk| -> u64 {
+        let is_of_records = |file: &PathBuf| file.extension().is_some_and(|kind| kind == "r");
+        let files = disk.files().into_iter().filter(is_of_records);
+        files.filter_map(|file| disk.read_file(&file)).map(|bytes| bytes.len() as u64).sum()
+    };
+    let mut puts = 0;
+    for round in 0..ROUNDS {
+        // Something of each round stays alive, so that its segments have to be cleaned and not only dropped.
+        for number in (0..KEYS).filter(|number| round == 0 || number % ROUNDS != round) {
+            puts += 1;
+            let value = object(round * KEYS + number).into();
+            let put = Put { key: format!("key {number:06}").into(), value, ..Put::default() };
+            writer.put(&put, &AnyLease).expect("a put");
+            checkpoints.after_operation(&mut writer);
+        }
+        checkpoints.make(&mut writer, true).expect("a checkpoint");
+    }
+    let before = bytes(&disk);
+    let revision = writer.store().revision();
+    writer.compact(revision).expect("a compaction");
+    checkpoints.after_operation(&mut writer);
+    checkpoints.make(&mut writer, false).expect("a checkpoint, and what upkeep there is");
+    let stats = checkpoints.stats();
+    assert!(stats.upkeeps_count >= (puts - KEYS) / 1_000, "{stats:?}");
+    let after = bytes(&disk);
+    assert!(
+        after < before * KEYS / puts * 12 / 10,
+        "{after} bytes are left of {before}, {KEYS} records of {puts}"
+    );
+    checkpoints.verify().expect("the state is whole");
+    checkpoints.make(&mut writer, false).expect("nothing to do");
+    assert_eq!(checkpoints.stats().upkeeps_count, stats.upkeeps_count, "upkeep ends");
+    let stats = writer.store().stats();
+    assert_eq!(stats.keys_count, KEYS);
 }
 
 fn open(disk: &SimDisk) -> (StoreWriter, SimulatedCheckpoints) {

@@ -4,14 +4,18 @@
 //! second to thirty: nothing of a failed attempt is referred to, everything that it wrote is in memory still, and the
 //! next attempt writes it to new files. Only a superblock that could not be written ends it for good.
 //!
+//! **Upkeep.** With no run to write, a state that is not in order is made over: a checkpoint of nothing new, which sweeps the next part
+//! of a compaction and cleans. So space comes back without writes. One at a time, and the next only when its result was taken.
+//!
 //! **Access.** The owner puts runs into `jobs` and takes results from `done`; the thread does the reverse. Both under one
 //! lock, which nobody holds during I/O.
-use super::{CheckpointReport, Checkpoints, make};
+use super::{CheckpointReport, Checkpoints, make, wants_upkeep};
 use crate::disk_state::DiskState;
 use crate::error::{Error, Result};
 use crate::io::{Io, Waker};
-use crate::mvcc::Run;
-use std::collections::VecDeque;
+use crate::mvcc::{CutPosition, Run};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -21,7 +25,8 @@ pub(crate) type OpenDevice = Box<dyn FnMut() -> Result<Box<dyn Io>> + Send>;
 
 /// A checkpoint that is durable.
 pub(crate) struct Done {
-    pub(crate) run: Run,
+    /// What it holds that the state before did not; none for upkeep.
+    pub(crate) run: Option<Run>,
     pub(crate) state: Arc<DiskState>,
     pub(crate) report: CheckpointReport,
 }
@@ -50,6 +55,24 @@ impl Maker {
         self.base = state.clone();
         Ok((state, report))
     }
+
+    /// True if the newest state is worth making over.
+    fn wants_upkeep(&self) -> bool {
+        wants_upkeep(&self.base, &self.checkpoints.shelf)
+    }
+
+    fn upkeep(&mut self, io: &mut dyn Io) -> Result<(Arc<DiskState>, CheckpointReport)> {
+        let (index, term) = self.base.applied();
+        let lsn = self.checkpoints.superblock.read().wal_replay_lsn;
+        let nothing_new = Run {
+            tables: Vec::new(),
+            position: CutPosition { index, term, lsn },
+            revision: self.base.revision(),
+            compact_revision: self.base.compact_revision(),
+            system: BTreeMap::new(),
+        };
+        self.make(io, &nothing_new)
+    }
 }
 
 /// Makes checkpoints in the caller's thread.
@@ -71,6 +94,8 @@ struct Mailbox {
 
 struct Shared {
     mailbox: Mutex<Mailbox>,
+    /// Something may be in `done`: spares the owner a lock each time it looks.
+    is_done: AtomicBool,
     /// A job was added, or it is time to end.
     changed: Condvar,
 }
@@ -96,7 +121,11 @@ impl Worker {
 
     /// Starts the thread. `wake` is called when something is done.
     pub(crate) fn thread(maker: Maker, open_device: OpenDevice, wake: Waker) -> Result<Self> {
-        let shared = Arc::new(Shared { mailbox: Mutex::default(), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            mailbox: Mutex::default(),
+            is_done: AtomicBool::new(false),
+            changed: Condvar::new(),
+        });
         let thread_shared = shared.clone();
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
@@ -121,7 +150,16 @@ impl Worker {
     /// The next checkpoint that is durable and was not taken yet.
     pub(crate) fn take_done(&mut self) -> Option<Done> {
         match self {
-            Self::Thread(worker) => worker.shared.mailbox().done.pop_front(),
+            Self::Thread(worker) if worker.shared.is_done.load(Ordering::Acquire) => {
+                let mut mailbox = worker.shared.mailbox();
+                let done = mailbox.done.pop_front();
+                if mailbox.done.is_empty() {
+                    worker.shared.is_done.store(false, Ordering::Release);
+                    worker.shared.changed.notify_all();
+                }
+                done
+            }
+            Self::Thread(_) => None,
             Self::Here(worker) => worker.make_one(),
         }
     }
@@ -155,11 +193,15 @@ impl Drop for Worker {
 
 impl HereWorker {
     fn make_one(&mut self) -> Option<Done> {
-        let run = self.jobs.front()?;
-        match self.maker.make(&mut *self.io, run) {
+        let made = match self.jobs.front() {
+            Some(run) => self.maker.make(&mut *self.io, run),
+            None if self.maker.wants_upkeep() => self.maker.upkeep(&mut *self.io),
+            None => return None,
+        };
+        match made {
             Ok((state, report)) => {
                 self.failing = None;
-                self.jobs.pop_front().map(|run| Done { run, state, report })
+                Some(Done { run: self.jobs.pop_front(), state, report })
             }
             Err(error) => {
                 self.failing = Some(error);
@@ -187,23 +229,34 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
     let mut device: Option<Box<dyn Io>> = None;
     let mut pause = PAUSE_MIN;
     loop {
+        let wants_upkeep = maker.wants_upkeep();
         let run = {
             let mailbox = shared.mailbox();
-            let idle = |mailbox: &mut Mailbox| mailbox.jobs.is_empty() && !mailbox.closing;
-            let mailbox = shared.changed.wait_while(mailbox, idle).unwrap_or_else(PoisonError::into_inner);
-            match mailbox.jobs.front() {
-                Some(run) if !mailbox.closing => run.clone(),
-                _ => return,
+            let is_idle = |mailbox: &mut Mailbox| {
+                let may_keep_up = wants_upkeep && mailbox.done.is_empty();
+                mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing
+            };
+            let mailbox = shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner);
+            if mailbox.closing {
+                return;
             }
+            mailbox.jobs.front().cloned()
+        };
+        let mut make = |device: &mut dyn Io| match &run {
+            Some(run) => maker.make(device, run),
+            None => maker.upkeep(device),
         };
         let made = match &mut device {
-            Some(device) => maker.make(&mut **device, &run),
-            None => open_device().and_then(|opened| maker.make(&mut **device.insert(opened), &run)),
+            Some(device) => make(&mut **device),
+            None => open_device().and_then(|opened| make(&mut **device.insert(opened))),
         };
         match made {
             Ok((state, report)) => {
                 let mut mailbox = shared.mailbox();
-                mailbox.jobs.pop_front();
+                if run.is_some() {
+                    mailbox.jobs.pop_front();
+                }
+                shared.is_done.store(true, Ordering::Release);
                 mailbox.done.push_back(Done { run, state, report });
                 mailbox.failing = None;
                 drop(mailbox);

@@ -132,7 +132,6 @@ impl StoreWriter {
         shared.head.store(self.head, Ordering::Release);
         self.accounted_revision = disk.compact_revision();
         let compact_revision = disk.compact_revision();
-        self.flush.compacted |= disk.is_sweep_left();
         self.publish_view(self.view.tables.clone(), disk, compact_revision);
         Ok(())
     }
@@ -147,7 +146,7 @@ impl StoreWriter {
         self.active.used_bytes() as f64 / self.options.memtable_bytes.max(1) as f64
     }
 
-    /// True when a compaction has made something on disk dead since the last cut, or the last checkpoint left a part of one.
+    /// True when a compaction has made something on disk dead since the last cut.
     pub(crate) fn wants_sweep(&self) -> bool {
         self.flush.compacted
     }
@@ -183,9 +182,15 @@ impl StoreWriter {
         let is_of_run = |table: &Arc<Memtable>| run.tables.iter().any(|other| Arc::ptr_eq(other, table));
         let tables: Vec<_> = self.view.tables.iter().filter(|table| !is_of_run(table)).cloned().collect();
         self.flush.cut_tables.retain(|table| !is_of_run(table));
-        self.flush.compacted |= disk.is_sweep_left();
         self.publish_view(tables, disk, self.view.compact_revision);
         self.retired.extend(run.tables.iter().cloned());
+    }
+
+    /// Puts a state of the same content in the place of the one under the memtables.
+    pub(crate) fn replace(&mut self, disk: Arc<DiskState>) {
+        let (old, new) = (self.view.disk.revision(), disk.revision());
+        assert_eq!(old, new, "M4: upkeep changes no content");
+        self.publish_view(self.view.tables.clone(), disk, self.view.compact_revision);
     }
 }
 

@@ -272,6 +272,17 @@ impl RevisionSegment {
         self.read_extent(self.trailer.dictionary, Decompressor::new)
     }
 
+    /// The dictionary's bytes; `None` if the segment has none. Past the cache.
+    ///
+    /// # Errors
+    /// If it cannot be read or does not verify.
+    pub fn dictionary(&self) -> Result<Option<Vec<u8>>> {
+        if self.trailer.dictionary.bytes == 0 {
+            return Ok(None);
+        }
+        self.read_extent(self.trailer.dictionary, |bytes| Ok(bytes.to_vec())).map(Some)
+    }
+
     fn read_extent<T>(
         &self,
         extent: Extent,
