@@ -1,28 +1,86 @@
-//! The embedded engine with data on disk: how fast it loads, what that writes, how much memory it takes, how fast it opens.
+//! The embedded engine with data on disk, as an embedding program uses it.
 //!
-//! `store --keys 1000000 --value 1024 --overwrites 2 --dir D` loads the keys in batches of 1,000, overwrites as many of them with
-//! skew, compacts, reads at random, and opens the database again. One line a phase. Bytes written are those of this process by the kernel's count, which is exact for direct I/O.
+//! | command | question |
+//! |---|---|
+//! | `load` | how fast do data come in, what is written for them and by what, how much memory and space does it take? |
+//! | `restart` | how long from `exec` to the first get, after a close and after `kill -9`? |
+//! | `pause` | how long does a writer wait at worst while a million versions are compacted and cleaned? |
+//! | `reads` | which part of the reads that the device can do do gets reach? |
 //!
-//! Values: every second one is text as in a Kubernetes object (compressible), the others are random.
+//! `load` leaves its directory for the others. To run it under a limit of memory: `benches/store/limited.sh 1024 load …`.
+//!
+//! Reading order: `load`, `restart`, `pause`, `reads`; `data` (keys and values), `process` (what the kernel counts).
+#![forbid(unsafe_code)]
+
+mod data;
+mod load;
+mod pause;
+mod process;
+mod reads;
+mod restart;
+
+use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
-use sternpost_engine::base::rng::Rng;
-use sternpost_engine::{Batch, Db, Options};
+use sternpost_engine::Options;
 
-const BATCH: u64 = 1_000;
+#[derive(Parser)]
+#[command(name = "store", about = "The embedded engine with data on disk", version)]
+enum Command {
+    /// Loads keys, overwrites them with skew, compacts; memory, space and bytes written by source
+    Load(load::Load),
+    /// From exec to the first get, after a close and after a kill
+    Restart(restart::Restart),
+    /// The longest wait of writers at a fixed rate while a compaction is swept and cleaned
+    Pause(pause::Pause),
+    /// Random gets at a queue depth against raw random reads
+    Reads(reads::Reads),
+    /// Opens, gets one key, says so and ends (what `restart` starts)
+    #[command(hide = true)]
+    FirstGet(restart::FirstGet),
+    /// Writes until it is killed (what `restart` starts)
+    #[command(hide = true)]
+    WriteOn(restart::WriteOn),
+}
 
-struct Arguments {
-    directory: PathBuf,
+/// What all commands need to know of a database.
+#[derive(clap::Args, Clone)]
+struct Place {
+    /// Directory of the database
+    #[arg(long, default_value = "store-bench")]
+    dir: PathBuf,
+    /// How many keys there are
+    #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
-    value_bytes: usize,
-    overwrites: u64,
-    gets: u64,
-    cache_bytes: usize,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 1024)]
+    value: usize,
+    /// Memory for the cache in MiB
+    #[arg(long, default_value_t = 256)]
+    cache_mib: usize,
+}
+
+impl Place {
+    fn options(&self) -> Options {
+        Options::new().cache_bytes(self.cache_mib << 20).calibrate(false)
+    }
+
+    /// Bytes of a key and its value.
+    fn user_bytes(&self) -> u64 {
+        (data::key(0).len() + self.value) as u64
+    }
 }
 
 fn main() -> ExitCode {
-    match parse().and_then(|arguments| run(&arguments)) {
+    let result = match Command::parse() {
+        Command::Load(command) => command.run(),
+        Command::Restart(command) => command.run(),
+        Command::Pause(command) => command.run(),
+        Command::Reads(command) => command.run(),
+        Command::FirstGet(command) => command.run(),
+        Command::WriteOn(command) => command.run(),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("store: {message}");
@@ -31,189 +89,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn parse() -> Result<Arguments, String> {
-    let mut parsed = Arguments {
-        directory: PathBuf::from("store-bench"),
-        keys: 1_000_000,
-        value_bytes: 1024,
-        overwrites: 1,
-        gets: 100_000,
-        cache_bytes: 256 << 20,
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or(format!("{word} needs a value"));
-        let number = |text: String| text.parse::<u64>().map_err(|_| format!("'{text}' is not a number"));
-        match word.as_str() {
-            "--dir" => parsed.directory = value()?.into(),
-            "--keys" => parsed.keys = number(value()?)?,
-            "--value" => parsed.value_bytes = number(value()?)? as usize,
-            "--overwrites" => parsed.overwrites = number(value()?)?,
-            "--gets" => parsed.gets = number(value()?)?,
-            "--cache-mib" => parsed.cache_bytes = (number(value()?)? as usize) << 20,
-            _ => return Err(format!("unknown argument {word}")),
-        }
-    }
-    Ok(parsed)
-}
-
-fn key(number: u64) -> String {
-    format!("/registry/pods/namespace-{:04}/pod-{number:012}", number % 997)
-}
-
-fn value(number: u64, bytes: usize, rng: &mut Rng) -> Vec<u8> {
-    let mut value = vec![0; bytes];
-    if number.is_multiple_of(2) {
-        rng.fill(&mut value);
-        return value;
-    }
-    let mut text = String::with_capacity(bytes + 200);
-    while text.len() < bytes {
-        text += &format!(
-            "{{\"kind\":\"Pod\",\"metadata\":{{\"name\":\"pod-{number}\",\"uid\":\"{:016x}\",\"labels\":{{\"app\":\"web\",\
-             \"tier\":\"{}\"}}}},\"status\":{{\"phase\":\"Running\",\"podIP\":\"10.0.{}.{}\"}}}}",
-            rng.next_u64(),
-            rng.below(4),
-            rng.below(256),
-            rng.below(256)
-        );
-    }
-    text.into_bytes()[..bytes].to_vec()
-}
-
-#[expect(clippy::disallowed_methods, reason = "a benchmark times itself")]
-fn now() -> Instant {
-    Instant::now()
-}
-
-/// A number of a file in /proc, 0 if there is none.
-fn proc_number(file: &str, name: &str) -> u64 {
-    let text = std::fs::read_to_string(file).unwrap_or_default();
-    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).unwrap_or(0)
-}
-
-fn written_bytes() -> u64 {
-    proc_number("/proc/self/io", "write_bytes:")
-}
-
-fn rss_mib() -> u64 {
-    proc_number("/proc/self/status", "RssAnon:") / 1024
-}
-
-fn directory_bytes(directory: &std::path::Path) -> u64 {
-    let Ok(entries) = std::fs::read_dir(directory) else { return 0 };
-    entries
-        .flatten()
-        .map(|entry| match entry.metadata() {
-            Ok(metadata) if metadata.is_dir() => directory_bytes(&entry.path()),
-            Ok(metadata) => metadata.len(),
-            Err(_) => 0,
-        })
-        .sum()
-}
-
-struct Phase {
-    name: String,
-    begun: Instant,
-    written: u64,
-    longest: Duration,
-}
-
-impl Phase {
-    fn begin(name: &str) -> Self {
-        Self { name: name.to_string(), begun: now(), written: written_bytes(), longest: Duration::ZERO }
-    }
-
-    fn end(self, operations: u64, user_bytes: u64) {
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let written = written_bytes() - self.written;
-        println!(
-            "{:<12} {operations:>10} in {seconds:7.2} s = {:>9.0}/s · longest {:6.1} ms · written {:>6} MiB{} · RssAnon {} MiB",
-            self.name,
-            operations as f64 / seconds,
-            self.longest.as_secs_f64() * 1000.0,
-            written >> 20,
-            if user_bytes > 0 {
-                format!(" = {:.2}x", written as f64 / user_bytes as f64)
-            } else {
-                String::new()
-            },
-            rss_mib()
-        );
-    }
-}
-
-fn run(arguments: &Arguments) -> Result<(), String> {
-    let Arguments { directory, keys, value_bytes, overwrites, gets, cache_bytes } = arguments;
-    let text = |error: sternpost_engine::Error| error.to_string();
-    let options = || Options::new().cache_bytes(*cache_bytes).calibrate(false);
-    let db = Db::open(directory, options()).map_err(text)?;
-    let mut rng = Rng::new(7);
-    let per_key = (key(0).len() + value_bytes) as u64;
-
-    let mut phase = Phase::begin("load");
-    for first in (0..*keys).step_by(BATCH as usize) {
-        let mut batch = Batch::new();
-        for number in first..(first + BATCH).min(*keys) {
-            batch = batch.put(key(number), value(number, *value_bytes, &mut rng));
-        }
-        let begun = now();
-        db.write(batch).map_err(text)?;
-        phase.longest = phase.longest.max(begun.elapsed());
-    }
-    phase.end(*keys, keys * per_key);
-
-    for round in 1..=*overwrites {
-        let mut phase = Phase::begin(&format!("overwrite {round}"));
-        for _ in 0..keys / BATCH {
-            let mut seen = std::collections::BTreeSet::new();
-            let mut batch = Batch::new();
-            while (seen.len() as u64) < BATCH {
-                // Nine of ten updates go to a twentieth of the keys.
-                let number = if rng.chance(9, 10) { rng.below(keys / 20 + 1) * 20 } else { rng.below(*keys) };
-                let number = number % keys;
-                if seen.insert(number) {
-                    batch = batch.put(key(number), value(number, *value_bytes, &mut rng));
-                }
-            }
-            let begun = now();
-            db.write(batch).map_err(text)?;
-            phase.longest = phase.longest.max(begun.elapsed());
-        }
-        let revision = db.latest().revision();
-        db.compact(revision).map_err(text)?;
-        phase.end(keys / BATCH * BATCH, keys / BATCH * BATCH * per_key);
-    }
-
-    let mut phase = Phase::begin("get");
-    for _ in 0..*gets {
-        let number = rng.below(*keys);
-        let begun = now();
-        let found = db.get(key(number)).map_err(text)?;
-        phase.longest = phase.longest.max(begun.elapsed());
-        if found.is_none_or(|found| found.value.len() != *value_bytes) {
-            return Err(format!("key {number} is not what was put"));
-        }
-    }
-    phase.end(*gets, 0);
-
-    let stats = db.stats();
-    println!("{:?}", stats.checkpoints);
-    println!(
-        "disk {} MiB, of which log {} MiB; live {} MiB logically",
-        directory_bytes(directory) >> 20,
-        directory_bytes(&directory.join("wal")) >> 20,
-        stats.store.retained_bytes >> 20
-    );
-    db.close().map_err(text)?;
-    let begun = now();
-    let again = Db::open(directory, options()).map_err(text)?;
-    let found = again.get(key(1)).map_err(text)?;
-    println!(
-        "open         to the first get {:.3} s, found {}",
-        begun.elapsed().as_secs_f64(),
-        found.is_some()
-    );
-    again.close().map_err(text)
+/// An error of the engine as text.
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
 }

@@ -28,6 +28,10 @@ pub struct DeviceCounters {
     pub writes: u64,
     /// Cache flushes completed.
     pub flushes: u64,
+    /// Reads completed.
+    pub reads: u64,
+    /// Bytes read.
+    pub read_bytes: u64,
 }
 
 impl DeviceCounters {
@@ -37,6 +41,8 @@ impl DeviceCounters {
             write_bytes: self.write_bytes.saturating_sub(earlier.write_bytes),
             writes: self.writes.saturating_sub(earlier.writes),
             flushes: self.flushes.saturating_sub(earlier.flushes),
+            reads: self.reads.saturating_sub(earlier.reads),
+            read_bytes: self.read_bytes.saturating_sub(earlier.read_bytes),
         }
     }
 }
@@ -78,14 +84,16 @@ impl BlockDevice {
     }
 }
 
-/// Fields of `/sys/block/X/stat`, counted from 1 in Documentation/block/stat.rst: 5 writes, 7 sectors written, 16
-/// flushes (since Linux 5.5).
+/// Fields of `/sys/block/X/stat`, counted from 1 in Documentation/block/stat.rst: 1 reads, 3 sectors read, 5 writes, 7 sectors
+/// written, 16 flushes (since Linux 5.5).
 fn parse_counters(stat: &str) -> Option<DeviceCounters> {
     let fields: Vec<u64> = stat.split_whitespace().map_while(|field| field.parse().ok()).collect();
     Some(DeviceCounters {
         writes: *fields.get(4)?,
         write_bytes: fields.get(6)? * SECTOR_BYTES,
         flushes: fields.get(15).copied().unwrap_or(0),
+        reads: *fields.first()?,
+        read_bytes: fields.get(2)? * SECTOR_BYTES,
     })
 }
 
@@ -109,7 +117,8 @@ mod tests {
     #[test]
     fn counters_are_read_from_the_fields_that_hold_them() {
         let stat = "1 2 3 4 50 6 70 8 0 10 11 12 13 14 15 160 17";
-        let counters = DeviceCounters { write_bytes: 70 * 512, writes: 50, flushes: 160 };
+        let counters =
+            DeviceCounters { write_bytes: 70 * 512, writes: 50, flushes: 160, reads: 1, read_bytes: 3 * 512 };
         assert_eq!(parse_counters(stat), Some(counters));
         assert_eq!(parse_counters("1 2 3"), None);
     }

@@ -1,0 +1,188 @@
+//! Loads, overwrites with skew, compacts; one line a phase, then the sums.
+use crate::data::{key, skewed, value};
+use crate::process::{MemorySampler, directory_bytes, group_memory, now, processor_us, written_bytes};
+use crate::{Place, text};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use sternpost_engine::base::rng::Rng;
+use sternpost_engine::{Batch, Db};
+
+/// Time between two lines of progress.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+
+#[derive(clap::Args)]
+pub(crate) struct Load {
+    #[command(flatten)]
+    place: Place,
+    /// How often as many puts as there are keys follow, nine of ten to a twentieth of the keys
+    #[arg(long, default_value_t = 1)]
+    overwrites: u64,
+    /// Puts of one batch, which becomes durable as one
+    #[arg(long, default_value_t = 1_000)]
+    batch: u64,
+    /// Random gets at the end
+    #[arg(long, default_value_t = 100_000)]
+    gets: u64,
+}
+
+/// One part of the run.
+struct Phase<'a> {
+    name: String,
+    begun: Instant,
+    written: u64,
+    processor_us: u64,
+    longest: Duration,
+    memory: &'a MemorySampler,
+    told: Instant,
+}
+
+impl<'a> Phase<'a> {
+    fn begin(name: &str, memory: &'a MemorySampler) -> Self {
+        memory.take_peak_bytes();
+        let begun = now();
+        Self {
+            name: name.to_string(),
+            begun,
+            written: written_bytes(),
+            processor_us: processor_us(),
+            longest: Duration::ZERO,
+            memory,
+            told: begun,
+        }
+    }
+
+    /// Runs one operation under the clock.
+    fn time<T>(&mut self, operation: impl FnOnce() -> T) -> T {
+        let begun = now();
+        let result = operation();
+        self.longest = self.longest.max(begun.elapsed());
+        result
+    }
+
+    fn progress(&mut self, done: u64, total: u64) {
+        if self.told.elapsed() >= PROGRESS_INTERVAL {
+            self.told = now();
+            let rate = done as f64 / self.begun.elapsed().as_secs_f64();
+            eprintln!("{}: {done} of {total}, {rate:.0}/s", self.name);
+        }
+    }
+
+    fn end(self, operations: u64, user_bytes: u64) {
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let written = written_bytes() - self.written;
+        let factor = match user_bytes {
+            0 => String::new(),
+            bytes => format!(" = {:.2}x", written as f64 / bytes as f64),
+        };
+        println!(
+            "{:<12} {operations:>10} in {seconds:7.2} s = {:>9.0}/s · CPU {:5.1} µs each · longest {:6.1} ms · written {:>6} \
+             MiB{factor} · RssAnon at most {} MiB",
+            self.name,
+            operations as f64 / seconds,
+            (processor_us() - self.processor_us) as f64 / operations.max(1) as f64,
+            self.longest.as_secs_f64() * 1000.0,
+            written >> 20,
+            self.memory.take_peak_bytes() >> 20,
+        );
+    }
+}
+
+impl Load {
+    pub(crate) fn run(&self) -> Result<(), String> {
+        let Self { place, overwrites, batch, gets } = self;
+        let memory = MemorySampler::start();
+        let db = Db::open(&place.dir, place.options()).map_err(text)?;
+        let mut rng = Rng::new(7);
+        let keys = place.keys;
+
+        let mut phase = Phase::begin("load", &memory);
+        for first in (0..keys).step_by(*batch as usize) {
+            let mut puts = Batch::new();
+            for number in first..(first + batch).min(keys) {
+                puts = puts.put(key(number), value(number, place.value, &mut rng));
+            }
+            phase.time(|| db.write(puts)).map_err(text)?;
+            phase.progress(first, keys);
+        }
+        phase.end(keys, keys * place.user_bytes());
+
+        for round in 1..=*overwrites {
+            let mut phase = Phase::begin(&format!("overwrite {round}"), &memory);
+            for number in 0..keys / batch {
+                let mut seen = BTreeSet::new();
+                let mut puts = Batch::new();
+                while (seen.len() as u64) < *batch {
+                    let number = skewed(keys, &mut rng);
+                    if seen.insert(number) {
+                        puts = puts.put(key(number), value(number, place.value, &mut rng));
+                    }
+                }
+                phase.time(|| db.write(puts)).map_err(text)?;
+                phase.progress(number * batch, keys);
+            }
+            let revision = db.latest().revision();
+            db.compact(revision).map_err(text)?;
+            phase.end(keys / batch * batch, keys / batch * batch * place.user_bytes());
+        }
+
+        let mut phase = Phase::begin("get", &memory);
+        for done in 0..*gets {
+            let number = rng.below(keys);
+            let found = phase.time(|| db.get(key(number))).map_err(text)?;
+            if found.is_none_or(|found| found.value.len() != place.value) {
+                return Err(format!("key {number} is not what was put"));
+            }
+            phase.progress(done, *gets);
+        }
+        phase.end(*gets, 0);
+
+        self.sums(&db);
+        db.close().map_err(text)
+    }
+
+    /// Where the bytes went, what is on disk, and the memory of the group if there is one.
+    fn sums(&self, db: &Db) {
+        let Place { dir, keys, .. } = &self.place;
+        let stats = db.stats();
+        let user_bytes = (self.overwrites + 1) * keys * self.place.user_bytes();
+        let part = |name: &str, bytes: u64| {
+            println!("written: {name:<10} {:>8} MiB = {:.2}x", bytes >> 20, bytes as f64 / user_bytes as f64);
+        };
+        if let Some(wal) = &stats.wal {
+            part("log", wal.group_bytes);
+        }
+        if let Some(checkpoints) = &stats.checkpoints {
+            let totals = &checkpoints.totals;
+            part("records", totals.revision_bytes - totals.cleaned_bytes);
+            part("cleaning", totals.cleaned_bytes);
+            part("trees", totals.page_bytes);
+            println!(
+                "checkpoints: {}, {:.1} s; records written {}, never written {}, killed {}, cleaned {}; {:?}",
+                checkpoints.checkpoints_count,
+                totals.duration_us as f64 / 1e6,
+                totals.records_written,
+                totals.records_skipped,
+                totals.records_killed,
+                totals.records_cleaned,
+                checkpoints.cache
+            );
+        }
+        part("all", written_bytes());
+        let (all, log) = (directory_bytes(dir), directory_bytes(&dir.join("wal")));
+        let live = keys * self.place.user_bytes();
+        println!(
+            "space: {} MiB, of which log {} MiB; {} MiB of keys and values alive: {:.2}x, {:.2}x without the log",
+            all >> 20,
+            log >> 20,
+            live >> 20,
+            all as f64 / live as f64,
+            (all - log) as f64 / live as f64
+        );
+        match group_memory() {
+            Some((peak, limit)) => {
+                println!("memory of the group: at most {} MiB of {} MiB", peak >> 20, limit >> 20);
+            }
+            None => println!("memory of the group: no limit"),
+        }
+    }
+}
