@@ -251,7 +251,7 @@ impl Db {
         Watcher::new(self.inner.store.clone(), Arc::clone(&self.inner.shared), range, start, options)
     }
 
-    /// Counters and latencies.
+    /// Counters and latencies. Waits for the thread that owns the log to give its own, at most as long as one of its rounds.
     pub fn stats(&self) -> Stats {
         let (wal, checkpoints) = self.inner.shared.stats().unzip();
         Stats {

@@ -13,6 +13,7 @@
 //! **Failure.** A directory of another mode, format or identity is refused in one line that names the right way. An
 //! open never changes acknowledged bytes.
 pub mod calibration;
+mod yielding;
 
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};
@@ -34,6 +35,7 @@ use crate::wal::{
 use calibration::{CalibrationJob, SyncSwitch};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use yielding::YieldingDevice;
 
 /// What a new directory is made with, and what an existing one must agree with (the mode) or keeps (the ids).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -229,7 +231,11 @@ impl Log {
         match &self.place {
             Place::Directory { path, lock } => {
                 let (path, lock, choice) = (path.clone(), lock.clone(), self.io_backend);
-                let open = move || Ok(crate::io::open_backend(&path, Some(&lock), choice)?);
+                let age = self.write_age();
+                let open = move || -> Result<Box<dyn Io>> {
+                    let io = crate::io::open_backend(&path, Some(&lock), choice)?;
+                    Ok(Box::new(YieldingDevice::new(io, age.clone())))
+                };
                 checkpointer.start(Box::new(open), self.waker())
             }
             #[cfg(feature = "sim")]

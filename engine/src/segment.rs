@@ -45,6 +45,9 @@ const NAME_DIGITS: usize = 8;
 /// What is written at once. A larger write is no faster, and holds up the device's other users for longer.
 const CHUNK_BYTES: usize = 1 << 20;
 const _: () = assert!(CHUNK_BYTES.is_multiple_of(BLOCK_BYTES), "whole blocks are written");
+/// After so many bytes they are made durable, though nobody needs that before the end: a device that has to empty a large cache at once
+/// makes the log's syncs wait behind it.
+const SYNC_BYTES: u64 = 8 << 20;
 /// How often a read is made before its failure or its damage is believed.
 const READ_ATTEMPTS: u32 = 3;
 
@@ -251,6 +254,8 @@ pub struct SegmentWriter {
     filled: usize,
     /// Bytes in the file; a multiple of a block.
     written: u64,
+    /// Those of them that no sync has covered.
+    unsynced: u64,
 }
 
 impl SegmentWriter {
@@ -270,7 +275,7 @@ impl SegmentWriter {
             (Outcome::Opened(file), _) => file,
             (other, _) => unreachable!("an open gave {other:?}"),
         };
-        let mut writer = Self { id, path, file, buffer: None, filled: 0, written: 0 };
+        let mut writer = Self { id, path, file, buffer: None, filled: 0, written: 0, unsynced: 0 };
         writer.buffer = Some(io.buffer(CHUNK_BYTES));
         // It is shorter than a chunk, so nothing is written yet and nothing can fail.
         writer.append(io, &SegmentHeader { kind, database, id, checkpoint }.encode())?;
@@ -340,7 +345,12 @@ impl SegmentWriter {
         if self.filled > 0 {
             self.write(io)?;
         }
+        self.sync(io)
+    }
+
+    fn sync(&mut self, io: &mut dyn Io) -> Result<()> {
         run(io, Operation::Sync { file: self.file })?;
+        self.unsynced = 0;
         Ok(())
     }
 
@@ -362,8 +372,9 @@ impl SegmentWriter {
         buffer.set_len(CHUNK_BYTES);
         self.buffer = Some(buffer);
         self.written += self.filled as u64;
+        self.unsynced += self.filled as u64;
         self.filled = 0;
-        Ok(())
+        if self.unsynced >= SYNC_BYTES { self.sync(io) } else { Ok(()) }
     }
 
     fn recycle(&mut self, io: &mut dyn Io) {

@@ -56,6 +56,9 @@ impl Pause {
         println!("puts at {}/s, nothing else:  {quiet}", self.rate);
         println!("puts at {}/s, a compaction: {busy}", self.rate);
         println!("raw sync, after:  longest {after:.1} ms");
+        if let Some(wal) = db.stats().wal {
+            println!("log, all of it: waiting {:?}; write and sync {:?}", wal.queue_wait, wal.write_sync);
+        }
         if let Some(checkpoints) = db.stats().checkpoints {
             let totals = checkpoints.totals;
             println!(

@@ -61,7 +61,7 @@ impl Answer {
 /// What callers and the engine's thread share. `queue` is the only lock that both hold, for a few instructions.
 pub(crate) struct Shared {
     queue: Mutex<Queue>,
-    /// Signalled when the queue was taken: writers that wait for room go on.
+    /// Signalled when the queue was taken, so that writers that wait for room go on, and when counters were given.
     taken: Condvar,
     level: DurabilityLevel,
     durable_revision: AtomicI64,
@@ -187,15 +187,16 @@ impl Shared {
         self.durable_revision.load(Ordering::Acquire)
     }
 
-    /// The newest statistics the thread has left; asks for fresher ones.
+    /// The counters of the thread; waits until it gives them. None once it has ended.
     pub(crate) fn stats(&self) -> Option<(WalStats, CheckpointStats)> {
-        let stats = {
-            let mut queue = self.queue();
-            queue.stats_wanted = true;
-            queue.stats.clone()
-        };
+        let mut queue = self.queue();
+        queue.stats_wanted = true;
+        queue.stats = None;
+        drop(queue);
         self.wake();
-        stats
+        let is_waiting = |queue: &mut Queue| queue.stats.is_none() && !queue.closed;
+        let queue = self.taken.wait_while(self.queue(), is_waiting).unwrap_or_else(PoisonError::into_inner);
+        queue.stats.clone()
     }
 
     /// Blocks until `ready()` or the database is closed or `timeout` has passed; returns `ready()`.
@@ -403,6 +404,7 @@ impl Core {
             let mut queue = self.shared.queue();
             if std::mem::take(&mut queue.stats_wanted) {
                 queue.stats = Some((self.log.wal_stats(), self.checkpointer.stats()));
+                self.shared.taken.notify_all();
             }
             if !take {
                 return queue.closing;
