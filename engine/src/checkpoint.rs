@@ -29,6 +29,7 @@ mod dead;
 mod key_edits;
 mod pacing;
 mod planted;
+pub(crate) mod rebuild;
 #[cfg(feature = "sim")]
 pub mod simulated;
 mod sink;

@@ -28,11 +28,11 @@ mod verify;
 
 pub use verify::{VerifyCounts, VerifyProgress};
 
-pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, tombstone_main};
+pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, encode_cell_of, tombstone_main};
 use segment_table::decode_segments;
 pub(crate) use segment_table::{
-    DEAD_CHUNK_RECORDS, PagesInfo, RevisionsInfo, dead_chunk, dead_chunk_key, encode_pages, encode_revisions,
-    segment_key,
+    DEAD_CHUNK_RECORDS, PagesInfo, RevisionsInfo, dead_chunk, dead_chunk_key, decode_descriptor,
+    encode_pages, encode_revisions, segment_key,
 };
 pub use shelf::ShelfOptions;
 pub(crate) use shelf::{Shelf, TreePages};

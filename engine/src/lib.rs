@@ -14,6 +14,7 @@ mod memtable;
 pub mod mvcc;
 pub mod options;
 pub mod revision_log;
+pub mod salvage;
 pub mod segment;
 pub mod superblock;
 pub mod tree;

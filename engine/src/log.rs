@@ -376,7 +376,7 @@ const WAIT_US_MAX: u64 = 10_000_000;
 
 /// For salts and the database's identity: not for secrets. The standard library seeds its hash maps from the
 /// operating system, which spares a dependency.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish()
 }

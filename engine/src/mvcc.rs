@@ -16,7 +16,7 @@ mod writer;
 
 pub use duplicate_keys::check_duplicate_keys;
 pub use flush::CutPosition;
-pub(crate) use flush::Run;
+pub(crate) use flush::{LEASE_PREFIX, Run, lease_key};
 pub use operation::*;
 pub use scan::Scan;
 pub use store::{

@@ -29,10 +29,11 @@
 //! Source: the split of values from index after WiscKey (Lu et al., FAST 2016); the jump pointers are those of
 //! skew-binary lists (Myers, "An applicative random-access stack", 1983).
 //!
-//! Reading order: `record`, `compression`, `index`, `top`, `trailer`, `summary`, `writer`, `segment`, `scan`, `verify`.
+//! Reading order: `record`, `compression`, `index`, `top`, `trailer`, `summary`, `writer`, `segment`, `scan`, `verify`, `salvage`.
 mod compression;
 mod index;
 mod record;
+pub(crate) mod salvage;
 mod scan;
 mod segment;
 mod summary;

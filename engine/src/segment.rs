@@ -190,22 +190,43 @@ pub fn read_header(file: &dyn ReadFile) -> Result<SegmentHeader> {
 /// # Errors
 /// As [`read_header`], and `Corruption` if it is another segment: a file that was misplaced, or a write that was.
 pub fn check_header(file: &dyn ReadFile, id: SegmentId, kind: SegmentKind, database: [u8; 16]) -> Result<()> {
-    let found = read_header(file)?;
+    check_identity(&read_header(file)?, id, kind, database).map_err(|what| Error::Corruption {
+        file: file.path().to_string(),
+        offset: 0,
+        what,
+    })
+}
+
+/// The same of a block that was read already; else what was expected and what was found.
+pub(crate) fn check_header_block(
+    block: &[u8],
+    id: SegmentId,
+    kind: SegmentKind,
+    database: [u8; 16],
+) -> Result<(), String> {
+    match SegmentHeader::decode(block)? {
+        Decoded::Header(header) => check_identity(&header, id, kind, database),
+        Decoded::Future(version) => Err(format!("format version {FORMAT_VERSION} expected, {version} found")),
+    }
+}
+
+fn check_identity(
+    found: &SegmentHeader,
+    id: SegmentId,
+    kind: SegmentKind,
+    database: [u8; 16],
+) -> Result<(), String> {
     if (found.id, found.kind, found.database) == (id, kind, database) {
         return Ok(());
     }
     let name = |id, kind, database: [u8; 16]| {
         format!("{} of database {:032x}", file_name(id, kind), u128::from_be_bytes(database))
     };
-    Err(Error::Corruption {
-        file: file.path().to_string(),
-        offset: 0,
-        what: format!(
-            "expected the first block of {}, found that of {}",
-            name(id, kind, database),
-            name(found.id, found.kind, found.database)
-        ),
-    })
+    Err(format!(
+        "expected the first block of {}, found that of {}",
+        name(id, kind, database),
+        name(found.id, found.kind, found.database)
+    ))
 }
 
 /// Reads `bytes` at `offset` and verifies them; up to three times, because what is wrong once may be the way and not the

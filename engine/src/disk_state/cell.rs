@@ -129,36 +129,51 @@ impl DiskVersion {
 
 /// The cell of a version in memory.
 pub(crate) fn encode_cell(version: &Version<'_>, out: &mut Vec<u8>) {
-    let revision = version.revision();
-    let value = version.value();
-    let inline = !version.is_tombstone() && value.len() <= INLINE_BYTES_MAX;
-    let prev = version.prev();
-    let mut flags = 0;
-    flags |= if version.is_tombstone() { TOMBSTONE } else { 0 };
-    flags |= if inline { INLINE } else { 0 };
-    flags |= if prev.is_some() { HAS_PREV } else { 0 };
-    let hash = CanonicalRecord {
+    let canonical = CanonicalRecord {
         key: version.key(),
-        revision,
+        revision: version.revision(),
         create_revision: version.create_revision(),
         version: version.version(),
         lease: version.lease(),
-        value,
-    }
-    .hash();
+        value: version.value(),
+    };
+    encode_fields(&canonical, version.prev().map(|prev| prev.revision), out);
+}
+
+/// The cell of a record on disk, if that is the newest of its key.
+pub(crate) fn encode_cell_of(record: &OwnedRecord, out: &mut Vec<u8>) {
+    let canonical = CanonicalRecord {
+        key: &record.key,
+        revision: record.revision,
+        create_revision: record.create_revision,
+        version: record.version,
+        lease: record.lease,
+        value: &record.value,
+    };
+    encode_fields(&canonical, record.prev.map(|prev| prev.revision), out);
+}
+
+fn encode_fields(record: &CanonicalRecord<'_>, prev: Option<Revision>, out: &mut Vec<u8>) {
+    let (revision, value) = (record.revision, record.value);
+    let is_tombstone = record.version == 0;
+    let inline = !is_tombstone && value.len() <= INLINE_BYTES_MAX;
+    let mut flags = 0;
+    flags |= if is_tombstone { TOMBSTONE } else { 0 };
+    flags |= if inline { INLINE } else { 0 };
+    flags |= if prev.is_some() { HAS_PREV } else { 0 };
     out.push(flags);
     put_varint(out, revision.main as u64);
     put_varint(out, revision.sub as u64);
-    out.extend_from_slice(&hash.to_le_bytes());
-    if !version.is_tombstone() {
-        put_varint(out, (revision.main - version.create_revision()) as u64);
-        put_varint(out, version.version() as u64);
-        put_varint(out, version.lease() as u64);
+    out.extend_from_slice(&record.hash().to_le_bytes());
+    if !is_tombstone {
+        put_varint(out, revision.main.wrapping_sub(record.create_revision) as u64);
+        put_varint(out, record.version as u64);
+        put_varint(out, record.lease as u64);
         put_varint(out, value.len() as u64);
     }
     if let Some(prev) = prev {
-        put_varint(out, (revision.main - prev.revision.main) as u64);
-        put_varint(out, prev.revision.sub as u64);
+        put_varint(out, (revision.main - prev.main) as u64);
+        put_varint(out, prev.sub as u64);
     }
     if inline {
         out.extend_from_slice(value);

@@ -115,6 +115,18 @@ fn decode(payload: &[u8]) -> Option<SegmentInfo> {
     })
 }
 
+/// The r segment that a cell of the table describes; none if it is another cell.
+pub(crate) fn decode_descriptor(key: &[u8], payload: &[u8]) -> Option<RevisionsInfo> {
+    match (key.split_first(), decode(payload)) {
+        (Some((&DESCRIPTOR, id)), Some(SegmentInfo::Revisions(info)))
+            if info.summary.id.0.to_be_bytes() == id =>
+        {
+            Some(info)
+        }
+        _ => None,
+    }
+}
+
 /// All descriptors.
 pub(super) fn decode_segments(
     shelf: &Shelf,

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const SYSTEM_PREFIX: u8 = b's';
-const LEASE_PREFIX: u8 = b'l';
+pub(crate) const LEASE_PREFIX: u8 = b'l';
 
 /// Changes of the system tree: new value, or none for a removal.
 pub(crate) type SystemChanges = BTreeMap<Bytes, Option<Bytes>>;
@@ -66,7 +66,8 @@ fn system_key(key: &[u8]) -> Bytes {
     bytes.freeze()
 }
 
-fn lease_key(lease: i64, key: &[u8]) -> Bytes {
+/// Key of the system tree that says that `key` is attached to `lease`.
+pub(crate) fn lease_key(lease: i64, key: &[u8]) -> Bytes {
     let mut bytes = BytesMut::with_capacity(key.len() + 9);
     bytes.put_u8(LEASE_PREFIX);
     bytes.put_i64(lease);

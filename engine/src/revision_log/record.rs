@@ -162,7 +162,7 @@ pub(super) fn decode(places: Places, offset: u64, bytes: &[u8]) -> Result<Stored
     Ok(StoredRecord { record, value, stored_bytes })
 }
 
-struct Malformed(&'static str);
+pub(super) struct Malformed(&'static str);
 
 impl From<Truncated> for Malformed {
     fn from(_: Truncated) -> Self {
@@ -170,7 +170,7 @@ impl From<Truncated> for Malformed {
     }
 }
 
-fn decode_body(body: &[u8]) -> Result<(LogRecord<'_>, StoredValue<'_>), Malformed> {
+pub(super) fn decode_body(body: &[u8]) -> Result<(LogRecord<'_>, StoredValue<'_>), Malformed> {
     let mut reader = Reader::new(body);
     let flags = reader.u8()?;
     if flags & !FLAGS != 0 {

@@ -153,6 +153,24 @@ impl Trailer {
         Ok(Ok(trailer))
     }
 
+    /// Reads a trailer of which nothing is known but whose it should be; it has only its own checksum.
+    ///
+    /// # Errors
+    /// What was expected and what was found.
+    pub(super) fn decode_alone(block: &[u8], database: [u8; 16], segment: SegmentId) -> Result<Self, String> {
+        let Some((content, crc)) = block.split_last_chunk().filter(|_| block.len() == BLOCK_BYTES) else {
+            return Err(format!("a trailer of {BLOCK_BYTES} bytes expected, {} found", block.len()));
+        };
+        let mut reader = Reader::new(content);
+        if reader.take(MAGIC.len()) != Ok(MAGIC) || reader.u32() != Ok(FORMAT_VERSION) {
+            return Err(format!("a trailer of format {FORMAT_VERSION} expected, none found"));
+        }
+        let fields = Self::decode_fields(&mut reader).map_err(|Truncated| "a whole trailer expected")?;
+        // The other checks are those of any trailer, held against its own summary.
+        let summary = SegmentSummary { id: segment, ..fields.summary(u32::from_le_bytes(*crc)) };
+        Self::decode(block, database, &summary)?.map_err(|error| error.to_string())
+    }
+
     fn decode_fields(reader: &mut Reader<'_>) -> Result<Self, Truncated> {
         let extent = |reader: &mut Reader<'_>| {
             Ok(Extent { offset: reader.u64()?, bytes: reader.u32()?, crc: reader.u32()? })

@@ -52,6 +52,16 @@ pub struct PageRef {
 }
 
 impl PageRef {
+    /// Stands for a page of which nothing is known; no page is there.
+    pub(crate) const NOWHERE: Self = Self {
+        segment: SegmentId(0),
+        block: 0,
+        blocks: 1,
+        level: 0,
+        crc: 0,
+        aggregate: Aggregate { live_keys: 0, max_mod_revision: 0, hash_sum: 0 },
+    };
+
     /// Offset of the page in its segment, in bytes.
     pub fn offset(&self) -> u64 {
         u64::from(self.block) * BLOCK_BYTES as u64
