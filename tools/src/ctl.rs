@@ -7,13 +7,13 @@
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
 //! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
 //!
-//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect` and `verify`, which do nothing
+//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify` and `salvage`, which do nothing
 //! else and speak to none.
 //!
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`.
+//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`, `salvage`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod json;
@@ -22,7 +22,7 @@ pub(crate) mod printer;
 pub(crate) mod quote;
 pub(crate) mod table;
 
-use crate::{bench, endpoint, inspect, kv, lease, verify, watch};
+use crate::{bench, endpoint, inspect, kv, lease, salvage, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -62,6 +62,8 @@ enum Command {
     Inspect(inspect::InspectCommand),
     /// Read and check everything in a data directory; changes nothing, speaks to no server
     Verify(verify::VerifyCommand),
+    /// Make a new data directory from what still verifies in a damaged one; changes nothing there, speaks to no server
+    Salvage(salvage::SalvageCommand),
     /// Put load on a server and measure it
     Bench(bench::BenchCommand),
 }
@@ -92,6 +94,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     match command {
         Command::Inspect(command) => return inspect::run(command, &options),
         Command::Verify(command) => return verify::run(&command, &options),
+        Command::Salvage(command) => return salvage::run(&command, &options),
         _ => {}
     }
     let printer = options.printer()?;
@@ -110,7 +113,9 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Lease(lease) => lease::run(&client, printer, lease).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
-            Command::Bench(_) | Command::Inspect(_) | Command::Verify(_) => unreachable!("handled above"),
+            Command::Bench(_) | Command::Inspect(_) | Command::Verify(_) | Command::Salvage(_) => {
+                unreachable!("handled above")
+            }
         }
     })
 }

@@ -5,7 +5,7 @@
 //! `engine/docs/data_file.md`.
 //!
 //! **Does not know** how files are read and verified: that is `sternpost_engine::inspect`.
-mod report;
+pub(crate) mod report;
 
 use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::options::GlobalOptions;

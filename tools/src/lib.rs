@@ -3,7 +3,7 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
-//! `inspect` and `verify` for data directories, the load generator in `bench`, the checks in `tidy`.
+//! `inspect`, `verify` and `salvage` for data directories, the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -12,6 +12,7 @@ mod endpoint;
 mod inspect;
 mod kv;
 mod lease;
+mod salvage;
 pub mod tidy;
 mod verify;
 mod watch;

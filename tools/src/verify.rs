@@ -77,14 +77,14 @@ fn json(verified: &Verified) -> String {
 }
 
 /// One line of a terminal that is written over and over.
-struct ProgressLine {
+pub(crate) struct ProgressLine {
     is_terminal: bool,
     clock: MonotonicClock,
     shown_us: Option<u64>,
 }
 
 impl ProgressLine {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             is_terminal: std::io::stderr().is_terminal(),
             clock: MonotonicClock::default(),
@@ -92,18 +92,22 @@ impl ProgressLine {
         }
     }
 
-    fn show(&mut self, progress: &VerifyProgress) {
+    pub(crate) fn show(&mut self, progress: &VerifyProgress) {
         let now_us = self.clock.now_us();
         if !self.is_terminal || self.shown_us.is_some_and(|shown_us| now_us < shown_us + INTERVAL_US) {
             return;
         }
         self.shown_us = Some(now_us);
-        let (done, total) = (bytes_text(progress.bytes_done), bytes_text(progress.bytes_total));
+        // What has no known end is counted by piece.
+        let done = match progress.bytes_total {
+            0 => progress.bytes_done.to_string(),
+            total => format!("{} of {}", bytes_text(progress.bytes_done), bytes_text(total)),
+        };
         // Nobody is harmed by a line that a closed terminal does not show.
-        let _ = write!(std::io::stderr(), "\r\x1b[K{}: {done} of {total}", progress.part);
+        let _ = write!(std::io::stderr(), "\r\x1b[K{}: {done}", progress.part);
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         if self.shown_us.is_some() {
             let _ = write!(std::io::stderr(), "\r\x1b[K");
         }

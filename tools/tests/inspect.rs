@@ -318,3 +318,63 @@ fn a_directory_in_use_is_shown_and_verified_while_checkpoints_replace_its_segmen
     });
     db.close().expect("a close");
 }
+
+fn salvage(from: &Path, to: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sternctl"));
+    command.arg("salvage").arg(from).arg("--to").arg(to).args(arguments);
+    command.output().expect("sternctl starts")
+}
+
+#[test]
+fn a_salvage_names_what_is_lost_and_makes_a_directory_that_opens() {
+    let directory = directory_with_checkpoints();
+    let directory = directory.path();
+    let parent = tempfile::tempdir().expect("a directory");
+
+    // Of a whole directory everything comes through.
+    let whole = parent.path().join("whole");
+    let output = salvage(directory, &whole, &["-w", "json"]);
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&report["salvaged"]["complete"], &report["damages"]),
+        (&"yes".into(), &Value::Array(Vec::new()))
+    );
+    text(&whole, &["verify"]);
+
+    // The first records of the newest segment.
+    let segments = json(directory, &["inspect", "segments"]);
+    let rows = segments["segments"].as_array().expect("a list");
+    let newest =
+        rows.iter().filter(|row| row["kind"] == "r").max_by_key(|row| row["segment"].as_u64()).expect("one");
+    let name = format!("seg/{:0>8}.r", newest["segment"].to_string());
+    let file = std::fs::OpenOptions::new().write(true).open(directory.join(&name)).expect("the segment");
+    file.write_all_at(&[0x5a; 512], 4096 + 64).expect("a write");
+    let before = contents(directory);
+    let partial = parent.path().join("partial");
+    let output = salvage(directory, &partial, &["-w", "json"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("something is missing"), "{stderr}");
+    assert_eq!(contents(directory), before, "the source is only read");
+    let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(
+        (&report["salvaged"]["complete"], &report["damages"][0]["file"]),
+        (&"no".into(), &name.clone().into())
+    );
+    assert!(!report["records"].as_array().expect("a list").is_empty(), "{report}");
+    let output = salvage(directory, &partial, &[]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && stderr.contains("is not empty"), "{stderr}");
+    let shown = salvage(directory, &parent.path().join("again"), &[]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains(&name), "{shown:?}");
+
+    let db = Db::open(&partial, options()).expect("it opens");
+    let found =
+        (0..500).filter(|number| db.get(format!("key/{number:04}")).is_ok_and(|kv| kv.is_some())).count();
+    assert!(found >= 490, "{found} of 500 keys");
+    db.close().expect("a close");
+}
