@@ -26,6 +26,8 @@ pub enum Error {
     LogPoisoned(String),
     /// The device is full; reads go on, writes may be tried again once there is space.
     NoSpace(String),
+    /// The write was made, and a value that its answer should hold cannot be read; holds why. The write is not to be made again.
+    Unanswered(std::sync::Arc<Error>),
     /// The revision was compacted; holds the compact revision, the oldest that can be read.
     Compacted(i64),
     /// The revision does not exist yet; holds the current one.
@@ -53,6 +55,9 @@ impl fmt::Display for Error {
                 write!(f, "the log takes no more writes since one failed ({what}); reopen to go on")
             }
             Self::NoSpace(what) => write!(f, "no space left: {what}"),
+            Self::Unanswered(why) => {
+                write!(f, "the write was made, but a value for its answer cannot be read: {why}")
+            }
             Self::Compacted(revision) => {
                 write!(f, "the revision has been compacted; the oldest is {revision}")
             }
@@ -92,6 +97,7 @@ impl From<OperationError> for Error {
             OperationError::Compacted(revision) => Self::Compacted(revision),
             OperationError::FutureRevision(revision) => Self::FutureRevision(revision),
             OperationError::Unreadable(what) => what.error().clone(),
+            OperationError::Unanswered(what) => Self::Unanswered(what.0),
             other => Self::Invalid(other),
         }
     }
@@ -117,6 +123,8 @@ pub enum OperationError {
     /// Something on disk could not be read, or does not verify. The only variant that depends on this machine: an
     /// operation that meets it must not count as applied.
     Unreadable(Unreadable),
+    /// The operation was applied, as on every other machine; only a value that its answer should hold cannot be read here.
+    Unanswered(Unreadable),
 }
 
 /// A failed read beneath an operation.
@@ -160,6 +168,9 @@ impl fmt::Display for OperationError {
                 write!(f, "the revision is in the future; the newest is {revision}")
             }
             Self::Unreadable(what) => what.error().fmt(f),
+            Self::Unanswered(what) => {
+                write!(f, "the change was made, but a value for the answer cannot be read: {}", what.error())
+            }
         }
     }
 }

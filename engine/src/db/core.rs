@@ -602,9 +602,10 @@ fn apply(
     answer
 }
 
-/// True if an operation was refused by a rule of the data model, the same on every replay; false if this device failed.
+/// True if an operation counts as applied: refused by a rule of the data model, the same on every replay, or made and only its answer
+/// could not be read; false if this device failed.
 fn is_refusal(error: &Error) -> bool {
-    matches!(error, Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_))
+    matches!(error, Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_) | Error::Unanswered(_))
 }
 
 fn replay(

@@ -200,7 +200,12 @@ fn execute_branch(
             TxnOperation::Range(range) => {
                 let revision = changes.revision();
                 let main = if range.revision <= 0 { revision } else { range.revision };
-                TxnOperationOutcome::Range(range::read(&writer.view, range, main, revision)?)
+                TxnOperationOutcome::Range(changes.answer(range::read(
+                    &writer.view,
+                    range,
+                    main,
+                    revision,
+                ))?)
             }
             TxnOperation::Put(put) => match writer.put_one(put, changes) {
                 Ok(outcome) => TxnOperationOutcome::Put(outcome),

@@ -19,7 +19,7 @@ use super::view_set::{NewestFound, ViewSet};
 use super::write_txn;
 use crate::base::ids::Revision;
 use crate::disk_state::DiskState;
-use crate::error::{OperationError, Result};
+use crate::error::{OperationError, Result, Unreadable};
 use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -60,12 +60,29 @@ pub(super) struct Changes {
     leases: Vec<(Bytes, i64, i64)>,
     /// Keys more, or fewer, than before.
     keys_added: i64,
+    /// A value that the answer should hold and that cannot be read. The state does not depend on it, so the changes are made: a replay,
+    /// or another member, makes them too, whatever it can read.
+    unanswered: Option<Unreadable>,
 }
 
 impl Changes {
     /// The revision that a read among the changes sees, and that goes into its answer.
     pub(super) fn revision(&self) -> i64 {
         if self.count > 0 { self.main } else { self.main - 1 }
+    }
+
+    /// Gives a part of the answer, or nothing in its place if it cannot be read.
+    pub(super) fn answer<T: Default>(
+        &mut self,
+        read: Result<T, OperationError>,
+    ) -> Result<T, OperationError> {
+        match read {
+            Err(OperationError::Unreadable(what)) => {
+                self.unanswered.get_or_insert(what);
+                Ok(T::default())
+            }
+            read => read,
+        }
     }
 }
 
@@ -122,7 +139,7 @@ impl StoreWriter {
         check_lease(put, leases)?;
         let mut changes = self.begin();
         let outcome = self.put_one(put, &mut changes)?;
-        self.publish_head(changes);
+        self.publish(changes)?;
         Ok(outcome)
     }
 
@@ -181,12 +198,23 @@ impl StoreWriter {
         change: impl FnOnce(&mut Self, &mut Changes) -> Result<T, OperationError>,
     ) -> Result<T, OperationError> {
         let mut changes = self.begin();
-        let outcome = change(self, &mut changes);
-        match &outcome {
-            Ok(_) => self.publish_head(changes),
-            Err(error) => self.broken = Some(error.clone()),
+        match change(self, &mut changes) {
+            Ok(outcome) => {
+                self.publish(changes)?;
+                Ok(outcome)
+            }
+            Err(error) => {
+                self.broken = Some(error.clone());
+                Err(error)
+            }
         }
-        outcome
+    }
+
+    /// Makes the changes visible; then fails if their answer is not whole.
+    fn publish(&mut self, mut changes: Changes) -> Result<(), OperationError> {
+        let unanswered = changes.unanswered.take();
+        self.publish_head(changes);
+        unanswered.map_or(Ok(()), |what| Err(OperationError::Unanswered(what)))
     }
 
     /// Refuses when an earlier change may be half done.
@@ -224,7 +252,7 @@ impl StoreWriter {
     }
 
     fn begin(&self) -> Changes {
-        Changes { main: self.head + 1, count: 0, leases: Vec::new(), keys_added: 0 }
+        Changes { main: self.head + 1, count: 0, leases: Vec::new(), keys_added: 0, unanswered: None }
     }
 
     /// Makes the changes visible, all at once; nothing if there are none.
@@ -257,7 +285,9 @@ impl StoreWriter {
             && live.is_some()
             && let Some(found) = &newest
         {
-            prev_kv = Some(copy_one(&view, &put.key, found.found())?);
+            let read = copy_one(&view, &put.key, found.found()).map(Some);
+            // Only a value that is kept is part of the new state.
+            prev_kv = if put.ignore_value { read? } else { changes.answer(read)? };
         }
         let kept_value = prev_kv.as_ref().filter(|_| put.ignore_value).map(|kv| kv.value.clone());
         let value = kept_value.as_deref().unwrap_or(&put.value);
@@ -278,7 +308,10 @@ impl StoreWriter {
             hits.push(Hit::new(key, found));
             Ok(true)
         })?;
-        let prev_kvs = if delete.prev_kv { copy_all(&view, &hits, Parts::All)? } else { Vec::new() };
+        let prev_kvs = match delete.prev_kv {
+            true => changes.answer(copy_all(&view, &hits, Parts::All))?,
+            false => Vec::new(),
+        };
         for hit in &hits {
             let hash = view.hasher.hash(hit.key());
             let newest = match &hit.found {

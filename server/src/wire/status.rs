@@ -20,6 +20,8 @@ macro_rules! error_table {
             Unimplemented(&'static str),
             /// Something on this member's disk could not be read or does not verify; says what.
             Unreadable(String),
+            /// The change was made; a value that its answer should hold could not be read. Says which.
+            Unanswered(String),
             /// An error outside etcd's table.
             Other(Code, Cow<'static, str>),
         }
@@ -33,7 +35,7 @@ macro_rules! error_table {
                 match self {
                     $(Self::$name => (Code::$code, $text),)*
                     Self::Unimplemented(text) => (Code::Unimplemented, text),
-                    Self::Unreadable(text) => (Code::DataLoss, text),
+                    Self::Unreadable(text) | Self::Unanswered(text) => (Code::DataLoss, text),
                     Self::Other(code, text) => (*code, text),
                 }
             }
@@ -137,6 +139,7 @@ impl From<OperationError> for ApiError {
             OperationError::Compacted(_) => Self::Compacted,
             OperationError::FutureRevision(_) => Self::FutureRevision,
             OperationError::Unreadable(what) => Self::Unreadable(what.error().to_string()),
+            made @ OperationError::Unanswered(_) => Self::Unanswered(made.to_string()),
             other => Self::Other(Code::Unknown, other.to_string().into()),
         }
     }
