@@ -57,7 +57,7 @@ use crate::mvcc::{Run, is_dead};
 use crate::revision_log::{LogRecord, Prev, RevisionWriter, train_dictionary};
 use crate::segment::{self, SegmentKind, SegmentWriter};
 use crate::superblock::SharedSuperblock;
-use crate::tree::{MergeOptions, MergeOutcome, PageRef, merge};
+use crate::tree::{MergeOptions, MergeOutcome, PageRef, Pages, merge};
 use dead::DeadRecords;
 use key_edits::{KeyEdits, MapEdits};
 use planted::Planted;
@@ -158,6 +158,8 @@ pub(crate) fn make(
     match attempt.write() {
         Ok(state) => {
             let mut report = attempt.report;
+            let repaired = std::mem::take(&mut attempt.repaired);
+            checkpoints.shelf.repairs.rewritten(&repaired);
             report.duration_us = io.now_us().saturating_sub(begun_us);
             let gone = unreferenced(base, &state);
             report.segments_removed = remove(io, &gone, &checkpoints.shelf);
@@ -186,6 +188,8 @@ struct Attempt<'a> {
     /// Segments made so far, to be removed if it fails.
     made: Vec<(SegmentId, SegmentKind)>,
     report: CheckpointReport,
+    /// Fences of leaves that are written anew because their page was lost.
+    repaired: Vec<bytes::Bytes>,
     sweep_changes_max: usize,
     planted: Planted,
 }
@@ -208,6 +212,7 @@ impl<'a> Attempt<'a> {
             sequence,
             made: Vec::new(),
             report: CheckpointReport::default(),
+            repaired: Vec::new(),
             sweep_changes_max: checkpoints.sweep_changes_max.max(1),
             planted: checkpoints.planted,
         }
@@ -362,6 +367,8 @@ impl<'a> Attempt<'a> {
         let summary = writer.finish(self.io)?;
         self.report.revision_bytes += summary.file_bytes;
         let segment = self.shelf.open_revisions(&summary)?;
+        // Nothing refers to it yet: what cannot be read now is not made part of a state.
+        segment.check_trailer()?;
         let info = RevisionsInfo { summary, dead_records: 0, dead_record_bytes: 0, dead_stored_bytes: 0 };
         Ok(RevisionsFile { segment, info })
     }
@@ -423,12 +430,21 @@ impl<'a> Attempt<'a> {
     ) -> Result<(MergeOutcome, MergeOutcome)> {
         let sparse = clean::sparse_pages(self.base, &self.shelf)?;
         let purges = if self.planted.has(PlantedBug::ForgetPurges) { Vec::new() } else { purges };
-        let mut edits = KeyEdits::new(self.run, purges, sparse.keys);
+        let mut touches = sparse.keys;
+        // Leaves that are held in memory because their page is lost.
+        self.repaired = self.shelf.repairs.fences();
+        // One that is the fence of a page above too, which is touched, waits for the next checkpoint.
+        self.repaired.retain(|fence| *touches.entry(fence.clone()).or_insert(0) == 0);
+        let mut edits = KeyEdits::new(self.run, purges, touches);
         let options = self.merge_options(TreeId::Keys);
-        let pages = self.shelf.pages(TreeId::Keys);
+        let (repaired, plain) = (self.base.key_pages(), self.shelf.pages(TreeId::Keys));
+        let pages: &dyn Pages = match &repaired {
+            Some(pages) => pages,
+            None => &plain,
+        };
         let keys = {
             let mut sink = sink.over(self.io, self.ids, TreeId::Keys);
-            merge(self.base.roots.keys, &pages, &KeyCells, &options, &mut edits, &mut sink)?
+            merge(self.base.roots.keys, pages, &KeyCells, &options, &mut edits, &mut sink)?
         };
         let keeps = self.planted.has(PlantedBug::KeepLeaseKeys);
         let changes =

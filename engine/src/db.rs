@@ -42,6 +42,7 @@ use crate::mvcc::{
     check_duplicate_keys,
 };
 use crate::options::Options;
+use crate::quarantine::QuarantineStats;
 use crate::superblock::{Calibration, SharedSuperblock};
 use crate::wal::WalStats;
 use bytes::Bytes;
@@ -100,6 +101,8 @@ pub struct Stats {
     pub checkpoints: Option<CheckpointStats>,
     /// How groups of the log become durable on this device, once it was measured.
     pub calibration: Option<Calibration>,
+    /// What on disk is known to be damaged.
+    pub quarantine: QuarantineStats,
 }
 
 /// An open database. Clones are handles of the same one; the last one dropped closes it.
@@ -260,6 +263,7 @@ impl Db {
             wal,
             checkpoints,
             calibration: self.inner.superblock.read().calibration,
+            quarantine: self.inner.store.quarantine(),
         }
     }
 

@@ -18,10 +18,12 @@
 //! read at or above the compact revision can meet is not dead.
 //!
 //! **Failure.** Everything is verified when it is read: pages by the checksum in their parent, records by their own and by
-//! the hash in the cell. What does not verify is [`Error::Corruption`], for this read alone.
+//! the hash in the cell. What does not verify is [`Error::Corruption`], for this read alone, and noted (`quarantine.rs`); a leaf of
+//! the key tree is made again from the records where that can be proven (`repair`).
 //!
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
+mod repair;
 mod segment_table;
 mod shelf;
 mod verify;
@@ -29,6 +31,7 @@ mod verify;
 pub use verify::{VerifyCounts, VerifyProgress};
 
 pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, encode_cell_of, tombstone_main};
+pub(crate) use repair::KeyPages;
 use segment_table::decode_segments;
 pub(crate) use segment_table::{
     DEAD_CHUNK_RECORDS, PagesInfo, RevisionsInfo, dead_chunk, dead_chunk_key, decode_descriptor,
@@ -40,6 +43,7 @@ pub(crate) use shelf::{Shelf, TreePages};
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
 use crate::io::files::ReadFile;
+use crate::quarantine::Quarantine;
 use crate::revision_log::{Entry, OwnedRecord, RevisionSegment};
 pub(crate) use crate::superblock::Roots;
 use crate::tree::{CellKind, Cursor, PageRef, Tree};
@@ -186,9 +190,18 @@ impl DiskState {
         self.retained_bytes
     }
 
-    fn keys(&self) -> Option<Tree<TreePages<'_>>> {
-        let shelf = self.shelf.as_deref()?;
-        Some(Tree::new(self.roots.keys, shelf.pages(TreeId::Keys)))
+    fn keys(&self) -> Option<Tree<KeyPages<'_>>> {
+        Some(Tree::new(self.roots.keys, self.key_pages()?))
+    }
+
+    /// Pages of the key tree; none before the first checkpoint.
+    pub(crate) fn key_pages(&self) -> Option<KeyPages<'_>> {
+        Some(KeyPages::new(self, self.shelf.as_deref()?))
+    }
+
+    /// What is damaged, as far as it is known.
+    pub(crate) fn quarantine(&self) -> Option<&Quarantine> {
+        self.shelf.as_deref().map(|shelf| &*shelf.quarantine)
     }
 
     /// The newest version of a key, a tombstone too.
@@ -352,7 +365,7 @@ fn table_bytes(shelf: &Shelf, root: Option<PageRef>) -> Result<BTreeMap<SegmentI
 
 /// A place in the key tree.
 pub(crate) struct DiskCursor<'a> {
-    cursor: Cursor<TreePages<'a>>,
+    cursor: Cursor<KeyPages<'a>>,
 }
 
 impl DiskCursor<'_> {

@@ -13,6 +13,7 @@ pub mod log;
 mod memtable;
 pub mod mvcc;
 pub mod options;
+pub mod quarantine;
 pub mod revision_log;
 pub mod salvage;
 pub mod segment;

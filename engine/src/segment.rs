@@ -30,7 +30,9 @@ use crate::base::codec::{Reader, Truncated};
 use crate::base::ids::SegmentId;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
-use crate::io::{AlignedBytes, Durability, FileId, Io, IoBuffer, Open, Operation, Outcome, ReadFile};
+use crate::io::{
+    AlignedBytes, Durability, FileId, Io, IoBuffer, IoErrorKind, Open, Operation, Outcome, ReadFile,
+};
 use std::path::{Path, PathBuf};
 
 /// The directory of all segments, relative to the data directory.
@@ -77,6 +79,11 @@ pub fn path(id: SegmentId, kind: SegmentKind) -> PathBuf {
 
 fn file_name(id: SegmentId, kind: SegmentKind) -> String {
     format!("{:0NAME_DIGITS$}.{}", id.0, kind.extension())
+}
+
+/// The segment at this path; `None` if no segment has it.
+pub(crate) fn parse_path(path: &str) -> Option<(SegmentId, SegmentKind)> {
+    parse_name(path.strip_prefix(DIRECTORY)?.strip_prefix('/')?)
 }
 
 /// The segment with this file name; `None` if no segment has it.
@@ -244,7 +251,13 @@ pub fn read_verified<T>(
     mut verify: impl FnMut(AlignedBytes) -> Result<T, String>,
 ) -> Result<T> {
     let mut attempt = || {
-        let read = file.read(offset, bytes)?;
+        let read = match file.read(offset, bytes) {
+            Err(error) if error.kind == IoErrorKind::NotFound => {
+                let what = "a file of the checkpoint was expected, none found".to_string();
+                return Err(Error::Corruption { file: file.path().to_string(), offset, what });
+            }
+            read => read?,
+        };
         let verified = match read.len() == bytes {
             true => verify(read),
             false => Err(format!("{bytes} bytes were expected, the file ends after {}", read.len())),
@@ -257,6 +270,9 @@ pub fn read_verified<T>(
             break;
         }
         result = attempt();
+    }
+    if let Err(error) = &result {
+        file.given_up(offset, error);
     }
     result
 }

@@ -91,6 +91,7 @@ impl MetricSource for Diagnostics {
             alarms: Vec::new(),
             db_bytes: u64::try_from(view.size_bytes()).unwrap_or(0),
             db_in_use_bytes: u64::try_from(EMPTY_STORE_BYTES).unwrap_or(0) + store.retained_bytes,
+            quarantined_count: store.quarantined_count,
             keys_count: store.keys_count,
             revision: store.revision,
             compact_revision: store.compact_revision,

@@ -45,6 +45,11 @@ fn alive_percent(file: &RevisionsFile) -> u64 {
     live_bytes(file) * 100 / file.info.summary.stored_bytes.max(1)
 }
 
+/// True if something of the segment is known to be damaged.
+fn is_damaged(file: &RevisionsFile, shelf: &Shelf) -> bool {
+    shelf.quarantine.has_segment(file.info.summary.id)
+}
+
 /// A checkpoint of nothing new has to win at least so much: the pages that it writes itself die with the next one, and cleaning
 /// what cleaning leaves would never end.
 fn gain_bytes_min(shelf: &Shelf) -> u64 {
@@ -55,8 +60,10 @@ fn gain_bytes_min(shelf: &Shelf) -> u64 {
 pub(super) fn is_worth_it(state: &DiskState, shelf: &Shelf) -> bool {
     let bytes_max = shelf.options.segment_bytes;
     let worth = worth(&state.revisions, bytes_max);
-    let records: u64 =
-        state.revisions.iter().filter(|file| worth(file)).map(|file| file.info.dead_stored_bytes).sum();
+    // What is damaged stays where it is, so it is won back never.
+    let is_whole = |file: &&RevisionsFile| !is_damaged(file, shelf);
+    let candidates = state.revisions.iter().filter(|file| worth(file)).filter(is_whole);
+    let records: u64 = candidates.map(|file| file.info.dead_stored_bytes).sum();
     let gain_min = gain_bytes_min(shelf);
     let dead = |info: &PagesInfo| info.written_bytes.saturating_sub(info.live_bytes);
     records >= gain_min || {
@@ -120,9 +127,11 @@ impl Attempt<'_> {
         table_edits: &mut TableEdits,
     ) -> Result<()> {
         let bytes_max = self.shelf.options.segment_bytes;
-        let Some(chosen) = choose(revisions, self.run.revision, bytes_max) else { return Ok(()) };
+        let Some(chosen) = self.choose_whole(revisions, bytes_max) else { return Ok(()) };
         // Made for the values of one of them; neighbours are alike, and training it anew would mean to read all values twice.
-        let with_dictionary = |file: &&RevisionsFile| file.segment.trailer_counts().dictionary_bytes > 0;
+        let dictionary_bytes =
+            |file: &RevisionsFile| file.segment.trailer_counts().map_or(0, |counts| counts.dictionary_bytes);
+        let with_dictionary = |file: &&RevisionsFile| dictionary_bytes(file) > 0;
         let donor =
             revisions[chosen.clone()].iter().filter(with_dictionary).max_by_key(|file| live_bytes(file));
         let dictionary = donor.map_or(Ok(None), |file| file.segment.dictionary())?;
@@ -170,6 +179,20 @@ impl Attempt<'_> {
         }
         revisions.splice(chosen, cleaned);
         Ok(())
+    }
+
+    /// The run of segments to copy among those that are not known to be damaged: what cannot be read cannot be copied, and stays
+    /// where it is until it is dead.
+    fn choose_whole(&self, revisions: &[RevisionsFile], bytes_max: u64) -> Option<Range<usize>> {
+        let mut start = 0;
+        while start < revisions.len() {
+            let length = revisions[start..].iter().take_while(|file| !is_damaged(file, &self.shelf)).count();
+            if let Some(chosen) = choose(&revisions[start..start + length], self.run.revision, bytes_max) {
+                return Some(start + chosen.start..start + chosen.end);
+            }
+            start += length + 1;
+        }
+        None
     }
 
     /// The dead bits of a segment, those of this checkpoint included.

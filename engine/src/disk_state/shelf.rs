@@ -5,11 +5,12 @@
 //!
 //! **Does not know** what a tree holds.
 use super::TreeId;
+use super::repair::Repairs;
 use crate::base::ids::SegmentId;
 use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
 use crate::error::{Error, Result};
-use crate::io::IoErrorKind;
 use crate::io::files::{Files, ReadFile};
+use crate::quarantine::{Quarantine, WatchedFiles};
 use crate::revision_log::{RevisionSegment, SegmentSummary};
 use crate::segment::{self, SegmentKind};
 use crate::tree::{Page, PageRef, Pages};
@@ -41,8 +42,12 @@ impl Default for ShelfOptions {
 
 /// See the module.
 pub(crate) struct Shelf {
-    files: Arc<dyn Files>,
+    files: Arc<WatchedFiles>,
     cache: Arc<Cache>,
+    /// What is damaged, over all states.
+    pub(crate) quarantine: Arc<Quarantine>,
+    /// Leaves that do not verify and were made again.
+    pub(crate) repairs: Repairs,
     pub(crate) database: [u8; 16],
     pub(crate) options: ShelfOptions,
     /// k segments that some state holds open: it reads them as long as it lives, with or without a name.
@@ -57,30 +62,37 @@ pub(super) fn revisions_name(id: SegmentId) -> String {
 impl Shelf {
     pub(crate) fn new(files: Arc<dyn Files>, database: [u8; 16], options: ShelfOptions) -> Arc<Self> {
         let cache = Cache::new(options.cache_bytes);
-        Arc::new(Self { files, cache, database, options, pages_files: Mutex::default() })
+        let quarantine = Arc::<Quarantine>::default();
+        let files = WatchedFiles::new(files, quarantine.clone());
+        Arc::new(Self {
+            files,
+            cache,
+            quarantine,
+            repairs: Repairs::default(),
+            database,
+            options,
+            pages_files: Mutex::default(),
+        })
     }
 
-    /// Opens an r segment.
+    /// Opens an r segment. One that is damaged concerns those who read it, and is noted; one of a later format is refused.
     pub(crate) fn open_revisions(&self, summary: &SegmentSummary) -> Result<Arc<RevisionSegment>> {
-        RevisionSegment::open(&*self.files, self.cache.clone(), self.database, *summary)
+        let file = self.files.open(&segment::path(summary.id, SegmentKind::Revisions))?;
+        let segment = RevisionSegment::over(file, self.cache.clone(), self.database, *summary);
+        match segment.check_trailer() {
+            Err(refused @ Error::Refused(_)) => Err(refused),
+            _ => Ok(segment),
+        }
     }
 
-    /// A k segment's file. A state that may read it holds it.
+    /// A k segment's file. A state that may read it holds it. Its first block is not looked at: pages are verified by the checksum in
+    /// their reference, and those of a file that has lost its first block are as good as others.
     pub(crate) fn pages_file(&self, id: SegmentId) -> Result<Arc<dyn ReadFile>> {
         let mut open = self.pages_files.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(file) = open.get(&id).and_then(Weak::upgrade) {
             return Ok(file);
         }
-        let path = segment::path(id, SegmentKind::Pages);
-        let file = self.files.open(&path).map_err(|error| match error.kind {
-            IoErrorKind::NotFound => Error::Corruption {
-                file: path.display().to_string(),
-                offset: 0,
-                what: "a file with pages of the checkpoint was expected, none found".into(),
-            },
-            _ => Error::from(error),
-        })?;
-        segment::check_header(&*file, id, SegmentKind::Pages, self.database)?;
+        let file = self.files.open(&segment::path(id, SegmentKind::Pages))?;
         open.retain(|_, file| file.strong_count() > 0);
         open.insert(id, Arc::downgrade(&file));
         Ok(file)
@@ -89,6 +101,10 @@ impl Shelf {
     /// Drops what is cached of a segment that the newest state does not refer to.
     pub(crate) fn forget(&self, id: SegmentId) {
         self.cache.remove_segment(id);
+        self.repairs.forget(id);
+        for kind in [SegmentKind::Revisions, SegmentKind::Pages] {
+            self.quarantine.release(&segment::path(id, kind).display().to_string());
+        }
     }
 
     /// Loads pages of one tree.
@@ -105,6 +121,9 @@ impl Shelf {
     pub(crate) fn load_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
         let key = CacheKey { segment: reference.segment, block: reference.block };
         if let Some(page) = self.cache.get::<Page>(key) {
+            return Ok(page);
+        }
+        if let Some(page) = self.repairs.get(reference) {
             return Ok(page);
         }
         let page = self.read_page(tree, reference)?;

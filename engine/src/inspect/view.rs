@@ -383,7 +383,7 @@ impl Inspection {
         };
         match self.state.revisions.iter().find(|file| file.info.summary.id.0 == id) {
             Some(file) => {
-                let counts = file.segment.trailer_counts();
+                let counts = file.segment.trailer_counts()?;
                 detail.tombstones = counts.tombstones;
                 detail.compressed = counts.compressed;
                 detail.dictionary_bytes = counts.dictionary_bytes;

@@ -14,6 +14,7 @@
 use super::aligned_bytes::AlignedBytes;
 use super::directory::{check_directory, read_full, read_options};
 use super::disk::{BLOCK_BYTES, IoError, check_path};
+use crate::error::Error;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,6 +42,9 @@ pub trait ReadFile: Send + Sync {
 
     /// Path relative to the directory, for messages.
     fn path(&self) -> &str;
+
+    /// Hears that a read at `offset` was given up: it failed, or what it gave did not verify, again and again.
+    fn given_up(&self, _offset: u64, _error: &Error) {}
 }
 
 /// A read of more than this asks for the length of the file before it allocates: lengths come from other files and may

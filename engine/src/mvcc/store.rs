@@ -16,6 +16,7 @@ use super::range;
 use super::view_set::ViewSet;
 use crate::base::ids::Revision;
 use crate::error::{OperationError, Result};
+use crate::quarantine::{Quarantine, QuarantineStats};
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -68,6 +69,8 @@ pub struct StoreStats {
     pub memtables_count: usize,
     /// Revision of the state on disk, 0 before the first checkpoint.
     pub disk_revision: i64,
+    /// Places on disk that are known to be damaged; [`Store::quarantine`] has them.
+    pub quarantined_count: usize,
 }
 
 /// How many listeners for new heads there can be.
@@ -148,6 +151,11 @@ pub struct EventBatch {
 }
 
 impl Store {
+    /// What on disk is known to be damaged. A read that needs such a place fails and names it; everything else is served.
+    pub fn quarantine(&self) -> QuarantineStats {
+        self.shared.views.load().disk.quarantine().map(Quarantine::stats).unwrap_or_default()
+    }
+
     /// The head, and a view set that holds everything up to it.
     fn moment(&self) -> (i64, Guard<Arc<ViewSet>>) {
         loop {
@@ -289,6 +297,7 @@ impl Store {
             arena_bytes: view.tables.iter().map(|table| table.allocated_bytes() as u64).sum(),
             memtables_count: view.tables.len(),
             disk_revision: view.disk.revision(),
+            quarantined_count: view.disk.quarantine().map_or(0, Quarantine::units_count),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Reads one sealed revision segment, from any number of threads.
 //!
-//! **What is kept.** The trailer from the start; the top from its first use, 40 bytes for some 550 records. Index blocks,
+//! **What is kept.** The trailer and the top from their first use, 40 bytes for some 550 records. Index blocks,
 //! the dictionary, and records up to [`RECORD_BYTES_CACHED_MAX`] are in the cache while it keeps them.
 //!
 //! **What a reader trusts.** The summary, which the caller read from a verified page; through its checksum the trailer,
@@ -39,7 +39,7 @@ pub struct RevisionSegment {
     pub(super) database: [u8; 16],
     places: Places,
     summary: SegmentSummary,
-    pub(super) trailer: Trailer,
+    trailer: OnceLock<Trailer>,
     top: OnceLock<Arc<Top>>,
 }
 
@@ -114,13 +114,22 @@ impl RevisionSegment {
             },
             _ => Error::from(error),
         })?;
-        let block = BLOCK_BYTES as u64;
-        let trailer_offset = summary.file_bytes.saturating_sub(block) / block * block;
-        let trailer = read_verified(&*file, trailer_offset, BLOCK_BYTES, |block| {
-            Trailer::decode(&block, database, &summary)
-        })??;
+        let segment = Self::over(file, cache, database, summary);
+        segment.check_trailer()?;
+        Ok(segment)
+    }
+
+    /// The segment that `summary` describes, in a file that is open. Reads nothing: what is wrong with the file concerns those who
+    /// read it.
+    pub(crate) fn over(
+        file: Arc<dyn ReadFile>,
+        cache: Arc<Cache>,
+        database: [u8; 16],
+        summary: SegmentSummary,
+    ) -> Arc<Self> {
         let places = Places::new(database, summary.id);
-        Ok(Arc::new(Self { file, cache, database, places, summary, trailer, top: OnceLock::new() }))
+        let (trailer, top) = (OnceLock::new(), OnceLock::new());
+        Arc::new(Self { file, cache, database, places, summary, trailer, top })
     }
 
     /// What it was opened with.
@@ -134,9 +143,12 @@ impl RevisionSegment {
     }
 
     /// What the trailer says beside the summary.
-    pub fn trailer_counts(&self) -> TrailerCounts {
-        let Trailer { tombstones, compressed, index_blocks, dictionary, .. } = self.trailer;
-        TrailerCounts { tombstones, compressed, index_blocks, dictionary_bytes: dictionary.bytes }
+    ///
+    /// # Errors
+    /// Those of [`Self::verify`] for the trailer.
+    pub fn trailer_counts(&self) -> Result<TrailerCounts> {
+        let &Trailer { tombstones, compressed, index_blocks, dictionary, .. } = self.trailer()?;
+        Ok(TrailerCounts { tombstones, compressed, index_blocks, dictionary_bytes: dictionary.bytes })
     }
 
     /// The index blocks, in order.
@@ -222,6 +234,32 @@ impl RevisionSegment {
 
     // --- Index -----------------------------------------------------------------------------------------------------
 
+    /// The trailer, read at its first use.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`] if it is not the one that was written, [`Error::Refused`] if a later version wrote it.
+    pub(super) fn trailer(&self) -> Result<&Trailer> {
+        if let Some(trailer) = self.trailer.get() {
+            return Ok(trailer);
+        }
+        let trailer = self.read_trailer()?;
+        // Another thread may have been faster; both read the same.
+        Ok(self.trailer.get_or_init(|| trailer))
+    }
+
+    /// Reads the trailer, if it was not read yet.
+    pub(crate) fn check_trailer(&self) -> Result<()> {
+        self.trailer().map(drop)
+    }
+
+    pub(super) fn read_trailer(&self) -> Result<Trailer> {
+        let block = BLOCK_BYTES as u64;
+        let offset = self.summary.file_bytes.saturating_sub(block) / block * block;
+        read_verified(&*self.file, offset, BLOCK_BYTES, |block| {
+            Trailer::decode(&block, self.database, &self.summary)
+        })?
+    }
+
     pub(super) fn top(&self) -> Result<Arc<Top>> {
         if let Some(top) = self.top.get() {
             return Ok(top.clone());
@@ -232,7 +270,8 @@ impl RevisionSegment {
     }
 
     pub(super) fn read_top(&self) -> Result<Top> {
-        self.read_extent(self.trailer.top, |bytes| Top::decode(bytes, &self.trailer))
+        let trailer = self.trailer()?;
+        self.read_extent(trailer.top, |bytes| Top::decode(bytes, trailer))
     }
 
     /// The index block `number`, through the cache.
@@ -269,7 +308,7 @@ impl RevisionSegment {
     }
 
     pub(super) fn read_dictionary(&self) -> Result<Decompressor> {
-        self.read_extent(self.trailer.dictionary, Decompressor::new)
+        self.read_extent(self.trailer()?.dictionary, Decompressor::new)
     }
 
     /// The dictionary's bytes; `None` if the segment has none. Past the cache.
@@ -277,10 +316,11 @@ impl RevisionSegment {
     /// # Errors
     /// If it cannot be read or does not verify.
     pub fn dictionary(&self) -> Result<Option<Vec<u8>>> {
-        if self.trailer.dictionary.bytes == 0 {
+        let dictionary = self.trailer()?.dictionary;
+        if dictionary.bytes == 0 {
             return Ok(None);
         }
-        self.read_extent(self.trailer.dictionary, |bytes| Ok(bytes.to_vec())).map(Some)
+        self.read_extent(dictionary, |bytes| Ok(bytes.to_vec())).map(Some)
     }
 
     fn read_extent<T>(
@@ -325,10 +365,12 @@ impl RevisionSegment {
     pub(super) fn blocks_of(&self, entry: &Entry) -> Result<Range<u64>> {
         let block = BLOCK_BYTES as u64;
         let end = entry.offset.checked_add(u64::from(entry.stored_bytes));
+        // What the trailer says too, which need not have been read yet.
+        let records_end = self.summary.stored_bytes.saturating_add(block);
         match end {
             Some(end)
                 if entry.offset >= block
-                    && end <= self.trailer.records_end
+                    && end <= records_end
                     && entry.stored_bytes as usize >= record::HEADER_BYTES
                     && entry.offset.is_multiple_of(record::ALIGNMENT as u64) =>
             {
@@ -337,8 +379,8 @@ impl RevisionSegment {
             _ => Err(self.damage(
                 entry.offset,
                 format!(
-                    "a record inside bytes {block} to {} expected, an entry with {} bytes at {} found",
-                    self.trailer.records_end, entry.stored_bytes, entry.offset
+                    "a record inside bytes {block} to {records_end} expected, an entry with {} bytes at {} found",
+                    entry.stored_bytes, entry.offset
                 ),
             )),
         }

@@ -23,7 +23,8 @@ impl RevisionSegment {
     /// The first damage found.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Counts> {
         check_header(&*self.file, self.summary().id, SegmentKind::Revisions, self.database)?;
-        self.verify_trailer()?;
+        // What is on disk now; every other part is found through it.
+        let trailer = self.read_trailer()?;
         self.read_dictionary()?;
         let top = self.read_top()?;
         let mut verification = Verification { segment: self, counts: Counts::default(), end: BLOCK };
@@ -31,19 +32,9 @@ impl RevisionSegment {
             let block = self.read_index_block(&top, number)?;
             verification.records_of(&block, progress)?;
         }
-        let counts = verification.finish()?;
+        let counts = verification.finish(&trailer)?;
         progress(counts.file_bytes);
         Ok(counts)
-    }
-
-    /// The trailer was read when the segment was opened; the file must still have it.
-    fn verify_trailer(&self) -> Result<()> {
-        let offset = self.trailer.file_bytes - BLOCK;
-        let found = read_verified(&*self.file, offset, BLOCK_BYTES, |block| {
-            Trailer::decode(&block, self.database, self.summary())
-        })??;
-        assert_eq!(found, self.trailer, "the same bytes give the same trailer");
-        Ok(())
     }
 }
 
@@ -115,8 +106,7 @@ impl Verification<'_> {
         })
     }
 
-    fn finish(mut self) -> Result<Counts> {
-        let trailer = &self.segment.trailer;
+    fn finish(mut self, trailer: &Trailer) -> Result<Counts> {
         let rest = trailer.records_end..trailer.records_end.next_multiple_of(BLOCK);
         if !rest.is_empty() {
             self.zeros(rest)?;

@@ -5,7 +5,7 @@
 //! In an inner page heads begin behind what all suffixes but the first share: the first separator of the leftmost
 //! page is empty, so the page itself, the root among them, has no prefix, and all heads would be equal.
 use super::builder::common_prefix;
-use super::encode::{FORMAT_VERSION, HEADER_BYTES, MAGIC, head_bytes, read_varint};
+use super::encode::{FORMAT_VERSION, HEADER_BYTES, Identity, MAGIC, encode, head_bytes, read_varint, seal};
 use super::{BLOCK_BYTES, PAGE_REF_BYTES, PageRef};
 use crate::base::checksum::crc32;
 use crate::base::codec::{Reader, Truncated};
@@ -47,6 +47,24 @@ impl Page {
             return Err(format!("a page with checksum {:#010x} expected, {crc:#010x} found", r.crc));
         }
         Self::decode_content(bytes, r, tree, database)
+    }
+
+    /// A leaf with these cells, in key order, in place of the one that `r` names; it is on no disk, so its checksum does not matter.
+    ///
+    /// # Errors
+    /// What is wrong with the cells.
+    pub(crate) fn of_leaf_cells(
+        cells: &[(Bytes, Vec<u8>)],
+        r: &PageRef,
+        tree: u8,
+        database: [u8; 16],
+    ) -> Result<Self, String> {
+        let mut bytes = Vec::new();
+        // Without a prefix, which spares nothing in memory that matters.
+        let identity = Identity { tree, database, checkpoint: 0 };
+        encode(&mut bytes, &identity, 0, 0, cells.iter().map(|(key, payload)| (&key[..], &payload[..])));
+        let sealed = seal(&mut bytes, 0, (r.segment, r.block));
+        Self::decode_content(bytes.into(), &PageRef { aggregate: r.aggregate, ..sealed }, tree, &database)
     }
 
     /// [`Page::decode`] without the checksum: total on any bytes.

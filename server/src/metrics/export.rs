@@ -37,6 +37,8 @@ pub struct Sample {
     pub db_bytes: u64,
     /// Bytes of retained records.
     pub db_in_use_bytes: u64,
+    /// Places on disk that are known to be damaged.
+    pub quarantined_count: usize,
     /// Live keys.
     pub keys_count: u64,
     /// Current revision.
@@ -90,6 +92,7 @@ pub(super) struct Sampled {
     alarms: GaugeVec,
     db_bytes: Gauge,
     db_in_use_bytes: Gauge,
+    quarantined: Gauge,
     keys: Gauge,
     revision: Gauge,
     compact_revision: Gauge,
@@ -132,6 +135,7 @@ impl Sampled {
             alarms: r.gauge_by("etcd_debugging_server_alarms"),
             db_bytes: r.gauge("etcd_mvcc_db_total_size_in_bytes"),
             db_in_use_bytes: r.gauge("etcd_mvcc_db_total_size_in_use_in_bytes"),
+            quarantined: r.gauge("sternpost_disk_quarantined_units"),
             keys: r.gauge("etcd_debugging_mvcc_keys_total"),
             revision: r.gauge("etcd_debugging_mvcc_current_revision"),
             compact_revision: r.gauge("etcd_debugging_mvcc_compact_revision"),
@@ -179,6 +183,7 @@ impl Sampled {
         }
         self.db_bytes.set(number(sample.db_bytes));
         self.db_in_use_bytes.set(number(sample.db_in_use_bytes));
+        self.quarantined.set(number(sample.quarantined_count as u64));
         self.keys.set(number(sample.keys_count));
         self.revision.set(number(sample.revision.unsigned_abs()));
         self.compact_revision.set(if sample.compact_revision < 0 {

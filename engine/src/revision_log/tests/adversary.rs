@@ -56,10 +56,10 @@ fn any_bytes_are_a_record_or_an_error() {
 fn any_top_is_rows_in_order_or_an_error() {
     let records = random_records(&mut Rng::new(81), 3000, Shape { value_bytes_max: 10, ..SMALL });
     let (disk, segment) = segment_of(&records, None, 0);
-    let extent = segment.trailer.top;
+    let extent = segment.trailer().expect("it is whole").top;
     let content = disk.read_file(path()).unwrap();
     let top = &content[extent.offset as usize..][..extent.bytes as usize];
-    assert!(Top::decode(top, &segment.trailer).is_ok());
+    assert!(Top::decode(top, segment.trailer().expect("it is whole")).is_ok());
     let mut rng = Rng::new(82);
     for _ in 0..20_000 {
         let mut bytes = top.to_vec();
@@ -70,7 +70,7 @@ fn any_top_is_rows_in_order_or_an_error() {
         if rng.chance(1, 4) {
             bytes.truncate(rng.below(bytes.len() as u64) as usize);
         }
-        if let Ok(top) = Top::decode(&bytes, &segment.trailer) {
+        if let Ok(top) = Top::decode(&bytes, segment.trailer().expect("it is whole")) {
             (0..top.len()).for_each(|number| assert!(!top.bounds(number).ordinals.is_empty()));
         }
     }
@@ -82,7 +82,7 @@ fn a_file_with_all_checksums_right_is_read_without_a_panic() {
     let records = random_records(&mut Rng::new(83), 700, Shape { value_bytes_max: 400, ..SMALL });
     let (disk, segment) = segment_of(&records, dictionary_of(&records), 0);
     let content = disk.read_file(path()).unwrap();
-    let trailer = segment.trailer;
+    let trailer = *segment.trailer().expect("it is whole");
     let mut rng = Rng::new(84);
     let mut opened = 0;
     for round in 0..600 {

@@ -111,9 +111,9 @@ impl Fixture {
 fn the_fixture_has_all_parts() {
     let fixture = fixture();
     let segment = open(&fixture.disk, fixture.summary, 0).unwrap();
-    assert!(segment.trailer.index_blocks >= 2);
-    assert_eq!(segment.trailer.dictionary.bytes > 0, COMPRESSION_IS_SUPPORTED);
-    assert_eq!(segment.trailer.compressed > 0, COMPRESSION_IS_SUPPORTED);
+    assert!(segment.trailer().expect("it is whole").index_blocks >= 2);
+    assert_eq!(segment.trailer().expect("it is whole").dictionary.bytes > 0, COMPRESSION_IS_SUPPORTED);
+    assert_eq!(segment.trailer().expect("it is whole").compressed > 0, COMPRESSION_IS_SUPPORTED);
     let blocks = fixture.content.len() / BLOCK_BYTES;
     assert!((10..40).contains(&blocks), "{blocks}");
     assert!(!fixture.check(&fixture.content, "nothing"), "nothing is damaged");
