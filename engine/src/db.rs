@@ -43,6 +43,7 @@ use crate::mvcc::{
 };
 use crate::options::Options;
 use crate::quarantine::QuarantineStats;
+use crate::scrub::{ScrubStats, Scrubber, scrub_once};
 use crate::superblock::{Calibration, SharedSuperblock};
 use crate::wal::WalStats;
 use bytes::Bytes;
@@ -103,6 +104,8 @@ pub struct Stats {
     pub calibration: Option<Calibration>,
     /// What on disk is known to be damaged.
     pub quarantine: QuarantineStats,
+    /// The scrubber; `None` where it is off.
+    pub scrub: Option<ScrubStats>,
 }
 
 /// An open database. Clones are handles of the same one; the last one dropped closes it.
@@ -117,6 +120,8 @@ struct Inner {
     superblock: Arc<SharedSuperblock>,
     /// Ends before the thread that owns the log does.
     calibrator: Mutex<Option<Calibrator>>,
+    /// Likewise.
+    scrubber: Mutex<Option<Scrubber>>,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
@@ -127,6 +132,7 @@ impl Db {
     /// the directory belongs to something else.
     pub fn open(directory: impl AsRef<Path>, options: Options) -> Result<Self> {
         let directory = directory.as_ref().to_path_buf();
+        let scrub_bytes_per_second = options.scrub_bytes_per_second;
         let (store, writer) = StoreWriter::new(options.store.clone());
         let shared = Arc::new(Shared::new(options.durability));
         let (thread_shared, closing_shared) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -159,7 +165,13 @@ impl Db {
         // Nobody could hear why a measurement failed, and the next opening tries again.
         let calibrator = calibration.and_then(|job| job.start(calibration::DELAY, |_| {}).ok());
         let (calibrator, thread) = (Mutex::new(calibrator), Mutex::new(Some(thread)));
-        Ok(Self { inner: Arc::new(Inner { shared, store, superblock, calibrator, thread }) })
+        let scrubber = Mutex::default();
+        let db = Self { inner: Arc::new(Inner { shared, store, superblock, calibrator, scrubber, thread }) };
+        if scrub_bytes_per_second > 0 {
+            let scrubber = Scrubber::start(db.inner.store.clone(), scrub_bytes_per_second)?;
+            *db.inner.scrubber.lock().unwrap_or_else(PoisonError::into_inner) = Some(scrubber);
+        }
+        Ok(db)
     }
 
     fn write_operation(&self, operation: &LogOperation) -> WriteFuture {
@@ -264,7 +276,20 @@ impl Db {
             checkpoints,
             calibration: self.inner.superblock.read().calibration,
             quarantine: self.inner.store.quarantine(),
+            scrub: self
+                .inner
+                .scrubber
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .as_ref()
+                .map(Scrubber::stats),
         }
+    }
+
+    /// Reads and verifies everything that the newest checkpoint refers to, once and at full speed, on the calling thread; past the cache, so
+    /// that what is on disk counts. What is damaged is in [`Stats::quarantine`] afterwards, and what is not any more is not.
+    pub fn scrub(&self) -> ScrubStats {
+        scrub_once(&self.inner.store)
     }
 
     /// Makes everything durable and closes; later writes through any handle fail with `Closed`.
@@ -299,12 +324,13 @@ fn check_keys(txn: &Txn) -> Result<(), OperationError> {
 }
 
 impl Inner {
-    fn stop_calibrating(&self) {
+    fn stop_background(&self) {
+        drop(self.scrubber.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.calibrator.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     fn close(&self) -> Result<()> {
-        self.stop_calibrating();
+        self.stop_background();
         self.shared.start_closing();
         match self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             None => Ok(()),
@@ -319,7 +345,7 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         // close() is the call that reports errors; here nobody could hear them.
-        self.stop_calibrating();
+        self.stop_background();
         self.shared.start_closing();
         if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let _ = thread.join();

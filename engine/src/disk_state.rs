@@ -24,6 +24,7 @@
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
 mod repair;
+mod scrub;
 mod segment_table;
 mod shelf;
 mod verify;
@@ -32,6 +33,7 @@ pub use verify::{VerifyCounts, VerifyProgress};
 
 pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, encode_cell_of, tombstone_main};
 pub(crate) use repair::KeyPages;
+pub(crate) use scrub::{OnBytes, ScrubPosition};
 use segment_table::decode_segments;
 pub(crate) use segment_table::{
     DEAD_CHUNK_RECORDS, PagesInfo, RevisionsInfo, dead_chunk, dead_chunk_key, decode_descriptor,

@@ -16,6 +16,7 @@ pub mod options;
 pub mod quarantine;
 pub mod revision_log;
 pub mod salvage;
+pub mod scrub;
 pub mod segment;
 pub mod superblock;
 pub mod tree;

@@ -67,6 +67,9 @@ pub struct Options {
     pub store: StoreOptions,
     /// What is on disk beside the log, and its cache.
     pub checkpoint: CheckpointOptions,
+    /// How many bytes a second the scrubber reads in the background ([`crate::scrub`]); 0, the default, for none: a library starts
+    /// no work that it was not asked for. 4 MiB/s read 2.4 TB in a week.
+    pub scrub_bytes_per_second: u64,
 }
 
 impl Options {
@@ -96,6 +99,12 @@ impl Options {
     /// Sets the memory for pages and values that were read from disk, in bytes.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.checkpoint.shelf.cache_bytes = bytes;
+        self
+    }
+
+    /// Sets how many bytes a second the scrubber reads; 0 for none.
+    pub fn scrub_bytes_per_second(mut self, bytes: u64) -> Self {
+        self.scrub_bytes_per_second = bytes;
         self
     }
 

@@ -1,9 +1,9 @@
 //! What is known to be damaged: the places at which a read of a sealed file failed or did not verify.
 //!
 //! **Contract.** Every verified read of a segment that is given up notes its place here, whoever made it: a reader, a checkpoint,
-//! a verification. Nothing else changes for that reader, who gets the error; and nothing changes for others, who get it when they
+//! the scrubber. Nothing else changes for that reader, who gets the error; and nothing changes for others, who get it when they
 //! need the same place. A place that the *device* did not give is not read again until somebody asks for it on purpose
-//! ([`Quarantine::release`]): a disk that takes seconds to fail would hold up every reader. What merely does not
+//! ([`Quarantine::release`], which a scrub does): a disk that takes seconds to fail would hold up every reader. What merely does not
 //! verify is read again each time, since that costs nothing and may have been the way and not the device.
 //!
 //! **Bound.** [`UNITS_MAX`] places; more are counted and not kept.
@@ -109,6 +109,14 @@ impl Quarantine {
         let mut units = self.units();
         units.retain(|(name, _), _| name != file);
         self.count_unreadable(&units);
+    }
+
+    /// Forgets what is known of one place: it is about to be read again.
+    pub(crate) fn release_place(&self, file: &str, offset: u64) {
+        let mut units = self.units();
+        if units.remove(&(file.to_string(), offset)).is_some() {
+            self.count_unreadable(&units);
+        }
     }
 
     /// True if something of this segment is damaged.

@@ -33,6 +33,7 @@ use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::{self, CalibrationReport};
 use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
+use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
 use sternpost_replication::{Solo, SoloOptions};
 use tokio::signal::unix::{SignalKind, signal};
@@ -91,6 +92,10 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     notify_supervisor();
     solo.calibrate(calibration::DELAY, log_calibration);
     drop(solo);
+    let scrubber = match config.scrub_bytes_per_second.min(*scrub::RATE_RANGE.end()) {
+        0 => None,
+        rate => Some(Scrubber::start(server.store().clone(), rate).map_err(|error| error.to_string())?),
+    };
 
     let stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
@@ -101,6 +106,8 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         "received signal; shutting down"
     );
     server.announce_stop();
+    // It ends with the 256 KiB under way.
+    drop(scrubber);
     shutdown.begin();
     server.watch.close();
     if tokio::time::timeout(STREAMS_CUT, shutdown.drained()).await.is_err() {

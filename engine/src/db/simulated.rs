@@ -8,6 +8,7 @@ use crate::log::{LogIdentity, Mode, PreparedLog};
 use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{Store, StoreWriter};
 use crate::options::Options;
+use crate::scrub::{ScrubStats, scrub_once};
 use crate::wal::WalStats;
 use std::sync::Arc;
 
@@ -61,6 +62,11 @@ impl SimulatedDb {
     /// Reads and verifies everything that the newest checkpoint refers to.
     pub fn verify(&self) -> Result<()> {
         self.core.store().disk().verify(&mut |_| {}).map(drop)
+    }
+
+    /// See [`crate::Db::scrub`].
+    pub fn scrub(&self) -> ScrubStats {
+        scrub_once(self.core.store())
     }
 
     /// Closes cleanly.

@@ -106,6 +106,14 @@ impl<'a> KeyPages<'a> {
         Self { state, shelf, pages: shelf.pages(TreeId::Keys) }
     }
 
+    /// Makes a leaf again whose page was just found damaged, if it was not made yet.
+    pub(super) fn repair_found(&self, reference: &PageRef) {
+        match self.shelf.repairs.get(reference) {
+            Some(_) => self.note(reference, true),
+            None => drop(self.load(reference)),
+        }
+    }
+
     fn note(&self, reference: &PageRef, is_repaired: bool) {
         if is_repaired {
             let file = segment::path(reference.segment, SegmentKind::Pages).display().to_string();

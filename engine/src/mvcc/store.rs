@@ -15,6 +15,7 @@ use super::operation::*;
 use super::range;
 use super::view_set::ViewSet;
 use crate::base::ids::Revision;
+use crate::disk_state::{OnBytes, ScrubPosition};
 use crate::error::{OperationError, Result};
 use crate::quarantine::{Quarantine, QuarantineStats};
 use arc_swap::{ArcSwap, Guard};
@@ -154,6 +155,25 @@ impl Store {
     /// What on disk is known to be damaged. A read that needs such a place fails and names it; everything else is served.
     pub fn quarantine(&self) -> QuarantineStats {
         self.shared.views.load().disk.quarantine().map(Quarantine::stats).unwrap_or_default()
+    }
+
+    /// Reads and verifies a slice of what is on disk, of the newest state; see `scrub.rs`.
+    pub(crate) fn scrub(
+        &self,
+        position: &ScrubPosition,
+        on_bytes: &mut OnBytes<'_>,
+    ) -> (u64, Option<ScrubPosition>) {
+        let disk = self.shared.views.load().disk.clone();
+        disk.scrub(position, on_bytes)
+    }
+
+    /// The number of a segment of records on disk, drawn by `seed`; 0 if there is none.
+    pub(crate) fn random_segment(&self, seed: u64) -> u32 {
+        let disk = self.shared.views.load().disk.clone();
+        match disk.revisions.len() as u64 {
+            0 => 0,
+            count => disk.revisions[(seed % count) as usize].info.summary.id.0,
+        }
     }
 
     /// The head, and a view set that holds everything up to it.

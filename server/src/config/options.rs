@@ -571,6 +571,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     option(Sternpost, "cache-bytes", Kind::Uint, "268435456", "Memory for pages and values read from disk."),
     option(
         Sternpost,
+        "scrub-bytes-per-second",
+        Kind::Uint,
+        "4194304",
+        "How fast data on disk is read and verified in the background, over and over; 0 is never.",
+    ),
+    option(
+        Sternpost,
         "memtable-bytes",
         Kind::Uint,
         "67108864",

@@ -75,6 +75,8 @@ pub struct Config {
     pub inflight_bytes_max: usize,
     /// Memory for pages and values read from disk.
     pub cache_bytes: usize,
+    /// Bytes that the scrubber reads a second; 0 for none.
+    pub scrub_bytes_per_second: u64,
     /// Size at which a memtable is written to disk.
     pub memtable_bytes: usize,
     /// HTTP/2 streams of one connection.
@@ -345,6 +347,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         request_bytes_max: size(request_bytes),
         inflight_bytes_max: size(settings.uint("max-inflight-bytes")),
         cache_bytes: size(settings.uint("cache-bytes")),
+        scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
         memtable_bytes: size(settings.uint("memtable-bytes")),
         concurrent_streams_max: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),
         keepalive_interval: positive(settings.duration_ns("grpc-keepalive-interval")),
