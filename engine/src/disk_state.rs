@@ -177,6 +177,13 @@ impl DiskState {
         self.positions.swept_revision < self.positions.compact_revision
     }
 
+    /// Bytes in the files of records and pages that nobody needs any more.
+    pub(crate) fn dead_bytes(&self) -> u64 {
+        let records: u64 = self.revisions.iter().map(|file| file.info.dead_stored_bytes).sum();
+        let dead = |info: &PagesInfo| info.written_bytes.saturating_sub(info.live_bytes);
+        records + self.pages.values().map(dead).sum::<u64>()
+    }
+
     /// Index and term of the last entry in the checkpoint.
     pub(crate) fn applied(&self) -> (u64, u64) {
         self.positions.applied

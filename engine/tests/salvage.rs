@@ -281,7 +281,8 @@ fn one_damaged_block_costs_what_is_in_it_and_no_more() {
         let offset = (block * BLOCK) as u64;
         let (byte, bit) = (rng.below(BLOCK as u64), rng.below(8) as u8);
         let kind = name.rsplit_once('.').map_or("super", |(_, kind)| kind).to_string();
-        let of_kind: Vec<_> = blocks.iter().filter(|(other, _)| other.ends_with(&kind)).collect();
+        let of_kind: Vec<_> =
+            blocks.iter().filter(|other| *other != at && other.0.ends_with(&kind)).collect();
         let other = whole.block(of_kind[rng.below(of_kind.len() as u64) as usize]);
         let damage = |disk: &SimDisk| match number % 3 {
             0 => assert!(disk.damage(name, offset, &[0; BLOCK])),

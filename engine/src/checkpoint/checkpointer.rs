@@ -158,7 +158,7 @@ impl Checkpointer {
         };
         Ok(Self {
             options: options.clone(),
-            maker: Some(Maker { checkpoints, base: state.clone() }),
+            maker: Some(Maker::new(checkpoints, state.clone())),
             worker: None,
             state,
             shelf,

@@ -47,9 +47,15 @@ pub(crate) enum Worker {
 pub(crate) struct Maker {
     pub(crate) checkpoints: Checkpoints,
     pub(crate) base: Arc<DiskState>,
+    /// The last upkeep won nothing, and nothing was written since.
+    upkeep_rests: bool,
 }
 
 impl Maker {
+    pub(crate) fn new(checkpoints: Checkpoints, base: Arc<DiskState>) -> Self {
+        Self { checkpoints, base, upkeep_rests: false }
+    }
+
     fn make(&mut self, io: &mut dyn Io, run: &Run) -> Result<(Arc<DiskState>, CheckpointReport)> {
         let (state, report) = make(&mut self.checkpoints, io, &self.base, run)?;
         self.base = state.clone();
@@ -58,7 +64,7 @@ impl Maker {
 
     /// True if the newest state is worth making over.
     fn wants_upkeep(&self) -> bool {
-        wants_upkeep(&self.base, &self.checkpoints.shelf)
+        !self.upkeep_rests && wants_upkeep(&self.base, &self.checkpoints.shelf)
     }
 
     fn upkeep(&mut self, io: &mut dyn Io) -> Result<(Arc<DiskState>, CheckpointReport)> {
@@ -71,7 +77,17 @@ impl Maker {
             compact_revision: self.base.compact_revision(),
             system: BTreeMap::new(),
         };
-        self.make(io, &nothing_new)
+        let before = self.base.clone();
+        let made = self.make(io, &nothing_new)?;
+        // Where it wins nothing it would go on for ever and write all the time.
+        self.upkeep_rests =
+            made.0.swept_revision() == before.swept_revision() && made.0.dead_bytes() >= before.dead_bytes();
+        Ok(made)
+    }
+
+    fn make_run(&mut self, io: &mut dyn Io, run: &Run) -> Result<(Arc<DiskState>, CheckpointReport)> {
+        self.upkeep_rests = false;
+        self.make(io, run)
     }
 }
 
@@ -194,7 +210,7 @@ impl Drop for Worker {
 impl HereWorker {
     fn make_one(&mut self) -> Option<Done> {
         let made = match self.jobs.front() {
-            Some(run) => self.maker.make(&mut *self.io, run),
+            Some(run) => self.maker.make_run(&mut *self.io, run),
             None if self.maker.wants_upkeep() => self.maker.upkeep(&mut *self.io),
             None => return None,
         };
@@ -243,7 +259,7 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
             mailbox.jobs.front().cloned()
         };
         let mut make = |device: &mut dyn Io| match &run {
-            Some(run) => maker.make(device, run),
+            Some(run) => maker.make_run(device, run),
             None => maker.upkeep(device),
         };
         let made = match &mut device {
