@@ -15,7 +15,7 @@
 //! there is [`read_only_disk`].
 //!
 //! Reading order: `disk` (the trait), `buffer`, `files` (with `aligned_bytes`), `sim_disk` (with `sim_content`,
-//! `fault_plan` and `sim_files`), `thread_disk`, `ring_disk`, `read_only_disk`, `dir_lock`.
+//! `fault_plan`, `sim_files` and `sim_subdirectory`), `thread_disk`, `ring_disk`, `read_only_disk`, `dir_lock`.
 pub mod aligned_bytes;
 mod backend;
 pub mod buffer;
@@ -36,6 +36,8 @@ mod sim_content;
 pub mod sim_disk;
 #[cfg(feature = "sim")]
 mod sim_files;
+#[cfg(feature = "sim")]
+pub mod sim_subdirectory;
 pub mod thread_disk;
 
 pub use aligned_bytes::AlignedBytes;

@@ -152,6 +152,25 @@ fn names_are_made_listed_renamed_and_removed() {
 }
 
 #[test]
+fn a_second_name_is_the_same_file() {
+    on_every_backend(|mut disk| {
+        let disk = disk.as_mut();
+        done(disk, Operation::CreateDirectory { path: "inner".into() });
+        let file = create(disk, "one");
+        done(disk, write(file, 0, 3, 1, Durability::Synced));
+        done(disk, Operation::Close { file });
+        done(disk, Operation::Link { from: "one".into(), to: "inner/two".into() });
+        assert_eq!(
+            (names(disk, ""), names(disk, "inner")),
+            (vec!["one".to_string()], vec!["two".to_string()])
+        );
+        done(disk, Operation::Unlink { path: "one".into() });
+        let file = open(disk, "inner/two", Open::Existing);
+        assert_eq!(read(disk, file, 0, 1), vec![3; BLOCK_BYTES], "it outlives the first");
+    });
+}
+
+#[test]
 fn errors_say_what_was_tried_and_are_of_the_kind_that_callers_act_on() {
     on_every_backend(|mut disk| {
         let disk = disk.as_mut();
@@ -161,6 +180,8 @@ fn errors_say_what_was_tried_and_are_of_the_kind_that_callers_act_on() {
             (Operation::Open { path: "no/file".into(), open: Open::CreateNew }, "NotFound create no/file"),
             (Operation::Open { path: "file".into(), open: Open::CreateNew }, "AlreadyExists create file"),
             (Operation::Rename { from: "none".into(), to: "x".into() }, "NotFound rename none to x"),
+            (Operation::Link { from: "none".into(), to: "x".into() }, "NotFound link none to x"),
+            (Operation::Link { from: "file".into(), to: "file".into() }, "AlreadyExists link file to file"),
             (Operation::Unlink { path: "none".into() }, "NotFound remove none"),
             (Operation::List { path: "none".into() }, "NotFound list directory none"),
             (Operation::SyncDirectory { path: "none".into() }, "NotFound sync directory none"),

@@ -147,6 +147,32 @@ fn a_new_name_is_durable_only_by_a_sync_of_its_directory() {
 }
 
 #[test]
+fn a_link_is_durable_with_its_directory_and_shares_what_the_file_holds() {
+    let (mut disk, file) = disk_with_file(1, 1);
+    done(&mut disk, Operation::CreateDirectory { path: "inner".into() }).expect("a directory");
+    done(&mut disk, Operation::SyncDirectory { path: PathBuf::new() }).expect("a sync");
+    done(&mut disk, Operation::Link { from: "file".into(), to: "inner/link".into() }).expect("a link");
+    done(&mut disk, Operation::Unlink { path: "file".into() }).expect("an unlink");
+    let names = |disk: &SimDisk| {
+        disk.files().iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(names(&disk), "inner/link");
+    assert_eq!(names(&disk.crash(&CrashPolicy::DropAll)), "file");
+    assert_eq!(names(&disk.crash(&CrashPolicy::Omit(vec![0]))), "", "without the link nothing is left");
+    assert_eq!(names(&disk.crash(&CrashPolicy::Only(vec![0]))), "file inner/link");
+    done(&mut disk, Operation::SyncDirectory { path: "inner".into() }).expect("a sync");
+    let crashed = disk.crash(&CrashPolicy::Only(vec![0]));
+    assert_eq!(crashed.read_file("inner/link"), Some(vec![1; BLOCK_BYTES]));
+    done(&mut disk, Operation::Close { file }).expect("a close");
+    let below = crashed.below("inner", 2);
+    assert_eq!((names(&below), below.read_file("link")), ("link".to_string(), Some(vec![1; BLOCK_BYTES])));
+
+    disk.set_links(false);
+    let error = done(&mut disk, Operation::Link { from: "inner/link".into(), to: "again".into() });
+    assert_eq!(error.expect_err("as between two file systems").kind, IoErrorKind::CannotLink);
+}
+
+#[test]
 fn a_rename_over_a_file_keeps_the_old_one_until_the_directory_is_synced() {
     let (mut disk, old) = disk_with_file(1, 1);
     done(&mut disk, Operation::Close { file: old }).expect("a close");

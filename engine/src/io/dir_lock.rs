@@ -106,7 +106,7 @@ impl DirLock {
 
 /// Makes the directory and its parents, and their names durable: whoever made a file durable inside expects to find
 /// it.
-fn make_directory(directory: &Path) -> std::io::Result<()> {
+pub(super) fn make_directory(directory: &Path) -> std::io::Result<()> {
     if directory.is_dir() {
         return Ok(());
     }

@@ -6,7 +6,7 @@
 //!
 //! **Does not know** tokens, completions or threads.
 use super::buffer::IoBuffer;
-use super::disk::{BLOCK_BYTES, IoError, Open, Operation, Outcome};
+use super::disk::{BLOCK_BYTES, IoError, IoErrorKind, Open, Operation, Outcome};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -77,6 +77,9 @@ impl Directory {
     /// Does an operation on names, `Open` excepted; `Close` and what needs an open file are the backend's.
     pub(crate) fn do_blocking(&self, operation: &Operation) -> Result<Outcome, IoError> {
         let result = match operation {
+            Operation::Link { from, to } => {
+                return self.link(from, to).map_err(|error| link_failed(operation, &error));
+            }
             Operation::Rename { from, to } => fs::rename(self.root.join(from), self.root.join(to)),
             Operation::Unlink { path } => fs::remove_file(self.root.join(path)),
             Operation::CreateDirectory { path } => self.create_directory(path),
@@ -87,6 +90,10 @@ impl Directory {
             other => unreachable!("{} is not done here", describe(other)),
         };
         result.map(|()| Outcome::Done).map_err(|error| failed(operation, &error))
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<Outcome> {
+        fs::hard_link(self.root.join(from), self.root.join(to)).map(|()| Outcome::Done)
     }
 
     pub(crate) fn open_file(&self, path: &Path, open: Open) -> Result<OpenFile, IoError> {
@@ -161,6 +168,16 @@ fn describe(operation: &Operation) -> String {
 
 fn failed(operation: &Operation, error: &io::Error) -> IoError {
     IoError::from_system(describe(operation), error)
+}
+
+/// EPERM is what a file system without hard links says, and one that lets nobody link to files of others.
+fn link_failed(operation: &Operation, error: &io::Error) -> IoError {
+    let cannot = [libc::EXDEV, libc::EPERM, libc::EMLINK, libc::EOPNOTSUPP, libc::ENOSYS];
+    let mut failed = failed(operation, error);
+    if error.raw_os_error().is_some_and(|code| cannot.contains(&code)) {
+        failed.kind = IoErrorKind::CannotLink;
+    }
+    failed
 }
 
 /// Fills `buffer` from `offset`, less only at the end of the file.

@@ -59,6 +59,9 @@ pub enum Operation {
     SyncUrgent { file: FileId },
     /// Makes durable which names a directory holds: [`Outcome::Done`]. The empty path is the root.
     SyncDirectory { path: PathBuf },
+    /// Gives a file a second name, `to`, which must not exist: [`Outcome::Done`], or [`IoErrorKind::CannotLink`]. `from` is
+    /// the one path that may be absolute and lead out of the directory: nothing but the count of names changes there.
+    Link { from: PathBuf, to: PathBuf },
     /// Renames inside one directory, replacing `to`: [`Outcome::Done`].
     Rename { from: PathBuf, to: PathBuf },
     /// Removes a file: [`Outcome::Done`].
@@ -87,6 +90,7 @@ impl Operation {
             }
             Self::Sync { file } | Self::SyncUrgent { file } => format!("sync {}", file_path(*file)),
             Self::SyncDirectory { path } => format!("sync directory {}", directory_name(path)),
+            Self::Link { from, to } => format!("link {} to {}", from.display(), to.display()),
             Self::Rename { from, to } => format!("rename {} to {}", from.display(), to.display()),
             Self::Unlink { path } => format!("remove {}", path.display()),
             Self::List { path } => format!("list directory {}", directory_name(path)),
@@ -114,7 +118,8 @@ impl Operation {
             | Self::SyncDirectory { path }
             | Self::Unlink { path }
             | Self::List { path }
-            | Self::CreateDirectory { path } => check_path(path),
+            | Self::CreateDirectory { path }
+            | Self::Link { to: path, .. } => check_path(path),
             Self::Rename { from, to } => {
                 check_path(from);
                 check_path(to);
@@ -170,6 +175,8 @@ pub enum IoErrorKind {
     PermissionDenied,
     /// The device or a quota is full.
     NoSpace,
+    /// The file cannot have a second name there: another file system, one without hard links, or too many names.
+    CannotLink,
     /// Anything else the device or the kernel reports (EIO among them).
     Device,
 }

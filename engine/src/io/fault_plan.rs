@@ -20,6 +20,7 @@ pub enum OperationKind {
     Write,
     Sync,
     SyncDirectory,
+    Link,
     Rename,
     Unlink,
     List,

@@ -60,6 +60,15 @@ pub fn open_files(directory: &Path) -> Result<Arc<dyn Files>, IoError> {
     Ok(Arc::new(DirectoryFiles { root: directory.to_path_buf(), direct: OnceLock::new() }))
 }
 
+/// Makes a directory with its parents, if it is not there, and makes its name durable.
+///
+/// # Errors
+/// What the system says; `AlreadyExists` if there is a file of that name.
+pub fn make_directory(directory: &Path) -> Result<(), IoError> {
+    super::dir_lock::make_directory(directory)
+        .map_err(|error| IoError::from_system(format!("make directory {}", directory.display()), &error))
+}
+
 struct DirectoryFiles {
     root: PathBuf,
     /// Whether O_DIRECT works; unknown before the first file was opened.

@@ -86,6 +86,7 @@ impl ReadOnlyDisk {
             }
             Operation::Open { .. }
             | Operation::Write { .. }
+            | Operation::Link { .. }
             | Operation::Rename { .. }
             | Operation::Unlink { .. }
             | Operation::CreateDirectory { .. } => Err(IoError {
@@ -185,6 +186,7 @@ mod tests {
             Operation::Unlink { path: "a".into() },
             Operation::Rename { from: "a".into(), to: "b".into() },
             Operation::CreateDirectory { path: "c".into() },
+            Operation::Link { from: "a".into(), to: "b".into() },
             Operation::Open { path: "d".into(), open: Open::CreateNew },
         ];
         for operation in refused {

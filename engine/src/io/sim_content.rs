@@ -58,6 +58,8 @@ pub enum UnsyncedChange {
     Create,
     /// A directory was made.
     CreateDirectory,
+    /// The file got a second name, this being the first.
+    Link(PathBuf),
     /// The file was renamed, from this.
     Rename(PathBuf),
     /// The name was removed.
@@ -292,6 +294,7 @@ struct NameChange {
 enum NameChangeKind {
     Create(u64),
     CreateDirectory,
+    Link(PathBuf, u64),
     Rename(PathBuf, u64),
     Unlink,
 }
@@ -385,7 +388,15 @@ impl SimContent {
         self.change_name(path, NameChangeKind::CreateDirectory);
     }
 
+    pub(crate) fn link(&mut self, from: &Path, to: &Path, inode: u64) {
+        self.change_name(to, NameChangeKind::Link(from.to_path_buf(), inode));
+    }
+
+    /// The file has this one name: with a second one, what a power cut may leave of a rename would be more than this
+    /// disk knows.
     pub(crate) fn rename(&mut self, from: &Path, to: &Path, inode: u64) {
+        let names_count = self.names.values().filter(|name| **name == Name::File(inode)).count();
+        assert_eq!(names_count, 1, "{} is renamed and has another name", from.display());
         if let Some(file) = self.files.get_mut(&inode) {
             file.path = to.to_path_buf();
         }
@@ -485,7 +496,9 @@ impl SimContent {
             Name::Directory => None,
         }));
         live.extend(self.names_unsynced.iter().filter_map(|change| match change.kind {
-            NameChangeKind::Create(inode) | NameChangeKind::Rename(_, inode) => Some(inode),
+            NameChangeKind::Create(inode)
+            | NameChangeKind::Link(_, inode)
+            | NameChangeKind::Rename(_, inode) => Some(inode),
             NameChangeKind::CreateDirectory | NameChangeKind::Unlink => None,
         }));
         self.files.retain(|inode, _| live.contains(inode));
@@ -498,6 +511,7 @@ impl SimContent {
             change: match &change.kind {
                 NameChangeKind::Create(_) => UnsyncedChange::Create,
                 NameChangeKind::CreateDirectory => UnsyncedChange::CreateDirectory,
+                NameChangeKind::Link(from, _) => UnsyncedChange::Link(from.clone()),
                 NameChangeKind::Rename(from, _) => UnsyncedChange::Rename(from.clone()),
                 NameChangeKind::Unlink => UnsyncedChange::Unlink,
             },
@@ -614,6 +628,31 @@ impl SimContent {
         self.names_durable.insert(path.to_path_buf(), Name::File(inode));
     }
 
+    /// What is below a directory, as a content of its own.
+    pub(crate) fn below(&self, directory: &Path) -> Self {
+        let strip = |path: &PathBuf| {
+            let inside = path.strip_prefix(directory).ok()?.to_path_buf();
+            (!inside.as_os_str().is_empty()).then_some(inside)
+        };
+        let strip_all = |names: &BTreeMap<PathBuf, Name>| {
+            names.iter().filter_map(|(path, name)| Some((strip(path)?, *name))).collect()
+        };
+        let mut below = Self {
+            files: self.files.clone(),
+            names: strip_all(&self.names),
+            names_durable: strip_all(&self.names_durable),
+            names_unsynced: Vec::new(),
+            sequence: self.sequence,
+        };
+        for change in &self.names_unsynced {
+            below
+                .names_unsynced
+                .extend(strip(&change.path).map(|path| NameChange { path, ..change.clone() }));
+        }
+        below.forget_unnamed(&BTreeSet::new());
+        below
+    }
+
     /// Removes a name as if it had never been; true if it was there.
     pub(crate) fn remove_file(&mut self, path: &Path) -> bool {
         self.names_unsynced.retain(|change| change.path != path);
@@ -663,7 +702,7 @@ impl SimContent {
 impl NameChange {
     fn apply(&self, names: &mut BTreeMap<PathBuf, Name>) {
         match &self.kind {
-            NameChangeKind::Create(inode) => {
+            NameChangeKind::Create(inode) | NameChangeKind::Link(_, inode) => {
                 names.insert(self.path.clone(), Name::File(*inode));
             }
             NameChangeKind::CreateDirectory => {

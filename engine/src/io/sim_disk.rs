@@ -75,6 +75,8 @@ struct Device {
     plan: FaultPlan,
     latency: Latency,
     capacity_bytes: Option<u64>,
+    /// False as between two file systems.
+    links: bool,
     buffers: BufferPool,
 }
 
@@ -140,6 +142,7 @@ impl SimDisk {
             plan: FaultPlan::default(),
             latency: Latency::default(),
             capacity_bytes: None,
+            links: true,
             buffers: BufferPool::default(),
         };
         Self { device: Arc::new(Mutex::new(device)), owner: 0, woken: Arc::default() }
@@ -218,6 +221,7 @@ impl SimDisk {
         let mut device = self.device();
         device.latency = other.latency;
         device.capacity_bytes = other.capacity_bytes;
+        device.links = other.links;
         drop(device);
         self
     }
@@ -245,6 +249,11 @@ impl SimDisk {
         self.device().capacity_bytes = bytes;
     }
 
+    /// Whether a file can get a second name; true at first. Without, each link fails as between two file systems.
+    pub fn set_links(&self, links: bool) {
+        self.device().links = links;
+    }
+
     /// Bytes that all files occupy.
     pub fn allocated_bytes(&self) -> u64 {
         self.device().allocated_bytes()
@@ -265,6 +274,13 @@ impl SimDisk {
     /// Puts a durable file there, with its directories.
     pub fn put_file(&self, path: impl AsRef<Path>, content: &[u8]) {
         self.device().content.put_file(path.as_ref(), content);
+    }
+
+    /// What is below a directory, as a device of its own with this seed: the same blocks, unsynced changes included.
+    pub fn below(&self, directory: impl AsRef<Path>, seed: u64) -> Self {
+        let mut device = self.device();
+        let content = device.content.below(directory.as_ref());
+        Self::with_content(content, seed).with_settings_of(&mut device)
     }
 
     /// Removes a file for good; false if there is none.
@@ -408,6 +424,7 @@ impl Device {
         let mut device = image.device();
         (device.steps, device.stopped, device.now_us) = (self.steps, true, self.now_us);
         (device.latency, device.capacity_bytes) = (self.latency, self.capacity_bytes);
+        device.links = self.links;
         drop(device);
         image
     }
@@ -685,6 +702,16 @@ impl Device {
                 let inode = self.open_file(*file).inode;
                 Ok(Outcome::Length(self.content.file(inode).map_or(0, |file| file.current.length)))
             }
+            Operation::Link { .. } if !self.links => Err(CANNOT_LINK),
+            Operation::Link { from, to } => match (self.content.name(from), self.content.name(to)) {
+                (Some(Name::File(inode)), None) if self.parent_is_there(to) => {
+                    self.content.link(from, to, inode);
+                    Ok(Outcome::Done)
+                }
+                (Some(Name::Directory), _) => Err(IS_DIRECTORY),
+                (Some(_), Some(_)) => Err(NAME_EXISTS),
+                (None, _) | (_, None) => Err(NO_SUCH_NAME),
+            },
             Operation::Rename { from, to } => match self.content.name(from) {
                 Some(Name::File(inode)) => {
                     self.content.rename(from, to, inode);
@@ -758,6 +785,7 @@ impl Device {
             Operation::Write { file, .. } => (OperationKind::Write, of_file(file)),
             Operation::Sync { file } | Operation::SyncUrgent { file } => (OperationKind::Sync, of_file(file)),
             Operation::SyncDirectory { path } => (OperationKind::SyncDirectory, path.clone()),
+            Operation::Link { to, .. } => (OperationKind::Link, to.clone()),
             Operation::Rename { from, .. } => (OperationKind::Rename, from.clone()),
             Operation::Unlink { path } => (OperationKind::Unlink, path.clone()),
             Operation::List { path } => (OperationKind::List, path.clone()),
@@ -769,6 +797,7 @@ impl Device {
 
 const NO_SUCH_NAME: Refusal = (IoErrorKind::NotFound, "No such file or directory");
 const NAME_EXISTS: Refusal = (IoErrorKind::AlreadyExists, "File exists");
+const CANNOT_LINK: Refusal = (IoErrorKind::CannotLink, "Invalid cross-device link (simulated)");
 const IS_DIRECTORY: Refusal = (IoErrorKind::Device, "Is a directory");
 const NO_SPACE: Refusal = (IoErrorKind::NoSpace, "No space left on device (simulated)");
 
