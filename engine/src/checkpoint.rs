@@ -46,8 +46,8 @@ use planted::PlantedBug;
 
 use crate::base::ids::SegmentId;
 use crate::disk_state::{
-    DiskState, KeyCells, PagesInfo, PlainCells, Positions, RevisionsFile, RevisionsInfo, Roots, Shelf,
-    TreeId, encode_pages, encode_revisions, segment_key,
+    DiskState, KeyCells, PagesInfo, PlainCells, Positions, RevisionsFile, RevisionsInfo, Roots, SegmentFile,
+    Shelf, TreeId, encode_pages, encode_revisions, segment_key,
 };
 use crate::error::{Error, Result};
 use crate::io::disk::run as run_io;
@@ -522,7 +522,7 @@ fn drop_dead(revisions: &mut Vec<RevisionsFile>, table_edits: &mut BTreeMap<Vec<
 }
 
 /// Segments that `old` has and `new` has not.
-fn unreferenced(old: &DiskState, new: &DiskState) -> Vec<(SegmentId, SegmentKind)> {
+fn unreferenced(old: &DiskState, new: &DiskState) -> Vec<SegmentFile> {
     let kept = |id: SegmentId| new.revisions.iter().any(|file| file.info.summary.id == id);
     let revisions = old.revisions.iter().map(|file| file.info.summary.id).filter(|&id| !kept(id));
     let pages = old.pages.keys().copied().filter(|id| !new.pages.contains_key(id));
@@ -532,13 +532,15 @@ fn unreferenced(old: &DiskState, new: &DiskState) -> Vec<(SegmentId, SegmentKind
         .collect::<Vec<_>>()
 }
 
-/// Takes the names of segments (P1). Errors of removing are not errors of the checkpoint: the next open removes what is
-/// left.
-fn remove(io: &mut dyn Io, gone: &[(SegmentId, SegmentKind)], shelf: &Shelf) -> u64 {
-    let mut removed = 0;
-    for &(id, kind) in gone {
-        removed += u64::from(run_io(io, Operation::Unlink { path: segment::path(id, kind) }).is_ok());
+/// Takes the names of segments (P1), and of those that somebody kept before and nobody does now. Errors of removing are not
+/// errors of the checkpoint: the next open removes what is left.
+fn remove(io: &mut dyn Io, gone: &[SegmentFile], shelf: &Shelf) -> u64 {
+    for &(id, _) in gone {
         shelf.forget(id);
+    }
+    let mut removed = 0;
+    for (id, kind) in shelf.names.release(gone) {
+        removed += u64::from(run_io(io, Operation::Unlink { path: segment::path(id, kind) }).is_ok());
     }
     removed
 }

@@ -24,6 +24,7 @@
 //!
 //! **Failure.** After a failed write or sync every later write fails with `LogPoisoned`; what is readable stays so. A
 //! full device refuses writes with `NoSpace` and takes them again when there is space.
+mod backup;
 pub(crate) mod core;
 mod replay;
 mod reply;
@@ -48,7 +49,7 @@ use crate::superblock::{Calibration, SharedSuperblock};
 use crate::wal::WalStats;
 use bytes::Bytes;
 use core::{Core, Shared};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
@@ -118,6 +119,8 @@ struct Inner {
     shared: Arc<Shared>,
     store: Store,
     superblock: Arc<SharedSuperblock>,
+    /// Absolute, so that it leads there from anywhere.
+    directory: PathBuf,
     /// Ends before the thread that owns the log does.
     calibrator: Mutex<Option<Calibrator>>,
     /// Likewise.
@@ -133,6 +136,7 @@ impl Db {
     pub fn open(directory: impl AsRef<Path>, options: Options) -> Result<Self> {
         let directory = directory.as_ref().to_path_buf();
         let scrub_bytes_per_second = options.scrub_bytes_per_second;
+        let absolute = std::path::absolute(&directory).unwrap_or_else(|_| directory.clone());
         let (store, writer) = StoreWriter::new(options.store.clone());
         let shared = Arc::new(Shared::new(options.durability));
         let (thread_shared, closing_shared) = (Arc::clone(&shared), Arc::clone(&shared));
@@ -166,7 +170,9 @@ impl Db {
         let calibrator = calibration.and_then(|job| job.start(calibration::DELAY, |_| {}).ok());
         let (calibrator, thread) = (Mutex::new(calibrator), Mutex::new(Some(thread)));
         let scrubber = Mutex::default();
-        let db = Self { inner: Arc::new(Inner { shared, store, superblock, calibrator, scrubber, thread }) };
+        let directory = absolute;
+        let inner = Inner { shared, store, superblock, directory, calibrator, scrubber, thread };
+        let db = Self { inner: Arc::new(inner) };
         if scrub_bytes_per_second > 0 {
             let scrubber = Scrubber::start(db.inner.store.clone(), scrub_bytes_per_second)?;
             *db.inner.scrubber.lock().unwrap_or_else(PoisonError::into_inner) = Some(scrubber);

@@ -23,6 +23,7 @@
 //!
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
+mod kept_names;
 mod repair;
 mod scrub;
 mod segment_table;
@@ -32,6 +33,7 @@ mod verify;
 pub use verify::{VerifyCounts, VerifyProgress};
 
 pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, encode_cell_of, tombstone_main};
+pub(crate) use kept_names::{NamesKept, SegmentFile};
 pub(crate) use repair::KeyPages;
 pub(crate) use scrub::{OnBytes, ScrubPosition};
 use segment_table::decode_segments;

@@ -1,5 +1,6 @@
 //! Sternpost's storage engine: a multi-version key-value store with etcd's data model, on its own.
 #![deny(unsafe_code)]
+pub mod backup;
 pub mod base;
 pub mod cache;
 pub mod checkpoint;

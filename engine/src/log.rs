@@ -13,7 +13,10 @@
 //! **Failure.** A directory of another mode, format or identity is refused in one line that names the right way. An
 //! open never changes acknowledged bytes.
 pub mod calibration;
+mod hold;
 mod yielding;
+
+pub use hold::LogHold;
 
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};
@@ -29,10 +32,11 @@ use crate::options::LogOptions;
 pub use crate::superblock::Mode;
 use crate::superblock::{SharedSuperblock, Stage, Superblock};
 use crate::wal::{
-    Record, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe, SyncMethod, Wal, WalOptions,
-    WalStats, format,
+    LogExtent, Record, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe, SyncMethod, Wal,
+    WalOptions, WalStats, format,
 };
 use calibration::{CalibrationJob, SyncSwitch};
+use hold::Holds;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use yielding::YieldingDevice;
@@ -80,6 +84,9 @@ pub struct Log {
     completions: Vec<Completion>,
     /// What was durable at the last [`Log::submit`].
     submitted_durable: Lsn,
+    /// From where on recovery needs the log.
+    replay_lsn: Lsn,
+    holds: Arc<Holds>,
     /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
     calibration: Option<CalibrationJob>,
     io_backend: BackendChoice,
@@ -151,6 +158,7 @@ impl PreparedLog {
         seed: u64,
         identity: &LogIdentity,
     ) -> Result<Self> {
+        crate::backup::note_opening(&mut *io)?;
         let (superblock, created) = match Superblock::read(&mut *io)? {
             Some(superblock) => (superblock, false),
             None => (make_superblock(&mut *io, options, seed, identity)?, true),
@@ -202,6 +210,8 @@ impl PreparedLog {
             switch: SyncSwitch::default(),
             completions: Vec::new(),
             submitted_durable: Lsn(0),
+            replay_lsn: known.wal_replay_lsn,
+            holds: Arc::default(),
             calibration: None,
             io_backend: options.io_backend,
             place,
@@ -247,9 +257,25 @@ impl Log {
     }
 
     /// Says that recovery will start at `lsn`: what lies before may be used again. To be called when the superblock says
-    /// so, durably.
+    /// so, durably. What a [`LogHold`] holds is kept all the same.
     pub fn set_replay_lsn(&mut self, lsn: Lsn) {
+        self.replay_lsn = self.replay_lsn.max(lsn);
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
+        let lsn = self.holds.lowest().map_or(self.replay_lsn, |held| held.min(self.replay_lsn));
         self.wal.set_replay_lsn(lsn);
+    }
+
+    /// The superblock in force, and what is durable of the log from its replay position on, kept as long as the hold lives:
+    /// together with the segments of its checkpoint all that a copy of the directory needs. The caller keeps the names of
+    /// those segments from before this call on.
+    pub fn hold(&self) -> (Superblock, LogExtent, LogHold) {
+        let superblock = self.superblock.read();
+        let hold = LogHold::new(&self.holds, superblock.wal_replay_lsn, self.waker());
+        let extent = self.wal.extent(superblock.wal_replay_lsn);
+        (superblock, extent, hold)
     }
 
     /// Puts a record into the log; it is durable once its position is below [`Log::durable_lsn`].
@@ -266,6 +292,9 @@ impl Log {
     /// Takes over what is appended, as far as slots are free; never blocks. Follow it with [`Log::wait`], which starts what
     /// this does not.
     pub fn submit(&mut self) {
+        if self.holds.take_released() {
+            self.give_back();
+        }
         if let Some(method) = self.switch.take() {
             self.wal.set_sync_method(&*self.io, method);
         }

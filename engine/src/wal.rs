@@ -264,6 +264,44 @@ fn token(kind: TokenKind, number: u64) -> Token {
     Token(u64::from(TOKEN_TOP) << 56 | (kind as u64) << 48 | number & 0xFFFF_FFFF_FFFF)
 }
 
+/// A part of the log that is durable and whole: for who copies it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogExtent {
+    /// Recovery of the copy starts here.
+    pub replay_lsn: Lsn,
+    /// The end of a group. What lies behind is not part of it.
+    pub end_lsn: Lsn,
+    /// The segment in which the next group follows. It starts at `end_lsn` or before it, or, if the last group ends its
+    /// segment, behind it: then its header belongs to the extent.
+    pub last_seq: u64,
+    /// Bytes of a segment.
+    pub segment_bytes: u64,
+}
+
+impl LogExtent {
+    /// The segments that it lies in, and how many bytes from the start of each.
+    pub fn segments(&self) -> impl Iterator<Item = (u64, u64)> {
+        let Self { end_lsn, last_seq, segment_bytes, .. } = *self;
+        let first = (self.replay_lsn.0 / segment_bytes).max(1);
+        (first..=last_seq).map(move |seq| {
+            let bytes = end_lsn.0.saturating_sub(seq * segment_bytes);
+            (seq, bytes.clamp(SEGMENT_HEADER_BYTES as u64, segment_bytes))
+        })
+    }
+}
+
+impl LogExtent {
+    /// Where a recovery of a copy finds the end: behind the header of the next segment if the last group ends its own.
+    pub fn recovered_end(&self) -> Lsn {
+        self.end_lsn.max(Lsn(self.last_seq * self.segment_bytes + SEGMENT_HEADER_BYTES as u64))
+    }
+}
+
+/// Path of a segment of the log, relative to the data directory.
+pub fn segment_path(seq: u64) -> PathBuf {
+    pool::path(&pool::segment_name(seq))
+}
+
 /// The log, owned and driven by one thread. See the module documentation.
 pub struct Wal {
     options: WalOptions,
@@ -509,6 +547,16 @@ impl Wal {
         match self.tail.split.front() {
             Some(&(first, _)) => self.commit.durable.min(first),
             None => self.commit.durable,
+        }
+    }
+
+    /// What is durable, from `replay_lsn` on; the caller keeps its segments from being used again.
+    pub fn extent(&self, replay_lsn: Lsn) -> LogExtent {
+        LogExtent {
+            replay_lsn,
+            end_lsn: self.commit.durable,
+            last_seq: self.commit.next_seq(),
+            segment_bytes: self.options.segment_bytes,
         }
     }
 

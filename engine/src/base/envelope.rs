@@ -1,4 +1,5 @@
-//! The versioned, checksummed envelope around side files: traces of simulated runs, benchmark results.
+//! The versioned, checksummed envelope around side files: traces of simulated runs, benchmark results,
+//! manifests of backups.
 //!
 //! Layout, little-endian: magic `STRNENV1` (8) · kind (u16) · format version of the kind (u16) · body length
 //! (u32) · CRC-32 of the 16 bytes before and the body (u32) · body (bincode 2, standard configuration). Never
@@ -18,6 +19,8 @@ pub enum EnvelopeKind {
     OperationTrace = 1,
     /// Result of a benchmark run.
     BenchmarkResult = 2,
+    /// What a backup holds.
+    BackupManifest = 3,
 }
 
 /// Why a side file was refused.
@@ -55,6 +58,25 @@ pub fn seal<T: bincode::Encode>(kind: EnvelopeKind, format_version: u16, body: &
     out.extend_from_slice(&crc.to_le_bytes());
     out.extend_from_slice(&body);
     out
+}
+
+/// A side file without the zeros that pad it to whole blocks.
+///
+/// # Errors
+/// If it is shorter than it says, or anything but zeros follows.
+pub fn without_padding(file: &[u8]) -> Result<&[u8], EnvelopeError> {
+    let mut reader = Reader::new(file);
+    let damaged = |_| EnvelopeError::Damaged("no header");
+    reader.take(12).map_err(damaged)?;
+    let body_bytes = reader.u32().map_err(damaged)? as usize;
+    let header_and_body = 20 + body_bytes;
+    match file.split_at_checked(header_and_body) {
+        None => Err(EnvelopeError::Damaged("length differs")),
+        Some((_, padding)) if padding.iter().any(|&byte| byte != 0) => {
+            Err(EnvelopeError::Damaged("bytes behind the padding"))
+        }
+        Some((sealed, _)) => Ok(sealed),
+    }
 }
 
 /// Decodes a side file that must be of `kind` in `format_version`.

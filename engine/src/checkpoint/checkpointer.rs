@@ -15,7 +15,7 @@ use super::worker::{Done, Maker, OpenDevice, Worker};
 use super::{CheckpointReport, Checkpoints, SegmentIds, remove_orphans};
 use crate::base::ids::Lsn;
 use crate::cache::CacheStats;
-use crate::disk_state::{DiskState, Positions, Shelf, ShelfOptions};
+use crate::disk_state::{DiskState, NamesKept, Positions, Shelf, ShelfOptions};
 use crate::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::{Io, Waker};
@@ -235,6 +235,11 @@ impl Checkpointer {
         }
     }
 
+    /// Keeps the names of all segments that a superblock names from now on, until the guard is dropped.
+    pub(crate) fn keep_names(&self) -> NamesKept {
+        self.shelf.names.keep()
+    }
+
     /// The newest durable state.
     #[cfg(feature = "sim")]
     pub(crate) fn state(&self) -> &Arc<DiskState> {
@@ -246,6 +251,9 @@ impl Checkpointer {
     pub fn poll(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
         self.cut_for_sweep(writer);
         let worker = self.worker.as_mut()?;
+        if self.shelf.names.is_due() {
+            worker.remove_kept();
+        }
         let planted = self.options.planted();
         let is_ready = |run: &mut Run| run.position.lsn < durable || planted.has(PlantedBug::HandOverEarly);
         while let Some(mut run) = self.waiting.pop_front_if(is_ready) {

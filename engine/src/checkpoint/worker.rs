@@ -9,7 +9,7 @@
 //!
 //! **Access.** The owner puts runs into `jobs` and takes results from `done`; the thread does the reverse. Both under one
 //! lock, which nobody holds during I/O.
-use super::{CheckpointReport, Checkpoints, make, wants_upkeep};
+use super::{CheckpointReport, Checkpoints, make, remove, wants_upkeep};
 use crate::disk_state::DiskState;
 use crate::error::{Error, Result};
 use crate::io::{Io, Waker};
@@ -89,6 +89,11 @@ impl Maker {
         self.upkeep_rests = false;
         self.make(io, run)
     }
+
+    /// Removes names that somebody kept longer than the last checkpoint lasted.
+    fn remove_kept(&mut self, io: &mut dyn Io) {
+        remove(io, &[], &self.checkpoints.shelf);
+    }
 }
 
 /// Makes checkpoints in the caller's thread.
@@ -105,6 +110,8 @@ struct Mailbox {
     done: VecDeque<Done>,
     /// Why the newest attempt failed; none after one that did not.
     failing: Option<Error>,
+    /// Names that were kept may go.
+    names_due: bool,
     closing: bool,
 }
 
@@ -160,6 +167,17 @@ impl Worker {
                 worker.shared.changed.notify_all();
             }
             Self::Here(worker) => worker.jobs.push_back(run),
+        }
+    }
+
+    /// Removes the names that nobody keeps any more.
+    pub(crate) fn remove_kept(&mut self) {
+        match self {
+            Self::Thread(worker) => {
+                worker.shared.mailbox().names_due = true;
+                worker.shared.changed.notify_all();
+            }
+            Self::Here(worker) => worker.maker.remove_kept(&mut *worker.io),
         }
     }
 
@@ -250,11 +268,20 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
             let mailbox = shared.mailbox();
             let is_idle = |mailbox: &mut Mailbox| {
                 let may_keep_up = wants_upkeep && mailbox.done.is_empty();
-                mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing
+                mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing && !mailbox.names_due
             };
-            let mailbox = shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner);
+            let mut mailbox =
+                shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner);
             if mailbox.closing {
                 return;
+            }
+            if std::mem::take(&mut mailbox.names_due) {
+                drop(mailbox);
+                // Without a device there was no checkpoint, and there is nothing to remove.
+                if let Some(device) = &mut device {
+                    maker.remove_kept(&mut **device);
+                }
+                continue;
             }
             mailbox.jobs.front().cloned()
         };

@@ -10,19 +10,21 @@ use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
 use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
+use crate::disk_state::NamesKept;
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
-use crate::log::{Log, PreparedLog};
+use crate::log::{Log, LogHold, PreparedLog};
 #[cfg(feature = "sim")]
 use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode};
 use crate::mvcc::{AnyLease, CutPosition, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
 use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
-use crate::superblock::SharedSuperblock;
-use crate::wal::{Record, RecordKind, RecordMeta, Reserve, WalStats};
+use crate::superblock::{SharedSuperblock, Superblock};
+use crate::wal::{LogExtent, Record, RecordKind, RecordMeta, Reserve, WalStats};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -90,6 +92,24 @@ struct Progress {
 enum Request {
     Write { body: Vec<u8>, reply: Reply },
     Sync { reply: Reply },
+    Hold { reply: SyncSender<Result<Held>> },
+}
+
+/// A durable state that is kept as it is: what [`Log::hold`] gives, with the names of its segments.
+pub(crate) struct Held {
+    pub(crate) names: NamesKept,
+    pub(crate) superblock: Superblock,
+    pub(crate) extent: LogExtent,
+    pub(crate) log: LogHold,
+    /// The newest revision in it.
+    pub(crate) revision: i64,
+}
+
+/// Somebody who waits for a [`Held`]: until what was appended before is durable.
+struct Holder {
+    /// The newest record then.
+    lsn: Option<Lsn>,
+    reply: SyncSender<Result<Held>>,
 }
 
 impl Request {
@@ -97,7 +117,7 @@ impl Request {
     fn bytes(&self) -> usize {
         match self {
             Self::Write { body, .. } => body.len(),
-            Self::Sync { .. } => 0,
+            Self::Sync { .. } | Self::Hold { .. } => 0,
         }
     }
 }
@@ -162,6 +182,22 @@ impl Shared {
         }
         self.wake();
         future
+    }
+
+    /// Asks for a state that holds every write answered before, and is kept until it is dropped.
+    pub(crate) fn hold(&self) -> Receiver<Result<Held>> {
+        let (reply, held) = sync_channel(1);
+        let mut queue = self.queue();
+        if queue.closing || queue.closed {
+            drop(queue);
+            // There is room for one.
+            let _ = reply.send(Err(Error::Closed));
+            return held;
+        }
+        queue.requests.push_back(Request::Hold { reply });
+        drop(queue);
+        self.wake();
+        held
     }
 
     pub(crate) fn start_closing(&self) {
@@ -268,6 +304,8 @@ pub(crate) struct Core {
     shared: Arc<Shared>,
     /// In log order. Bounded by what the log lets gather.
     pending: VecDeque<Pending>,
+    /// Few: each is a thread that waits.
+    holders: Vec<Holder>,
     /// Running index of `Batch` records.
     next_index: u64,
     /// Position of the newest record.
@@ -307,6 +345,7 @@ impl Core {
             broken: None,
             shared,
             pending: VecDeque::new(),
+            holders: Vec::new(),
             next_index: last_index + 1,
             last_lsn: None,
             unsynced_since_us: None,
@@ -431,6 +470,10 @@ impl Core {
                     }
                     _ => reply.send(Ok(Answer::Synced(self.shared.durable_revision()))),
                 },
+                Request::Hold { reply } => {
+                    self.push_to = self.push_to.max(self.last_lsn);
+                    self.holders.push(Holder { lsn: self.last_lsn, reply });
+                }
             }
         }
         if self.writer.store().revision() != applied_from {
@@ -530,6 +573,7 @@ impl Core {
             self.writer.notify();
             self.shared.announce(false);
         }
+        self.answer_holders(durable);
         let progressed = durable_revision.is_some() || !answers.is_empty();
         for (reply, answer) in answers {
             reply.send(answer);
@@ -537,7 +581,23 @@ impl Core {
         progressed
     }
 
+    /// Behind everything that is durable: what is held is exactly what is applied of it.
+    fn answer_holders(&mut self, durable: Lsn) {
+        let ready = |holder: &mut Holder| holder.lsn.is_none_or(|lsn| lsn < durable);
+        for holder in self.holders.extract_if(.., ready) {
+            // The names before the superblock: see the module of the kept names.
+            let names = self.checkpointer.keep_names();
+            let (superblock, extent, log) = self.log.hold();
+            let revision = self.shared.durable_revision();
+            // Who asked may be gone.
+            let _ = holder.reply.send(Ok(Held { names, superblock, extent, log, revision }));
+        }
+    }
+
     fn answer_all(&mut self, error: &Error) {
+        for holder in self.holders.drain(..) {
+            let _ = holder.reply.send(Err(error.clone()));
+        }
         for pending in std::mem::take(&mut self.pending) {
             match pending {
                 Pending::Unapplied { reply, .. } | Pending::Sync { reply, .. } => {

@@ -1,16 +1,21 @@
 //! The embedded database over a simulated disk, round by round, without a thread. Feature `sim`.
 use super::core::{Core, Shared};
 use super::reply::WriteFuture;
+use crate::backup::{BackupOptions, BackupProgress, BackupReport, Place, create};
 use crate::checkpoint::CheckpointStats;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::io::Io;
 use crate::io::sim_disk::SimDisk;
+use crate::io::sim_subdirectory::SimSubdirectory;
 use crate::log::{LogIdentity, Mode, PreparedLog};
 use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{Store, StoreWriter};
 use crate::options::Options;
 use crate::scrub::{ScrubStats, scrub_once};
 use crate::wal::WalStats;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::TryRecvError;
 
 /// A database whose rounds a test makes one by one; the rounds are those of the real thread.
 pub struct SimulatedDb {
@@ -67,6 +72,38 @@ impl SimulatedDb {
     /// See [`crate::Db::scrub`].
     pub fn scrub(&self) -> ScrubStats {
         scrub_once(self.core.store())
+    }
+
+    /// Backs up into the existing, empty directory `to` of the same disk, within the call: the rounds before and behind it are
+    /// the caller's. `during` is called behind every piece that is copied or read, with this database: for writes and rounds, which
+    /// come between on a real one.
+    ///
+    /// # Errors
+    /// Those of [`crate::Db::backup_to`].
+    pub fn backup_to(
+        &mut self,
+        disk: &SimDisk,
+        to: &str,
+        options: &BackupOptions,
+        during: &mut dyn FnMut(&mut Self, BackupProgress),
+    ) -> Result<BackupReport> {
+        let held = self.shared.hold();
+        let held = loop {
+            match held.try_recv() {
+                Ok(held) => break held?,
+                Err(TryRecvError::Disconnected) => return Err(Error::Closed),
+                Err(TryRecvError::Empty) => _ = self.step(1_000),
+            }
+            if disk.is_stopped() {
+                return Err(Error::Closed);
+            }
+        };
+        let source = held.into_source(Arc::new(disk.clone()), PathBuf::new());
+        let mut io = SimSubdirectory::new(disk.handle(), to);
+        let files = io.clone();
+        let place = Place { io: &mut io, files: &files };
+        let base = None;
+        create(source, place, options, base, &mut |progress| during(self, progress))
     }
 
     /// Closes cleanly.

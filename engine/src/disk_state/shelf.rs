@@ -5,6 +5,7 @@
 //!
 //! **Does not know** what a tree holds.
 use super::TreeId;
+use super::kept_names::KeptNames;
 use super::repair::Repairs;
 use crate::base::ids::SegmentId;
 use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
@@ -52,6 +53,8 @@ pub(crate) struct Shelf {
     pub(crate) options: ShelfOptions,
     /// k segments that some state holds open: it reads them as long as it lives, with or without a name.
     pages_files: Mutex<BTreeMap<SegmentId, Weak<dyn ReadFile>>>,
+    /// What loses its name, and when.
+    pub(crate) names: Arc<KeptNames>,
 }
 
 /// Name of an r segment, relative to the data directory.
@@ -72,6 +75,7 @@ impl Shelf {
             database,
             options,
             pages_files: Mutex::default(),
+            names: Arc::default(),
         })
     }
 

@@ -53,6 +53,8 @@ pub(super) struct Commit {
     front_number: u64,
     /// First byte not known to be durable.
     pub(super) durable: Lsn,
+    /// Segment of the group that follows the durable ones.
+    next_seq: u64,
     /// Newest promise that is durable itself.
     pub(super) promised: Lsn,
     /// End of the last durable group that holds records of a caller.
@@ -63,16 +65,23 @@ pub(super) struct Commit {
 
 impl Commit {
     pub(super) fn new(current: Current, chain: u32, durable: Lsn, now_us: u64) -> Self {
+        let current_seq = current.seq;
         Self {
             current,
             chain,
             in_flight: VecDeque::new(),
             front_number: 0,
             durable,
+            next_seq: current_seq,
             promised: Lsn(0),
             records_end: Lsn(0),
             active_us: now_us,
         }
+    }
+
+    /// The segment in which the log goes on at `durable`.
+    pub(super) fn next_seq(&self) -> u64 {
+        self.next_seq
     }
 
     pub(super) fn in_flight_bytes(&self) -> usize {
@@ -230,6 +239,8 @@ impl Wal {
             group.end
         );
         self.commit.durable = self.commit.durable.max(group.end);
+        let seq = (group.end.0 - 1) / self.options.segment_bytes;
+        self.commit.next_seq = seq + u64::from(group.flags & GROUP_EOS != 0);
         self.commit.promised = self.commit.promised.max(group.promised);
         if group.records_own_count > 0 {
             self.commit.records_end = group.end;

@@ -147,6 +147,19 @@ const RULES: &[Rule] = &[
         why: "a checkpoint knows runs and positions, not what an entry of the log is",
     },
     Rule {
+        part: "engine/src/backup",
+        forbidden: &[
+            "crate::mvcc",
+            "crate::memtable",
+            "crate::db",
+            "crate::checkpoint",
+            "crate::tree",
+            "crate::revision_log",
+        ],
+        allowed: &[],
+        why: "a backup copies files that refer to one another; it knows no keys and no revisions",
+    },
+    Rule {
         part: "engine/src/memtable",
         forbidden: &["crate::io", "crate::wal", "crate::db", "crate::replicated", "crate::watch"],
         allowed: &[],
