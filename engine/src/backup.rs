@@ -65,6 +65,20 @@ pub struct BackupOptions {
     pub planted: Option<PlantedBug>,
 }
 
+impl BackupOptions {
+    /// Sets whether segments may get second names.
+    pub fn links(mut self, links: bool) -> Self {
+        self.links = links;
+        self
+    }
+
+    /// Sets the base.
+    pub fn base(mut self, base: Option<PathBuf>) -> Self {
+        self.base = base;
+        self
+    }
+}
+
 impl Default for BackupOptions {
     fn default() -> Self {
         Self {

@@ -7,13 +7,14 @@
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
 //! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
 //!
-//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify` and `salvage`, which do nothing
-//! else and speak to none.
+//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify`, `salvage` and `backup`, which
+//! do nothing else and speak to none.
 //!
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`, `salvage`.
+//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`, `salvage`,
+//! `backup`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod json;
@@ -22,7 +23,7 @@ pub(crate) mod printer;
 pub(crate) mod quote;
 pub(crate) mod table;
 
-use crate::{bench, endpoint, inspect, kv, lease, salvage, verify, watch};
+use crate::{backup, bench, endpoint, inspect, kv, lease, salvage, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -64,6 +65,8 @@ enum Command {
     Verify(verify::VerifyCommand),
     /// Make a new data directory from what still verifies in a damaged one; changes nothing there, speaks to no server
     Salvage(salvage::SalvageCommand),
+    /// Back up a data directory that is not in use, verify and restore backups; speaks to no server
+    Backup(backup::BackupCommand),
     /// Put load on a server and measure it
     Bench(bench::BenchCommand),
 }
@@ -95,6 +98,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Command::Inspect(command) => return inspect::run(command, &options),
         Command::Verify(command) => return verify::run(&command, &options),
         Command::Salvage(command) => return salvage::run(&command, &options),
+        Command::Backup(command) => return backup::run(command, &options),
         _ => {}
     }
     let printer = options.printer()?;
@@ -113,7 +117,11 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Lease(lease) => lease::run(&client, printer, lease).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
-            Command::Bench(_) | Command::Inspect(_) | Command::Verify(_) | Command::Salvage(_) => {
+            Command::Bench(_)
+            | Command::Inspect(_)
+            | Command::Verify(_)
+            | Command::Salvage(_)
+            | Command::Backup(_) => {
                 unreachable!("handled above")
             }
         }

@@ -3,15 +3,17 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
-//! `inspect`, `verify` and `salvage` for data directories, the load generator in `bench`, the checks in `tidy`.
+//! `inspect`, `verify`, `salvage` and `backup` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
+mod backup;
 pub mod bench;
 pub mod ctl;
 mod endpoint;
 mod inspect;
 mod kv;
 mod lease;
+mod progress;
 mod salvage;
 pub mod tidy;
 mod verify;

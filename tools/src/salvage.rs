@@ -8,7 +8,7 @@ use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::options::GlobalOptions;
 use crate::inspect::failure;
 use crate::inspect::report::{Cell, Report, Section};
-use crate::verify::ProgressLine;
+use crate::progress::ProgressLine;
 use clap::Args;
 use std::path::PathBuf;
 use sternpost_engine::salvage::{Damage, SalvageOptions, SalvageReport, salvage};
@@ -31,7 +31,13 @@ pub(crate) fn run(command: &SalvageCommand, options: &GlobalOptions) -> Result<(
     let mut line = ProgressLine::new();
     let memory_bytes = usize::try_from(u64::from(command.memory_mib) << 20).unwrap_or(usize::MAX);
     let salvage_options = SalvageOptions { memory_bytes, ..SalvageOptions::default() };
-    let report = salvage(&command.from, &command.to, &salvage_options, &mut |progress| line.show(&progress));
+    let report = salvage(&command.from, &command.to, &salvage_options, &mut |progress| {
+        match progress.bytes_total {
+            // What has no known end is counted by piece.
+            0 => line.show_text(progress.part, &|| progress.bytes_done.to_string()),
+            total => line.show(progress.part, progress.bytes_done, Some(total)),
+        }
+    });
     line.clear();
     let report = report.map_err(|error| failure(&error))?;
     printer.report(&printed(&report))?;

@@ -9,14 +9,9 @@ use crate::ctl::options::GlobalOptions;
 use crate::ctl::printer::Format;
 use crate::ctl::table::bytes_text;
 use crate::inspect::{DirectoryOption, failure};
+use crate::progress::ProgressLine;
 use clap::Args;
-use std::io::{IsTerminal, Write};
-use sternpost_engine::base::clock::{Clock, MonotonicClock};
-use sternpost_engine::disk_state::VerifyProgress;
 use sternpost_engine::inspect::{Inspection, Verified};
-
-/// Between two lines of progress.
-const INTERVAL_US: u64 = 200_000;
 
 #[derive(Args)]
 pub(crate) struct VerifyCommand {
@@ -27,7 +22,9 @@ pub(crate) struct VerifyCommand {
 pub(crate) fn run(command: &VerifyCommand, options: &GlobalOptions) -> Result<(), Failure> {
     let mut printer = options.printer()?;
     let mut line = ProgressLine::new();
-    let verified = Inspection::verify(&command.directory.data_dir, &mut |progress| line.show(&progress));
+    let verified = Inspection::verify(&command.directory.data_dir, &mut |progress| {
+        line.show(progress.part, progress.bytes_done, Some(progress.bytes_total));
+    });
     line.clear();
     let verified = verified.map_err(|error| failure(&error))?;
     printer.line(match printer.format {
@@ -74,42 +71,4 @@ fn json(verified: &Verified) -> String {
         .number_always("revision_bytes", checkpoint.revision_bytes)
         .number_always("cells", checkpoint.cells)
         .end()
-}
-
-/// One line of a terminal that is written over and over.
-pub(crate) struct ProgressLine {
-    is_terminal: bool,
-    clock: MonotonicClock,
-    shown_us: Option<u64>,
-}
-
-impl ProgressLine {
-    pub(crate) fn new() -> Self {
-        Self {
-            is_terminal: std::io::stderr().is_terminal(),
-            clock: MonotonicClock::default(),
-            shown_us: None,
-        }
-    }
-
-    pub(crate) fn show(&mut self, progress: &VerifyProgress) {
-        let now_us = self.clock.now_us();
-        if !self.is_terminal || self.shown_us.is_some_and(|shown_us| now_us < shown_us + INTERVAL_US) {
-            return;
-        }
-        self.shown_us = Some(now_us);
-        // What has no known end is counted by piece.
-        let done = match progress.bytes_total {
-            0 => progress.bytes_done.to_string(),
-            total => format!("{} of {}", bytes_text(progress.bytes_done), bytes_text(total)),
-        };
-        // Nobody is harmed by a line that a closed terminal does not show.
-        let _ = write!(std::io::stderr(), "\r\x1b[K{}: {done}", progress.part);
-    }
-
-    pub(crate) fn clear(&self) {
-        if self.shown_us.is_some() {
-            let _ = write!(std::io::stderr(), "\r\x1b[K");
-        }
-    }
 }
