@@ -41,10 +41,11 @@ mod target;
 pub use chain::{Backup, VerifiedBackup};
 pub(crate) use create::create_in;
 pub use create::create_offline;
+pub(crate) use create::refuse_unempty;
 #[cfg(feature = "sim")]
 pub(crate) use create::{Place, create};
 pub use manifest::{BaseBackup, FileEntry, Location, MANIFEST_FILE, Manifest};
-pub(crate) use marker::{note_opening, refuse_unfinished};
+pub(crate) use marker::{claim_import, note_opening, refuse_unfinished, release_import};
 #[cfg(feature = "sim")]
 pub use restore::restore_simulated;
 pub use restore::{RestoreReport, restore};

@@ -26,6 +26,7 @@
 //! full device refuses writes with `NoSpace` and takes them again when there is space.
 mod backup;
 pub(crate) mod core;
+mod export;
 mod replay;
 mod reply;
 #[cfg(feature = "sim")]

@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod db;
 pub mod disk_state;
 pub mod error;
+pub mod export;
 pub mod inspect;
 #[allow(unsafe_code, reason = "system calls and aligned buffers; each use is argued in place")]
 pub mod io;

@@ -338,6 +338,11 @@ impl Log {
         self.wal.poisoned()
     }
 
+    /// True when nothing will ever complete any more: a simulated power cut.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.io.is_stopped()
+    }
+
     /// The device's clock.
     pub fn now_us(&self) -> u64 {
         self.io.now_us()

@@ -6,6 +6,7 @@ mod flush;
 mod found;
 mod history;
 mod lease_index;
+mod load;
 pub mod operation;
 mod range;
 pub mod scan;
@@ -17,6 +18,7 @@ mod writer;
 pub use duplicate_keys::check_duplicate_keys;
 pub use flush::CutPosition;
 pub(crate) use flush::{LEASE_PREFIX, Run, lease_key};
+pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
 pub use scan::Scan;
 pub use store::{
@@ -24,4 +26,5 @@ pub use store::{
     Wanted,
 };
 pub(crate) use view_set::is_dead;
+pub(crate) use writer::Changes;
 pub use writer::StoreWriter;

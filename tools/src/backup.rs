@@ -1,8 +1,12 @@
-//! `backup`: makes, verifies and restores backups of data directories that no process has open. Offline; speaks to no server.
+//! `backup`: makes, verifies and restores backups of data directories that no process has open, and exports and imports what embedded
+//! databases hold. Offline; speaks to no server.
 //!
 //! **Contract.** Exit code 0 and one line on standard output with what was done, or exit code 1 and what is wrong on standard
 //! error: file, offset, what was expected and what was found. On a terminal a line of progress on standard error. `-w json` (or
 //! `--json`) prints the same as an object. A directory in use is refused: the program that has it open backs it up.
+//!
+//! An export is written under another name until it is durable, and never over a file that exists; `-` is standard output or
+//! input.
 //!
 //! **Does not know** what is in the files.
 use crate::ctl::failure::Failure;
@@ -13,8 +17,15 @@ use crate::ctl::table::bytes_text;
 use crate::inspect::failure;
 use crate::progress::ProgressLine;
 use clap::{Args, Subcommand};
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::{BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 use sternpost_engine::backup::{Backup, BackupOptions, BackupProgress, create_offline, restore};
+use sternpost_engine::export::StreamReport;
+use sternpost_engine::inspect::Inspection;
+use sternpost_engine::io::IoError;
+use sternpost_engine::{Db, Error, Options, Result};
 
 #[derive(Args)]
 pub(crate) struct BackupCommand {
@@ -60,10 +71,39 @@ enum What {
         #[arg(long)]
         base: Vec<PathBuf>,
     },
+    /// Write what an embedded database holds to a file, for any later release to import
+    Export {
+        /// Data directory
+        directory: PathBuf,
+        /// New file, or `-`
+        #[arg(long)]
+        to: PathBuf,
+        #[command(flatten)]
+        range: ExportRange,
+    },
+    /// Read an export into a new data directory, or changes into the one that they follow
+    Import {
+        /// The file, or `-`
+        file: PathBuf,
+        /// Data directory
+        #[arg(long)]
+        to: PathBuf,
+    },
 }
 
-pub(crate) fn run(command: BackupCommand, options: &GlobalOptions) -> Result<(), Failure> {
-    let mut printer = options.printer()?;
+/// Which revisions are exported.
+#[derive(Args)]
+struct ExportRange {
+    /// The state at this revision instead of the newest
+    #[arg(long, conflicts_with = "since")]
+    revision: Option<i64>,
+    /// Only the changes after this revision
+    #[arg(long)]
+    since: Option<i64>,
+}
+
+pub(crate) fn run(command: BackupCommand, global: &GlobalOptions) -> Result<(), Failure> {
+    let mut printer = global.printer()?;
     if command.json {
         printer.format = Format::Json;
     }
@@ -82,10 +122,108 @@ pub(crate) fn run(command: BackupCommand, options: &GlobalOptions) -> Result<(),
         What::Restore { directory, to, base } => Backup::open(directory, &base)
             .and_then(|backup| restore(&backup, to, &mut progress))
             .map(|report| restored(&printer, &report)),
+        What::Export { directory, to, range } => {
+            export(&directory, &to, &range, &mut progress).map(|report| {
+                // Standard output may be the export.
+                if to.as_os_str() == "-" { String::new() } else { streamed(&printer, "exported", &report) }
+            })
+        }
+        What::Import { file, to } => {
+            import(&file, &to, &mut progress).map(|report| streamed(&printer, "imported", &report))
+        }
     };
     line.clear();
-    printer.line(printed.map_err(|error| failure(&error))?);
+    let printed = printed.map_err(|error| failure(&error))?;
+    if !printed.is_empty() {
+        printer.line(printed);
+    }
     printer.flush()
+}
+
+/// Long enough for a process that was just killed to let go of its lock.
+const LOCK_WAIT: Duration = Duration::from_millis(500);
+
+fn options() -> Options {
+    Options::new().calibrate(false).open_timeout(LOCK_WAIT)
+}
+
+fn io_error(what: &str, path: &Path, error: &std::io::Error) -> Error {
+    IoError::from_system(format!("{what} {}", path.display()), error).into()
+}
+
+fn export(
+    directory: &Path,
+    to: &Path,
+    range: &ExportRange,
+    progress: &mut dyn FnMut(BackupProgress),
+) -> Result<StreamReport> {
+    // A database is opened here, not made.
+    Inspection::open(directory)?;
+    if to.as_os_str() == "-" {
+        return export_into(directory, range, &mut std::io::stdout().lock(), progress);
+    }
+    if to.exists() {
+        return Err(Error::Refused(format!(
+            "{} exists: name a new file, so that nothing is overwritten",
+            to.display()
+        )));
+    }
+    let part = to.with_added_extension("part");
+    let failed = |what| {
+        let part = &part;
+        move |error| io_error(what, part, &error)
+    };
+    let file = File::create(&part).map_err(failed("create"))?;
+    let mut sink = BufWriter::with_capacity(1 << 20, &file);
+    let report = export_into(directory, range, &mut sink, progress)?;
+    drop(sink);
+    file.sync_all().map_err(failed("sync"))?;
+    std::fs::rename(&part, to).map_err(failed("rename"))?;
+    let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(parent)
+        .and_then(|parent| parent.sync_all())
+        .map_err(|error| io_error("sync directory", parent, &error))?;
+    Ok(report)
+}
+
+fn export_into(
+    directory: &Path,
+    range: &ExportRange,
+    sink: &mut dyn Write,
+    progress: &mut dyn FnMut(BackupProgress),
+) -> Result<StreamReport> {
+    let db = Db::open(directory, options())?;
+    let report = match range.since {
+        Some(since) => db.export_changes(since, None, sink, progress),
+        None => db.export(range.revision, sink, progress),
+    };
+    report.and_then(|report| db.close().map(|()| report))
+}
+
+fn import(file: &Path, to: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<StreamReport> {
+    if file.as_os_str() == "-" {
+        return Db::import(to, &options(), &mut std::io::stdin().lock(), progress);
+    }
+    let opened = File::open(file).map_err(|error| io_error("open", file, &error))?;
+    Db::import(to, &options(), &mut BufReader::with_capacity(1 << 20, opened), progress)
+}
+
+fn streamed(printer: &Printer, done: &str, report: &StreamReport) -> String {
+    match printer.format {
+        Format::Json => Object::new()
+            .number("from", report.from)
+            .number_always("revision", report.revision)
+            .number_always("records", report.records_count)
+            .number_always("bytes", report.bytes)
+            .end(),
+        _ => {
+            let what = match report.from {
+                0 => format!("the state at revision {}", report.revision),
+                from => format!("the changes after revision {from}, to {}", report.revision),
+            };
+            format!("{done}: {what}, {} records of {}", report.records_count, bytes_text(report.bytes))
+        }
+    }
 }
 
 /// An object with the revision, if it is known.

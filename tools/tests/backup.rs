@@ -117,3 +117,45 @@ fn what_cannot_be_done_is_said_in_one_line() {
     assert!(words.contains(&segment.display().to_string()), "{words}");
     assert!(!root.path().join("new").exists(), "nothing is written");
 }
+
+#[test]
+fn an_embedded_database_is_exported_and_imported_changes_too() {
+    let root = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| root.path().join(name).display().to_string();
+    let (data, state, changes, copy) = (path("data"), path("state"), path("changes"), path("copy"));
+    let revision = fill(Path::new(&data), "key", 1_000);
+    let exported = json(&["export", &data, "--to", &state]);
+    assert_eq!((exported["revision"].as_i64(), exported["records"].as_i64()), (Some(revision), Some(1_000)));
+    let later = fill(Path::new(&data), "more", 1_000);
+    let printed = text(&["export", &data, "--to", &changes, "--since", &revision.to_string()]);
+    assert!(
+        printed.starts_with(&format!("exported: the changes after revision {revision}, to {later}, ")),
+        "{printed}"
+    );
+    let words = error(&["import", &changes, "--to", &copy]);
+    assert!(words.contains("import a state first"), "{words}");
+    let printed = text(&["import", &state, "--to", &copy]);
+    assert!(
+        printed.starts_with(&format!("imported: the state at revision {revision}, 1000 records")),
+        "{printed}"
+    );
+    assert_eq!(json(&["import", &changes, "--to", &copy])["revision"].as_i64(), Some(later));
+    let db = Db::open(&copy, options()).expect("it opens");
+    assert_eq!(db.latest().revision(), later);
+    assert_eq!(db.get("key7").expect("a read").expect("a key").mod_revision, 9);
+    db.close().expect("a close");
+    // What is there is not overwritten, what is damaged not imported.
+    assert!(error(&["export", &data, "--to", &state]).contains("exists"));
+    assert!(error(&["export", &path("none"), "--to", &path("new")]).contains("none"));
+    assert!(!root.path().join("none").exists() && !root.path().join("new").exists());
+    let mut bytes = std::fs::read(&state).expect("a file");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&state, bytes).expect("a write");
+    let words = error(&["import", &state, "--to", &path("bad")]);
+    assert!(words.contains("the checksum of a frame"), "{words}");
+    let words = error(&["import", &state, "--to", &path("bad")]);
+    assert!(words.contains("is not empty"), "{words}");
+    let opened = Db::open(path("bad"), options()).map(drop).expect_err("it is not finished").to_string();
+    assert!(opened.contains("import.part is there"), "{opened}");
+}

@@ -33,17 +33,33 @@ pub(crate) struct Place<'a> {
     pub(crate) files: &'a dyn Files,
 }
 
+/// Refuses a directory that exists and holds anything.
+///
+/// # Errors
+/// [`Error::Refused`], and what the system says.
+pub(crate) fn refuse_unempty(directory: &Path) -> Result<()> {
+    let mut entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(
+                IoError::from_system(format!("list directory {}", directory.display()), &error).into()
+            );
+        }
+    };
+    match entries.next() {
+        None => Ok(()),
+        Some(_) => Err(Error::Refused(format!(
+            "{} is not empty: name a new directory, so that nothing is overwritten",
+            directory.display()
+        ))),
+    }
+}
+
 /// Makes `directory`, which must not exist or be empty, and lets `write` fill it.
 pub(super) fn in_directory<T>(directory: &Path, write: impl FnOnce(Place<'_>) -> Result<T>) -> Result<T> {
     make_directory(directory)?;
-    let mut entries = std::fs::read_dir(directory)
-        .map_err(|error| IoError::from_system(format!("list directory {}", directory.display()), &error))?;
-    if entries.next().is_some() {
-        return Err(Error::Refused(format!(
-            "{} is not empty: name a new directory, so that nothing is overwritten",
-            directory.display()
-        )));
-    }
+    refuse_unempty(directory)?;
     let mut io = open_backend(directory, None, BackendChoice::Auto)?;
     let files = open_files(directory)?;
     write(Place { io: &mut *io, files: &*files })

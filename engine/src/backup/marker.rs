@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `backup.part` | a backup that is being made, or was cut short: anything may be missing |
 //! | `restore.part` | a restore that is being made, or was cut short |
+//! | `import.part` | an import of a state that is being made, or was cut short |
 //! | `backup.manifest` | a whole backup; no database has been opened here |
 //! | `backup.opened` | was a backup, until somebody opened it as a database: what the manifest says is not true any more |
 //! | none of them | a data directory |
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub(super) const BACKUP_PART: &str = "backup.part";
 /// A restore that is not finished.
 pub(super) const RESTORE_PART: &str = "restore.part";
+/// An import of a state that is not finished.
+const IMPORT_PART: &str = "import.part";
 const OPENED: &str = "backup.opened";
 
 fn names(io: &mut dyn Io) -> Result<Vec<String>> {
@@ -42,6 +45,7 @@ fn check(names: &[String]) -> Result<()> {
     for (part, what, again) in [
         (BACKUP_PART, "a backup", "make the backup again, into another one"),
         (RESTORE_PART, "the restore of a backup", "restore again, into another one"),
+        (IMPORT_PART, "an import", "import again, into another one"),
     ] {
         if names.iter().any(|name| name == part) {
             return Err(Error::Refused(format!(
@@ -99,6 +103,22 @@ pub(super) fn begin(io: &mut dyn Io, part: &str) -> Result<()> {
             "the directory is not empty ({name} is in it): name a new one, so that nothing is overwritten"
         )));
     }
+    claim(io, part)
+}
+
+/// Says of a new database that an import of a state into it is not finished.
+pub(crate) fn claim_import(io: &mut dyn Io) -> Result<()> {
+    claim(io, IMPORT_PART)
+}
+
+/// Says that it is.
+pub(crate) fn release_import(io: &mut dyn Io) -> Result<()> {
+    run(io, Operation::Unlink { path: IMPORT_PART.into() })?;
+    run(io, Operation::SyncDirectory { path: PathBuf::new() })?;
+    Ok(())
+}
+
+fn claim(io: &mut dyn Io, part: &str) -> Result<()> {
     let file = match run(io, Operation::Open { path: part.into(), open: Open::CreateNew })?.0 {
         Outcome::Opened(file) => file,
         _ => unreachable!("opening a file gives a file"),

@@ -6,6 +6,8 @@
 //!
 //! **Invariant D1**: at level `Group` a write is applied only when its position is below the durable position.
 //! **Invariant D2**: the durable revision never exceeds the revision of the last write below the durable position.
+mod load;
+
 use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};

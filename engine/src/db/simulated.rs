@@ -1,9 +1,11 @@
 //! The embedded database over a simulated disk, round by round, without a thread. Feature `sim`.
 use super::core::{Core, Shared};
+use super::export;
 use super::reply::WriteFuture;
 use crate::backup::{BackupOptions, BackupProgress, BackupReport, Place, create};
 use crate::checkpoint::CheckpointStats;
 use crate::error::{Error, Result};
+use crate::export::{StreamReader, StreamReport};
 use crate::io::Io;
 use crate::io::sim_disk::SimDisk;
 use crate::io::sim_subdirectory::SimSubdirectory;
@@ -13,6 +15,7 @@ use crate::mvcc::{Store, StoreWriter};
 use crate::options::Options;
 use crate::scrub::{ScrubStats, scrub_once};
 use crate::wal::WalStats;
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::TryRecvError;
@@ -104,6 +107,42 @@ impl SimulatedDb {
         let place = Place { io: &mut io, files: &files };
         let base = None;
         create(source, place, options, base, &mut |progress| during(self, progress))
+    }
+
+    /// See [`crate::Db::export`]; makes nothing durable.
+    ///
+    /// # Errors
+    /// Those of [`crate::Db::export`].
+    pub fn export(&self, revision: Option<i64>, sink: &mut dyn Write) -> Result<StreamReport> {
+        export::export_state(self.core.store(), self.database(), revision, sink, &mut |_| {})
+    }
+
+    /// See [`crate::Db::export_changes`]; makes nothing durable.
+    ///
+    /// # Errors
+    /// Those of [`crate::Db::export_changes`].
+    pub fn export_changes(&self, from: i64, to: Option<i64>, sink: &mut dyn Write) -> Result<StreamReport> {
+        export::export_changes(self.core.store(), self.database(), (from, to), sink, &mut |_| {})
+    }
+
+    fn database(&self) -> [u8; 16] {
+        self.core.superblock().read().database
+    }
+
+    /// See [`crate::Db::import`]; a state goes onto an empty disk.
+    ///
+    /// # Errors
+    /// Those of [`crate::Db::import`].
+    pub fn import(
+        disk: &SimDisk,
+        options: &Options,
+        seed: u64,
+        stream: &mut dyn Read,
+    ) -> Result<StreamReport> {
+        let reader = StreamReader::new(stream)?;
+        let identity = LogIdentity { mode: Mode::Embedded, cluster_id: 0, member_id: 0 };
+        let prepared = PreparedLog::on_simulated_disk(disk, &options.log, &identity, seed)?;
+        export::import_into(prepared, &mut disk.handle(), options, reader, &mut |_| {})
     }
 
     /// Closes cleanly.

@@ -50,7 +50,7 @@ pub struct StoreWriter {
 }
 
 /// The changes of one main revision while it is being made.
-pub(super) struct Changes {
+pub(crate) struct Changes {
     /// The main revision that they get.
     main: i64,
     /// How many there are.
@@ -86,8 +86,16 @@ impl Changes {
     }
 }
 
+/// A version to be added.
+pub(super) struct NewVersion<'a> {
+    pub(super) revision: Revision,
+    pub(super) create_revision: i64,
+    pub(super) version: i64,
+    pub(super) state: NewState<'a>,
+}
+
 /// What a key is set to; `None` deletes it.
-type NewState<'a> = Option<(&'a [u8], i64)>;
+pub(super) type NewState<'a> = Option<(&'a [u8], i64)>;
 
 impl StoreWriter {
     /// An empty store at revision 1.
@@ -252,23 +260,33 @@ impl StoreWriter {
     }
 
     fn begin(&self) -> Changes {
-        Changes { main: self.head + 1, count: 0, leases: Vec::new(), keys_added: 0, unanswered: None }
+        self.begin_at(self.head + 1)
+    }
+
+    pub(super) fn begin_at(&self, main: i64) -> Changes {
+        debug_assert!(main > self.head, "M1: main revision {main} follows {}", self.head);
+        Changes { main, count: 0, leases: Vec::new(), keys_added: 0, unanswered: None }
     }
 
     /// Makes the changes visible, all at once; nothing if there are none.
     fn publish_head(&mut self, changes: Changes) {
         if changes.count > 0 {
             assert_eq!(changes.main, self.head + 1, "M1: the main revision increases by one");
-            let shared = &self.store.shared;
-            for (key, before, after) in changes.leases {
-                self.flush.note_lease(&key, before, after);
-                shared.leases.change(&key, before, after);
-            }
-            let keys_count = shared.keys_count.load(Ordering::Relaxed);
-            shared.keys_count.store(keys_count.saturating_add_signed(changes.keys_added), Ordering::Relaxed);
-            self.head = changes.main;
-            self.store.shared.head.store(self.head, Ordering::Release);
+            self.publish_at(changes);
         }
+    }
+
+    /// Makes the changes visible, and their main revision the head.
+    pub(super) fn publish_at(&mut self, changes: Changes) {
+        let shared = &self.store.shared;
+        for (key, before, after) in changes.leases {
+            self.flush.note_lease(&key, before, after);
+            shared.leases.change(&key, before, after);
+        }
+        let keys_count = shared.keys_count.load(Ordering::Relaxed);
+        shared.keys_count.store(keys_count.saturating_add_signed(changes.keys_added), Ordering::Relaxed);
+        self.head = changes.main;
+        self.store.shared.head.store(self.head, Ordering::Release);
     }
 
     /// Sets a key as one of the changes. Refuses before it changes anything.
@@ -334,17 +352,32 @@ impl StoreWriter {
     ) {
         let before = newest.as_ref().map(NewestFound::newest);
         let live = before.filter(|before| before.version > 0);
-        let (value, lease) = state.unwrap_or_default();
         let (create_revision, version) = match (&state, live) {
             (None, _) => (0, 0),
             (Some(_), None) => (changes.main, 1),
             (Some(_), Some(live)) => (live.create_revision, live.version + 1),
         };
+        let revision = Revision::new(changes.main, changes.count);
+        self.insert(changes, key, hash, newest, &NewVersion { revision, create_revision, version, state });
+    }
+
+    /// Adds a record as it is; `newest` is what it replaces.
+    pub(super) fn insert(
+        &mut self,
+        changes: &mut Changes,
+        key: &[u8],
+        hash: u32,
+        newest: Option<NewestFound<'_>>,
+        new: &NewVersion<'_>,
+    ) {
+        let &NewVersion { revision, create_revision, version, state } = new;
+        let before = newest.as_ref().map(NewestFound::newest);
+        let live = before.filter(|before| before.version > 0);
+        let (value, lease) = state.unwrap_or_default();
         // Before the new record: it may come to stand where this one is noted.
         if let Some(NewestFound::Memory(newest, _)) = &newest {
             newest.replace_newest(changes.main);
         }
-        let revision = Revision::new(changes.main, changes.count);
         self.make_room(key.len(), value.len());
         self.active.insert(
             &Record {

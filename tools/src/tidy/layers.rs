@@ -160,6 +160,12 @@ const RULES: &[Rule] = &[
         why: "a backup copies files that refer to one another; it knows no keys and no revisions",
     },
     Rule {
+        part: "engine/src/export",
+        forbidden: &["crate"],
+        allowed: &["crate::base", "crate::error", "crate::io::IoError", "crate::export", "crate::Db"],
+        why: "a stream knows records and bytes, not where they come from",
+    },
+    Rule {
         part: "engine/src/memtable",
         forbidden: &["crate::io", "crate::wal", "crate::db", "crate::replicated", "crate::watch"],
         allowed: &[],
