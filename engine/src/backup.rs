@@ -28,12 +28,13 @@
 //! **Does not know** keys, what a revision holds, or who writes meanwhile.
 //!
 //! Reading order: `marker` (the two names), `manifest`, `file_sums` (lengths and checksums), `target` (writing), `source`
-//! (what is copied), `create`, `chain` (backups that need older ones; verification), `restore`.
+//! (what is copied), `reading`, `create`, `chain` (backups that need older ones; verification), `restore`.
 mod chain;
 mod create;
 mod file_sums;
 mod manifest;
 mod marker;
+mod reading;
 mod restore;
 mod source;
 mod target;
@@ -46,6 +47,7 @@ pub(crate) use create::refuse_unempty;
 pub(crate) use create::{Place, create};
 pub use manifest::{BaseBackup, FileEntry, Location, MANIFEST_FILE, Manifest};
 pub(crate) use marker::{claim_import, note_opening, refuse_unfinished, release_import};
+pub use reading::Reading;
 #[cfg(feature = "sim")]
 pub use restore::restore_simulated;
 pub use restore::{RestoreReport, restore};
@@ -61,6 +63,8 @@ pub struct BackupOptions {
     /// An earlier backup, or its manifest alone: segments that it has, and those it refers to, are left out. Each of them is read
     /// and compared by its checksums first, since a restored directory may give a number a second time.
     pub base: Option<PathBuf>,
+    /// How segments are read, for copies and checksums.
+    pub reading: Reading,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -78,6 +82,12 @@ impl BackupOptions {
         self.base = base;
         self
     }
+
+    /// Sets how segments are read.
+    pub fn reading(mut self, reading: Reading) -> Self {
+        self.reading = reading;
+        self
+    }
 }
 
 impl Default for BackupOptions {
@@ -85,6 +95,7 @@ impl Default for BackupOptions {
         Self {
             links: true,
             base: None,
+            reading: Reading::default(),
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }

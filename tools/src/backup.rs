@@ -21,7 +21,7 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use sternpost_engine::backup::{Backup, BackupOptions, BackupProgress, create_offline, restore};
+use sternpost_engine::backup::{Backup, BackupOptions, BackupProgress, Reading, create_offline, restore};
 use sternpost_engine::export::StreamReport;
 use sternpost_engine::inspect::Inspection;
 use sternpost_engine::io::IoError;
@@ -113,13 +113,13 @@ pub(crate) fn run(command: BackupCommand, global: &GlobalOptions) -> Result<(), 
     };
     let printed = match command.what {
         What::Create { directory, to, base, copy } => {
-            let options = BackupOptions::default().links(!copy).base(base);
+            let options = BackupOptions::default().links(!copy).base(base).reading(reading());
             create_offline(directory, to, &options, &mut progress).map(|report| created(&printer, &report))
         }
-        What::Verify { directory, base } => Backup::open(directory, &base)
+        What::Verify { directory, base } => Backup::open_reading(directory, &base, &reading())
             .and_then(|backup| backup.verify(&mut progress))
             .map(|verified| self::verified(&printer, &verified)),
-        What::Restore { directory, to, base } => Backup::open(directory, &base)
+        What::Restore { directory, to, base } => Backup::open_reading(directory, &base, &reading())
             .and_then(|backup| restore(&backup, to, &mut progress))
             .map(|report| restored(&printer, &report)),
         What::Export { directory, to, range } => {
@@ -138,6 +138,11 @@ pub(crate) fn run(command: BackupCommand, global: &GlobalOptions) -> Result<(), 
         printer.line(printed);
     }
     printer.flush()
+}
+
+/// Files are read ahead through io_uring where that is allowed.
+fn reading() -> Reading {
+    Reading::with(|directory: &Path| sternpost_ring_stream::open_files(directory).map(|(files, _)| files))
 }
 
 /// Long enough for a process that was just killed to let go of its lock.

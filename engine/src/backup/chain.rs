@@ -8,9 +8,9 @@
 //! two directories may have another segment each under one number. Manifests tell them apart by length and checksums.
 //!
 //! **Does not know** what is in the files.
-use super::BackupProgress;
 use super::manifest::{BaseBackup, FileEntry, Location, MANIFEST_FILE, Manifest};
 use super::marker;
+use super::{BackupProgress, Reading};
 use crate::error::{Error, Result};
 use crate::io::files::{Files, open_files};
 use crate::io::{IoErrorKind, ReadFile};
@@ -47,8 +47,8 @@ pub struct VerifiedBackup {
 }
 
 impl Link {
-    fn open(directory: &Path) -> Result<Self> {
-        Self::read(directory, open_files(directory)?)
+    fn open(directory: &Path, reading: &Reading) -> Result<Self> {
+        Self::read(directory, reading.open(directory)?)
     }
 
     fn read(directory: &Path, files: Arc<dyn Files>) -> Result<Self> {
@@ -82,7 +82,7 @@ fn in_directory(directory: &Path, error: Error) -> Error {
 /// The manifest of a base: of a backup, or the file alone.
 pub(super) fn open_base(path: &Path) -> Result<(BaseBackup, Manifest)> {
     let (directory, manifest, manifest_checksum) = if path.is_dir() {
-        let Link { manifest, checksum, .. } = Link::open(path)?;
+        let Link { manifest, checksum, .. } = Link::open(path, &Reading::default())?;
         (path, manifest, checksum)
     } else {
         let directory = match path.parent() {
@@ -108,12 +108,20 @@ impl Backup {
     /// [`Error::Refused`] if it is no backup, not finished, was opened as a database since, or a base cannot be found;
     /// [`Error::Corruption`] if a manifest does not verify.
     pub fn open(directory: impl AsRef<Path>, bases: &[PathBuf]) -> Result<Self> {
-        let mut links = vec![Link::open(directory.as_ref())?];
+        Self::open_reading(directory, bases, &Reading::default())
+    }
+
+    /// The same, with files read in another way.
+    ///
+    /// # Errors
+    /// Those of [`Backup::open`].
+    pub fn open_reading(directory: impl AsRef<Path>, bases: &[PathBuf], reading: &Reading) -> Result<Self> {
+        let mut links = vec![Link::open(directory.as_ref(), reading)?];
         while let Some(base) = links.last().and_then(|link| link.manifest.base.clone()) {
             if links.len() == CHAIN_MAX {
                 return Err(Error::Refused(format!("the chain of bases is longer than {CHAIN_MAX}")));
             }
-            links.push(find_base(&base, bases)?);
+            links.push(find_base(&base, bases, reading)?);
         }
         Ok(Self { links })
     }
@@ -195,15 +203,15 @@ impl Backup {
     }
 }
 
-fn find_base(base: &BaseBackup, given: &[PathBuf]) -> Result<Link> {
+fn find_base(base: &BaseBackup, given: &[PathBuf], reading: &Reading) -> Result<Link> {
     for directory in given {
-        let link = Link::open(directory)?;
+        let link = Link::open(directory, reading)?;
         if link.checksum == base.manifest_checksum {
             return Ok(link);
         }
     }
     let expected = base.directory.display();
-    match Link::open(&base.directory) {
+    match Link::open(&base.directory, reading) {
         Ok(link) if link.checksum == base.manifest_checksum => Ok(link),
         Ok(_) => Err(Error::Refused(format!(
             "{expected} is not the backup that this one builds on, it was made anew: say where that one is"

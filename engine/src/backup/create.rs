@@ -11,12 +11,12 @@ use super::file_sums::FileSums;
 use super::manifest::{BaseBackup, FileEntry, Location, Manifest};
 use super::marker::{self, BACKUP_PART};
 use super::target::write_file;
-use super::{BackupOptions, BackupProgress, BackupReport, Source, planted};
+use super::{BackupOptions, BackupProgress, BackupReport, Reading, Source, planted};
 use crate::disk_state::SegmentFile;
 use crate::error::{Error, Result};
 use crate::io::dir_lock::DirLock;
 use crate::io::disk::{BLOCK_BYTES, run};
-use crate::io::files::{make_directory, open_files};
+use crate::io::files::make_directory;
 use crate::io::{BackendChoice, Files, Io, IoError, IoErrorKind, Operation, ReadFile, open_backend};
 use crate::wal::format::SegmentHeader;
 use crate::{segment, superblock, wal};
@@ -57,11 +57,15 @@ pub(crate) fn refuse_unempty(directory: &Path) -> Result<()> {
 }
 
 /// Makes `directory`, which must not exist or be empty, and lets `write` fill it.
-pub(super) fn in_directory<T>(directory: &Path, write: impl FnOnce(Place<'_>) -> Result<T>) -> Result<T> {
+pub(super) fn in_directory<T>(
+    directory: &Path,
+    reading: &Reading,
+    write: impl FnOnce(Place<'_>) -> Result<T>,
+) -> Result<T> {
     make_directory(directory)?;
     refuse_unempty(directory)?;
     let mut io = open_backend(directory, None, BackendChoice::Auto)?;
-    let files = open_files(directory)?;
+    let files = reading.open(directory)?;
     write(Place { io: &mut *io, files: &*files })
 }
 
@@ -83,7 +87,7 @@ pub fn create_offline(
         error => Err(error),
     })?;
     let _lock = DirLock::acquire(directory, Duration::ZERO, |_| {})?;
-    let source = Source::still(directory)?;
+    let source = Source { files: options.reading.open(directory)?, ..Source::still(directory)? };
     create_in(to.as_ref(), || Ok(source), options, progress)
 }
 
@@ -95,7 +99,7 @@ pub(crate) fn create_in(
     progress: &mut dyn FnMut(BackupProgress),
 ) -> Result<BackupReport> {
     let base = options.base.as_deref().map(open_base).transpose()?;
-    in_directory(directory, |place| create(source()?, place, options, base, progress))
+    in_directory(directory, &options.reading, |place| create(source()?, place, options, base, progress))
 }
 
 /// Makes a backup of `source` in an empty directory. See the module.

@@ -9,7 +9,7 @@
 use super::create::{Place, in_directory};
 use super::marker::{self, RESTORE_PART};
 use super::target::write_file;
-use super::{Backup, BackupProgress};
+use super::{Backup, BackupProgress, Reading};
 use crate::error::Result;
 use crate::io::disk::run;
 use crate::io::{Operation, ReadFile};
@@ -38,7 +38,7 @@ pub fn restore(
     progress: &mut dyn FnMut(BackupProgress),
 ) -> Result<RestoreReport> {
     backup.verify(progress)?;
-    in_directory(to.as_ref(), |place| restore_into(backup, place, progress))
+    in_directory(to.as_ref(), &Reading::default(), |place| restore_into(backup, place, progress))
 }
 
 /// The same into an empty directory of a simulated disk.

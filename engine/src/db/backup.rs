@@ -6,7 +6,7 @@ use super::Db;
 use super::core::Held;
 use crate::backup::{BackupOptions, BackupProgress, BackupReport, Source, create_in};
 use crate::error::{Error, Result};
-use crate::io::files::{Files, open_files};
+use crate::io::files::Files;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Db {
     ) -> Result<BackupReport> {
         let source = || {
             let held = self.inner.shared.hold().recv().unwrap_or(Err(Error::Closed))?;
-            Ok(held.into_source(open_files(&self.inner.directory)?, self.inner.directory.clone()))
+            Ok(held.into_source(options.reading.open(&self.inner.directory)?, self.inner.directory.clone()))
         };
         create_in(directory.as_ref(), source, options, progress)
     }
