@@ -5,7 +5,7 @@
 //! only a seek leads out. A step inside a leaf touches nothing but the leaf; at its edge the cursor climbs as far as
 //! the next sibling needs.
 use super::reader::child_index_before;
-use super::{Hit, Page, PageRef, Pages, load};
+use super::{Hit, Page, PageRef, Pages, damaged, load};
 use crate::error::Result;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -66,7 +66,7 @@ impl<P: Pages> Cursor<P> {
             self.step_key();
             return Ok(true);
         }
-        self.settle(Ok(false), Direction::Forward)
+        self.leave_leaf(Direction::Forward)
     }
 
     /// Moves to the cell before; false, and on nothing, before the first one.
@@ -77,7 +77,7 @@ impl<P: Pages> Cursor<P> {
             self.step_key();
             return Ok(true);
         }
-        self.settle(Ok(false), Direction::Backward)
+        self.leave_leaf(Direction::Backward)
     }
 
     /// True on a cell.
@@ -135,6 +135,32 @@ impl<P: Pages> Cursor<P> {
         let index = cell(&page);
         self.path.push(Step { page, index: index.unwrap_or(0) });
         Ok(index.is_some())
+    }
+
+    /// Goes to the neighbour of the leaf, whose keys must lie beyond: a walk that is continued at the last key it has seen
+    /// would not end otherwise.
+    fn leave_leaf(&mut self, direction: Direction) -> Result<bool> {
+        let before = std::mem::take(&mut self.key);
+        let moved = self.settle(Ok(false), direction)?;
+        let is_beyond = match direction {
+            Direction::Forward => self.key > before,
+            Direction::Backward => self.key < before,
+        };
+        match (moved && !is_beyond, self.reference()) {
+            (true, Some(r)) => {
+                self.path.clear();
+                Err(damaged(&r, "its keys overlap with those of the leaf beside it (T1)".to_string()))
+            }
+            _ => Ok(moved),
+        }
+    }
+
+    /// The reference of the leaf on the path.
+    fn reference(&self) -> Option<PageRef> {
+        match self.path.len().checked_sub(2) {
+            Some(parent) => Some(self.path[parent].page.child(self.path[parent].index)),
+            None => self.root,
+        }
     }
 
     /// Ends a move: goes on to the next leaf unless the cell was `found`, and enters one of the two states.

@@ -18,7 +18,7 @@ use super::builder::Builder;
 use super::encode::{Identity, encode, seal};
 use super::{
     Aggregate, BLOCK_BYTES, CELL_BYTES_MAX, CellKind, Edit, Edits, MergeOptions, MergeOutcome, Outcome, Page,
-    PageRef, PageSink, Pages, load,
+    PageRef, PageSink, Pages, damaged, load,
 };
 use crate::error::{Error, Result};
 use bytes::Bytes;
@@ -101,6 +101,20 @@ struct Bounds {
     end: Option<Vec<u8>>,
 }
 
+impl Bounds {
+    /// What goes into a builder ascends (T1) because every page keeps to its bounds (T2), and pages come from disk.
+    fn check(&self, r: &PageRef, page: &Page) -> Result<()> {
+        let is_above = |end: &Vec<u8>| page.compare(page.count() - 1, end).is_ge();
+        if page.compare(0, &self.fence).is_lt() || self.end.as_ref().is_some_and(is_above) {
+            return Err(damaged(
+                r,
+                "its keys are not between the fences that its parent has for it (T2)".into(),
+            ));
+        }
+        Ok(())
+    }
+}
+
 /// An inner page on the path.
 struct Frame {
     reference: PageRef,
@@ -138,6 +152,7 @@ impl Merge<'_> {
     /// false if it stays. `forced`: it goes into the builder of its level in any case, behind its left sibling.
     fn merge_page(&mut self, r: &PageRef, bounds: Bounds, forced: bool) -> Result<bool> {
         let page = load(self.pages, r)?;
+        bounds.check(r, &page)?;
         if page.level() == 0 {
             return self.merge_leaf(Some((r, page)), &bounds, forced);
         }
