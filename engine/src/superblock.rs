@@ -364,7 +364,7 @@ impl Superblock {
         out.extend_from_slice(&quarantine.last_index.to_le_bytes());
         out.extend_from_slice(&quarantine.last_term.to_le_bytes());
         let device = self.calibration.as_ref().map_or("", |calibration| &calibration.device);
-        let device = &device.as_bytes()[..device.len().min(DEVICE_BYTES_MAX)];
+        let device = &device.as_bytes()[..device.floor_char_boundary(DEVICE_BYTES_MAX)];
         let mut field = [0; DEVICE_BYTES_MAX];
         field[..device.len()].copy_from_slice(device);
         out.extend_from_slice(&field);
@@ -444,7 +444,8 @@ impl Superblock {
         let quarantine =
             Quarantine { reason: reader.u32()?, last_index: reader.u64()?, last_term: reader.u64()? };
         let device = reader.take(DEVICE_BYTES_MAX)?;
-        let device = String::from_utf8_lossy(device).trim_end_matches('\0').to_string();
+        // A name that is no text was not written by a release of ours: the device is measured again.
+        let device = std::str::from_utf8(device).ok().map(|device| device.trim_end_matches('\0').to_string());
         let (mut roots, mut next_segment) = (Roots::default(), 1);
         if version > FORMAT_VERSION_WITHOUT_CHECKPOINT {
             next_segment = reader.u32()?;
@@ -477,7 +478,7 @@ impl Superblock {
             swept_revision,
             roots,
             next_segment,
-            calibration: method.map(|method| Calibration { method, device }),
+            calibration: method.zip(device).map(|(method, device)| Calibration { method, device }),
             quarantine: (quarantine.reason != 0).then_some(quarantine),
             copies: [None; COPIES],
             sequence,
@@ -614,6 +615,25 @@ mod tests {
             }
         }
         assert!(partial > 0, "the runs include mixtures of two sequences");
+    }
+
+    /// A device's name that is no text was read with replacement characters, which are longer: written again it was another
+    /// name, cut in the middle of a character. The fuzzer found it. Now such a device counts as not measured, and a long name
+    /// is cut between characters.
+    #[test]
+    fn the_name_of_a_device_is_text_or_not_there() {
+        let mut superblock = fresh();
+        let device = format!("{}ä", "d".repeat(DEVICE_BYTES_MAX - 1));
+        superblock.calibration = Some(Calibration { method: SyncMethod::Dsync, device });
+        let mut block = vec![0; BLOCK_BYTES];
+        superblock.encode(0, &mut block);
+        let read = Superblock::decode(0, &block).unwrap().unwrap();
+        assert_eq!(read.calibration.unwrap().device, "d".repeat(DEVICE_BYTES_MAX - 1));
+        block[120 + DEVICE_BYTES_MAX - 1] = 0xc3;
+        let crc = crc32(&block[..CRC_OFFSET]);
+        block[CRC_OFFSET..].copy_from_slice(&crc.to_le_bytes());
+        let read = Superblock::decode(0, &block).unwrap().unwrap();
+        assert_eq!((read.calibration, read.segment_bytes), (None, superblock.segment_bytes));
     }
 
     #[test]
