@@ -3,11 +3,13 @@ mod wal_support;
 use wal_support::*;
 
 use sternpost_engine::Error;
-use sternpost_engine::base::ids::Lsn;
+use sternpost_engine::base::ids::{GroupId, Lsn};
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
-use sternpost_engine::wal::format::{GROUP_EOS, GROUP_IDLE, GroupHeader};
-use sternpost_engine::wal::{PlantedBug, WalOptions};
+use sternpost_engine::wal::format::{
+    GROUP_EOS, GROUP_IDLE, GROUP_IDS_MAX, GroupHeader, RECORD_REPEATED, RECORD_WHOLE, encode_record,
+};
+use sternpost_engine::wal::{PlantedBug, RecordMeta, WalOptions};
 
 const BLOCK: usize = 4096;
 
@@ -204,6 +206,43 @@ fn damage_outside_of_what_was_promised_loses_nothing() {
             promised.expect_all(|disk| assert!(disk.damage(name, (behind * BLOCK) as u64, &noise)));
         }
     }
+}
+
+/// An entry that says that it repeats a state came between the fragments of another record and was delivered before it, out
+/// of the order of the log; and a log with more replication groups than its ends of segments have room for would have
+/// stopped the process at the next one. All checksums held: the fuzzer made them. Both are damage now.
+#[test]
+fn records_that_no_log_has_are_damage_though_every_checksum_holds() {
+    use sternpost_engine::base::checksum::crc32;
+    let disk = quiet_log(3, options()).disk.crash(&CrashPolicy::DropAll);
+    let name = "wal/00000001.wal";
+    let file = disk.read_file(name).unwrap();
+    let last =
+        (1..16).take_while(|block| GroupHeader::decode(&file[block * BLOCK..]).is_ok()).last().unwrap();
+    let header = GroupHeader::decode(&file[last * BLOCK..]).unwrap();
+    let recovered = |payload: &[u8], records_count: u16| {
+        let mut group = file[last * BLOCK..(last + 1) * BLOCK].to_vec();
+        group[64..].fill(0);
+        group[64..64 + payload.len()].copy_from_slice(payload);
+        let payload_crc = crc32(&group[64..]);
+        let payload_len = payload.len() as u32;
+        GroupHeader { payload_crc, payload_len, records_count, ..header }.encode(&mut group);
+        let disk = disk.duplicate(1);
+        assert!(disk.damage(name, (last * BLOCK) as u64, &group));
+        recover(&disk, options(), 2, Lsn(0))
+    };
+    let mut record = vec![0; 40];
+    encode_record(&mut record, &entry(4), RECORD_WHOLE, b"body");
+    assert_eq!(recovered(&record, 1).unwrap().records.len(), 3);
+    encode_record(&mut record, &entry(4), RECORD_WHOLE | RECORD_REPEATED, b"body");
+    assert!(expect_corruption(recovered(&record, 1)).2.contains("no state"));
+    let mut many = Vec::new();
+    for group in 1..=GROUP_IDS_MAX as u32 {
+        encode_record(&mut record, &RecordMeta { group: GroupId(group), ..entry(4) }, RECORD_WHOLE, b"body");
+        many.extend_from_slice(&record);
+    }
+    assert!(recovered(&many[40..], GROUP_IDS_MAX as u16 - 1).is_ok());
+    assert!(expect_corruption(recovered(&many, GROUP_IDS_MAX as u16)).2.contains("replication groups"));
 }
 
 /// Whatever the files hold: no panic, no record that was not written, and all of them or an error.

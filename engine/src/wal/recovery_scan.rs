@@ -9,9 +9,9 @@
 //! header of any later segment, a hard state that witnesses more entries than were read, and the start position
 //! itself. The cases by name are in `docs/recovery.md`, and each is a test in `tests/crash.rs`.
 use super::format::{
-    BODY_BYTES_MAX, GROUP_EOS, GROUP_HEADER_BYTES, GroupHeader, GroupHeaderFault, RECORD_FIRST, RECORD_LAST,
-    RECORD_REPEATED, RECORD_WHOLE, RECORD_WITNESS, RecordFault, RecordKind, RecordMeta, RecordView, Records,
-    SEGMENT_HEADER_BYTES, SegmentHeader, SegmentIndex, note_entry,
+    BODY_BYTES_MAX, GROUP_EOS, GROUP_HEADER_BYTES, GROUP_IDS_MAX, GroupHeader, GroupHeaderFault,
+    RECORD_FIRST, RECORD_LAST, RECORD_REPEATED, RECORD_WHOLE, RECORD_WITNESS, RecordFault, RecordKind,
+    RecordMeta, RecordView, Records, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentIndex, note_entry,
 };
 use super::pool::path;
 use super::recovery::{Record, RecoveryProgress};
@@ -372,6 +372,13 @@ impl Scan<'_> {
     fn record(&mut self, lsn: Lsn, view: &RecordView<'_>) -> Result<Option<&'static str>> {
         if matches!(view.meta.kind, RecordKind::Eos | RecordKind::Pad) {
             return Ok(None);
+        }
+        if view.flags & RECORD_REPEATED != 0 && !view.meta.kind.is_state() {
+            return Ok(Some("what is repeated is no state"));
+        }
+        let known = self.end.states.iter().any(|state| state.group == view.meta.group);
+        if !known && self.end.states.len() == GROUP_IDS_MAX {
+            return Ok(Some("there are more replication groups than a log can have"));
         }
         if view.flags & RECORD_WHOLE == RECORD_WHOLE {
             if view.flags & RECORD_REPEATED == 0 {
