@@ -246,8 +246,11 @@ impl<'a> Attempt<'a> {
             let info = pages.entry(id).or_default();
             (info.written_bytes, info.live_bytes) = (bytes, bytes);
         }
-        for freed in keys.freed.iter().chain(&system.freed) {
-            release(&mut pages, freed, |info| &mut info.live_bytes);
+        let mut freed = keys.freed.iter().chain(&system.freed);
+        if let Err(error) =
+            freed.try_for_each(|freed| release(&mut pages, freed, |info| &mut info.live_bytes))
+        {
+            return self.give_up(sink, error);
         }
         for file in &mut fresh {
             table_edits.insert(segment_key(file.info.summary.id), Some(encode_revisions(&file.info)));
@@ -263,8 +266,11 @@ impl<'a> Attempt<'a> {
             let bytes = bytes - before.get(&id).copied().unwrap_or(0);
             pages.entry(id).or_default().table_bytes += bytes;
         }
-        for freed in &table.freed {
-            release(&mut pages, freed, |info| &mut info.table_bytes);
+        let mut freed = table.freed.iter();
+        if let Err(error) =
+            freed.try_for_each(|freed| release(&mut pages, freed, |info| &mut info.table_bytes))
+        {
+            return self.give_up(sink, error);
         }
         pages.retain(|_, info| info.live_bytes + info.table_bytes > 0);
         self.report.page_bytes = keys.bytes_written + system.bytes_written + table.bytes_written;
@@ -493,21 +499,21 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// A freed page is no longer live in its segment.
+/// A freed page is no longer live in its segment. What is live there was read from disk.
 fn release(
     pages: &mut BTreeMap<SegmentId, PagesInfo>,
     freed: &PageRef,
     bytes: impl Fn(&mut PagesInfo) -> &mut u64,
-) {
+) -> Result<()> {
     let info = pages.entry(freed.segment).or_default();
     let live = bytes(info);
     let freed_bytes = freed.bytes() as u64;
-    assert!(
-        *live >= freed_bytes,
-        "D5: {freed_bytes} bytes of {live} live ones are freed in {}",
-        freed.segment
-    );
-    *live -= freed_bytes;
+    *live = live.checked_sub(freed_bytes).ok_or_else(|| Error::Corruption {
+        file: segment::path(freed.segment, SegmentKind::Pages).display().to_string(),
+        offset: freed.offset(),
+        what: format!("D5: {freed_bytes} bytes are freed, {live} live ones are left by the segment table"),
+    })?;
+    Ok(())
 }
 
 /// Segments in which every record is dead leave the revision log.

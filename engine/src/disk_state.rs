@@ -150,6 +150,19 @@ impl DiskState {
             revisions.push(RevisionsFile { segment, info });
         }
         revisions.sort_by_key(|file| file.info.summary.first);
+        let disorder =
+            revisions.windows(2).find(|pair| pair[0].info.summary.last >= pair[1].info.summary.first);
+        if let Some([older, newer]) = disorder {
+            let (older, newer) = (older.info.summary, newer.info.summary);
+            return Err(Error::Corruption {
+                file: shelf::revisions_name(newer.id),
+                offset: 0,
+                what: format!(
+                    "revisions behind {} of segment {} expected, {} to {} found in the segment table",
+                    older.last, older.id, newer.first, newer.last
+                ),
+            });
+        }
         Self::new(shelf, roots, positions, revisions, pages)
     }
 

@@ -1,9 +1,11 @@
-//! A superblock that cannot be written takes nothing from either state; space comes back without writes.
-use super::CheckpointOptions;
+//! A superblock that cannot be written takes nothing from either state; space comes back without writes; trees that contradict
+//! each other are damage.
 use super::simulated::SimulatedCheckpoints;
+use super::{CheckpointOptions, PlantedBug};
 use crate::io::fault_plan::{Effect, Fault, OperationKind};
 use crate::io::sim_disk::{CrashPolicy, SimDisk};
-use crate::mvcc::{AnyLease, Put, StoreOptions, StoreWriter};
+use crate::mvcc::{AnyLease, DeleteRange, KeyRange, Put, StoreOptions, StoreWriter};
+use bytes::Bytes;
 use std::path::PathBuf;
 
 fn put(writer: &mut StoreWriter, checkpoints: &mut SimulatedCheckpoints, number: u64) {
@@ -108,4 +110,28 @@ fn a_superblock_that_fails_half_way_leaves_both_states_whole() {
             checkpoints.verify().expect("the state is whole");
         }
     }
+}
+
+/// A key of a lease in the system tree that the key tree does not have stopped the process when the lease was revoked. The two are
+/// read from disk, where only a broken writer can have put them: it is damage, and nothing is deleted.
+#[test]
+fn a_key_of_a_lease_that_does_not_exist_is_damage() {
+    let disk = SimDisk::new(1);
+    let options =
+        CheckpointOptions { planted: Some(PlantedBug::KeepLeaseKeys), ..CheckpointOptions::default() };
+    let (_, mut writer) = StoreWriter::new(StoreOptions::default());
+    let mut checkpoints = SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("it opens");
+    let range = KeyRange { key: "leased".into(), end: Bytes::new() };
+    let put = Put { key: "leased".into(), lease: 7, ..Put::default() };
+    writer.put(&put, &AnyLease).expect("a put");
+    checkpoints.after_operation(&mut writer);
+    checkpoints.make(&mut writer, true).expect("a checkpoint");
+    writer.delete_range(&DeleteRange { range, prev_kv: false }).expect("a delete");
+    checkpoints.after_operation(&mut writer);
+    checkpoints.make(&mut writer, true).expect("a checkpoint that forgets the lease");
+    let (mut writer, _) = open(&disk);
+    let head = writer.store().revision();
+    let error = writer.delete_lease_keys(7).expect_err("the trees contradict each other");
+    assert!(error.to_string().contains("M5"), "{error}");
+    assert_eq!(writer.store().revision(), head);
 }

@@ -19,7 +19,7 @@ use super::view_set::{NewestFound, ViewSet};
 use super::write_txn;
 use crate::base::ids::Revision;
 use crate::disk_state::DiskState;
-use crate::error::{OperationError, Result, Unreadable};
+use crate::error::{Error, OperationError, Result, Unreadable};
 use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
@@ -169,10 +169,11 @@ impl StoreWriter {
             for key in writer.store.lease_keys(lease) {
                 let hash = view.hasher.hash(&key);
                 let newest = view.newest_of_all(&key, hash)?;
-                assert!(
-                    newest.as_ref().is_some_and(|newest| newest.newest().version > 0),
-                    "M5: a key of lease {lease} exists"
-                );
+                // The two come from two trees on disk.
+                let exists = newest.as_ref().map(NewestFound::newest);
+                if !exists.is_some_and(|newest| newest.version > 0 && newest.lease == lease) {
+                    return Err(contradiction(&key, lease).into());
+                }
                 writer.change(changes, &key, hash, newest, None);
             }
             Ok(DeleteRangeOutcome {
@@ -437,6 +438,18 @@ impl StoreWriter {
         );
         self.view = Arc::new(ViewSet { tables, disk, compact_revision, hasher: self.view.hasher.clone() });
         self.store.shared.views.store(self.view.clone());
+    }
+}
+
+/// The system tree has a key of a lease that the key tree does not have, or has with another lease (M5).
+fn contradiction(key: &[u8], lease: i64) -> Error {
+    Error::Corruption {
+        file: crate::segment::DIRECTORY.to_string(),
+        offset: 0,
+        what: format!(
+            "M5: the system tree says that lease {lease} has the key {}, and the key tree does not",
+            key.escape_ascii()
+        ),
     }
 }
 
