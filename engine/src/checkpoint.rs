@@ -141,6 +141,8 @@ pub(crate) struct Checkpoints {
     pub(crate) superblock: Arc<SharedSuperblock>,
     pub(crate) ids: SegmentIds,
     pub(crate) sweep_changes_max: usize,
+    /// See [`CheckpointOptions::dictionary_records_min`].
+    pub(crate) dictionary_records_min: usize,
     pub(crate) planted: Planted,
 }
 
@@ -191,6 +193,7 @@ struct Attempt<'a> {
     /// Fences of leaves that are written anew because their page was lost.
     repaired: Vec<bytes::Bytes>,
     sweep_changes_max: usize,
+    dictionary_records_min: usize,
     planted: Planted,
 }
 
@@ -214,6 +217,7 @@ impl<'a> Attempt<'a> {
             report: CheckpointReport::default(),
             repaired: Vec::new(),
             sweep_changes_max: checkpoints.sweep_changes_max.max(1),
+            dictionary_records_min: checkpoints.dictionary_records_min,
             planted: checkpoints.planted,
         }
     }
@@ -383,7 +387,7 @@ impl<'a> Attempt<'a> {
     fn write_records(&mut self) -> Result<Vec<RevisionsFile>> {
         let mut files = Vec::new();
         let mut writer: Option<RevisionWriter> = None;
-        let dictionary = train_dictionary(&samples(self.run));
+        let dictionary = train_dictionary(&samples(self.run, self.dictionary_records_min));
         for table in &self.run.tables {
             for index in 0..table.events_count() {
                 let version = table.event(index);
@@ -575,13 +579,11 @@ pub(crate) fn remove_orphans(io: &mut dyn Io, state: &DiskState) -> Result<u32> 
     Ok(free)
 }
 
-/// Samples for the dictionary of a segment: a few hundred values, evenly spread.
-fn samples(run: &Run) -> Vec<&[u8]> {
+/// Samples for the dictionary of a segment: a few hundred values, evenly spread; none of a run too small for one.
+fn samples(run: &Run, records_min: usize) -> Vec<&[u8]> {
     const SAMPLES: usize = 512;
-    /// Below this a dictionary costs more than it saves.
-    const RECORDS_MIN: usize = 4096;
     let records: usize = run.tables.iter().map(|table| table.events_count()).sum();
-    if records < RECORDS_MIN {
+    if records < records_min {
         return Vec::new();
     }
     let stride = records.div_ceil(SAMPLES).max(1);

@@ -38,6 +38,9 @@ pub struct CheckpointOptions {
     /// Changes on disk that one checkpoint looks at for what a compaction made dead, 262,144 by default (some tenths of a second); the
     /// next checkpoint goes on there. At least 1.
     pub sweep_changes_max: usize,
+    /// A run of fewer records is compressed without a dictionary, which costs up to 16 KiB of a segment and up to 100 ms to make.
+    /// 4096 by default.
+    pub dictionary_records_min: usize,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -49,6 +52,7 @@ impl Default for CheckpointOptions {
             shelf: ShelfOptions::default(),
             wal_bytes_max: 128 << 20,
             sweep_changes_max: 1 << 18,
+            dictionary_records_min: 4096,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -154,6 +158,7 @@ impl Checkpointer {
             superblock,
             ids,
             sweep_changes_max: options.sweep_changes_max,
+            dictionary_records_min: options.dictionary_records_min,
             planted: options.planted(),
         };
         Ok(Self {
