@@ -1,15 +1,33 @@
-//! Seeded fuzzers on the stable compiler: `fuzz <name> [seed]`, `fuzz smoke [seconds each]`, `fuzz list`.
+//! Seeded fuzzers on the stable compiler: `fuzz <name> [first seed] [seconds]`, `fuzz smoke [seconds each]`, `fuzz list`.
 //!
 //! A run draws an input from the target's own seeds, mutates it, and calls the target, which must not panic. A
 //! failing input is printed with the seed that makes it again. `smoke` also runs the canary, which must fail: a driver
 //! that has never failed proves nothing.
+mod damage;
+#[path = "../../engine/tests/db_support/mod.rs"]
+mod db_support;
+#[allow(dead_code, reason = "shared with the engine's own test of its model")]
+#[path = "../../engine/tests/model/naive.rs"]
+mod naive;
+mod seals;
 mod targets;
 
+use peak_alloc::PeakAlloc;
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use sternpost_engine::base::rng::Rng;
 use targets::{TARGETS, Target};
+
+/// Counts what a target allocates.
+#[global_allocator]
+static MEMORY: PeakAlloc = PeakAlloc;
+
+thread_local! {
+    /// Where the last panic was.
+    static PLACE: Cell<String> = const { Cell::new(String::new()) };
+}
 
 /// Inputs never grow beyond this.
 const INPUT_BYTES_MAX: usize = 64 << 10;
@@ -28,11 +46,17 @@ fn main() -> ExitCode {
         }
         Some(name) => match TARGETS.iter().find(|target| target.name == name) {
             Some(target) => {
-                number(1, 1).and_then(|seed| run_for(target, seed, Duration::from_secs(60)).map(|_| ()))
+                let seconds = number(2, 60);
+                let run = seconds.and_then(|seconds| {
+                    number(1, 1).and_then(|seed| run_for(target, seed, Duration::from_secs(seconds)))
+                });
+                run.map(|inputs| println!("{}: {inputs} inputs", target.name))
             }
             None => Err(format!("no target '{name}'; `fuzz list` names them")),
         },
-        None => Err("usage: fuzz <name> [seed] | fuzz smoke [seconds each] | fuzz list".into()),
+        None => {
+            Err("usage: fuzz <name> [first seed] [seconds] | fuzz smoke [seconds each] | fuzz list".into())
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -59,15 +83,16 @@ fn smoke(seconds: u64) -> Result<(), String> {
 
 fn run_for(target: &Target, first_seed: u64, limit: Duration) -> Result<u64, String> {
     // A panic is the finding; its default report would hide ours among thousands of lines.
-    std::panic::set_hook(Box::new(|_| {}));
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!("{}:{}", place.file(), place.line()));
+        PLACE.set(place.unwrap_or_default());
+    }));
     #[expect(clippy::disallowed_methods, reason = "the budget of a fuzz run is time on the clock")]
     let start = Instant::now();
     let mut seed = first_seed;
     let result = loop {
         let input = make_input(target, seed);
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| (target.run)(&input))) {
-            let text = panic.downcast_ref::<String>().map(String::as_str);
-            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("a panic without a text");
+        if let Err(text) = run_once(target, &input) {
             break Err(format!(
                 "{} failed at seed {seed}: {text}\ninput: {input:02x?}\nreplay: cargo run -p sternpost-fuzz -- {} {seed}",
                 target.name, target.name
@@ -80,6 +105,24 @@ fn run_for(target: &Target, first_seed: u64, limit: Duration) -> Result<u64, Str
     };
     let _ = std::panic::take_hook();
     result
+}
+
+/// Runs the target; a panic and too much memory are findings.
+fn run_once(target: &Target, input: &[u8]) -> Result<(), String> {
+    let before_bytes = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    catch_unwind(AssertUnwindSafe(|| (target.run)(input))).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| text.to_string()));
+        format!("{} ({})", text.unwrap_or_else(|| "a panic without a text".into()), PLACE.take())
+    })?;
+    let taken_bytes = MEMORY.peak_usage().saturating_sub(before_bytes);
+    match taken_bytes <= target.memory_bytes_max {
+        true => Ok(()),
+        false => {
+            Err(format!("{taken_bytes} bytes were allocated, at most {} are meant", target.memory_bytes_max))
+        }
+    }
 }
 
 fn make_input(target: &Target, seed: u64) -> Vec<u8> {

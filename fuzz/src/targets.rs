@@ -1,8 +1,17 @@
 //! The fuzz targets: functions over bytes that must never panic, whatever the bytes, and must agree with their own
 //! encoder where there is one. A coverage-guided driver can call the same functions.
+mod blocks;
+mod checkpoint;
+mod database;
+mod log;
+mod page;
+mod revisions;
+
+use crate::damage;
 use sternpost_engine::base::envelope::{EnvelopeKind, open, seal};
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::mvcc::encoding::{decode, encode};
+use sternpost_engine::revision_log::RECORD_BYTES_MAX;
 use sternpost_replication::entry_format::{
     add_command, decode_entry, decode_genesis, decode_hard_state, encode_genesis, start_entry,
 };
@@ -17,15 +26,82 @@ pub(crate) struct Target {
     pub(crate) run: fn(&[u8]),
     /// A target that must fail: proves that the driver notices.
     pub(crate) canary: bool,
+    /// A run that had more memory at once has believed a length that it read.
+    pub(crate) memory_bytes_max: usize,
 }
+
+/// For targets that hold an input and what is decoded from it.
+const SMALL: usize = 4 << 20;
+/// For targets that make whole directories, and their caches, from an input.
+const IMAGES: usize = 96 << 20;
+/// The same, where a record may say that it has [`RECORD_BYTES_MAX`] bytes.
+const RECORDS: usize = RECORD_BYTES_MAX + IMAGES;
 
 /// Every target.
 pub(crate) const TARGETS: &[Target] = &[
-    Target { name: "operation", seeds: operation_seed, run: operation, canary: false },
-    Target { name: "entry", seeds: entry_seed, run: entry, canary: false },
-    Target { name: "genesis", seeds: genesis_seed, run: genesis, canary: false },
-    Target { name: "envelope", seeds: envelope_seed, run: envelope, canary: false },
-    Target { name: "canary", seeds: entry_seed, run: canary, canary: true },
+    Target {
+        name: "operation",
+        seeds: operation_seed,
+        run: operation,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target { name: "entry", seeds: entry_seed, run: entry, canary: false, memory_bytes_max: SMALL },
+    Target { name: "genesis", seeds: genesis_seed, run: genesis, canary: false, memory_bytes_max: SMALL },
+    Target { name: "envelope", seeds: envelope_seed, run: envelope, canary: false, memory_bytes_max: SMALL },
+    Target {
+        name: "page-reference",
+        seeds: page::reference_seed,
+        run: page::reference,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target { name: "page", seeds: damage::seed, run: page::page, canary: false, memory_bytes_max: SMALL },
+    Target { name: "tree", seeds: damage::seed, run: page::tree, canary: false, memory_bytes_max: IMAGES },
+    Target {
+        name: "summary",
+        seeds: revisions::summary_seed,
+        run: revisions::summary,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "segment-header",
+        seeds: damage::seed,
+        run: blocks::segment_header,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "revisions",
+        seeds: damage::seed,
+        run: revisions::segment,
+        canary: false,
+        memory_bytes_max: RECORDS,
+    },
+    Target {
+        name: "superblock",
+        seeds: damage::seed,
+        run: blocks::superblock,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target { name: "log", seeds: damage::seed, run: log::log, canary: false, memory_bytes_max: IMAGES },
+    Target {
+        name: "checkpoint",
+        seeds: damage::seed,
+        run: checkpoint::checkpoint,
+        canary: false,
+        memory_bytes_max: RECORDS,
+    },
+    Target {
+        name: "database",
+        seeds: database::seed,
+        run: database::database,
+        canary: false,
+        memory_bytes_max: IMAGES,
+    },
+    Target { name: "canary", seeds: entry_seed, run: canary, canary: true, memory_bytes_max: SMALL },
 ];
 
 /// Bodies of the embedded database's records.

@@ -1,0 +1,160 @@
+//! The embedded database on a simulated disk against the naive model: an input is a list of operations, checkpoints,
+//! power cuts and reopenings.
+//!
+//! **Layout of an input.** byte 0: sizes of memtables, pages, segments and cache · then steps of 4 bytes: kind u8 · three bytes that
+//! the step's details are drawn from. Any bytes are an input.
+use crate::db_support::{self, all, is_refusal, one, write};
+use crate::naive::Model;
+use std::collections::BTreeMap;
+use sternpost_engine::base::rng::Rng;
+use sternpost_engine::db::{Answer, SimulatedDb};
+use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
+use sternpost_engine::mvcc::Range;
+use sternpost_engine::mvcc::encoding::LogOperation;
+use sternpost_engine::{Bytes, Error, Options};
+
+const STEP_BYTES: usize = 4;
+/// Steps behind it are left out: an input stays a matter of milliseconds.
+const STEPS_MAX: usize = 120;
+
+pub(crate) fn seed(rng: &mut Rng) -> Vec<u8> {
+    let mut input = vec![0; 1 + STEP_BYTES * (20 + rng.below(100) as usize)];
+    rng.fill(&mut input);
+    input
+}
+
+/// The database and what it must be like.
+struct Pair {
+    disk: SimDisk,
+    options: Options,
+    /// None only while it is reopened.
+    db: Option<SimulatedDb>,
+    model: Model,
+    system: BTreeMap<Bytes, Bytes>,
+    opened_count: u64,
+}
+
+pub(crate) fn database(input: &[u8]) {
+    let (sizes, steps) = input.split_at(input.len().min(1));
+    let seed = u64::from(sizes.first().copied().unwrap_or(0));
+    let disk = SimDisk::new(seed);
+    let options = db_support::options(seed);
+    let db = SimulatedDb::open(&disk, &options, seed).expect("a new disk opens");
+    let mut pair =
+        Pair { disk, options, db: Some(db), model: Model::new(), system: BTreeMap::new(), opened_count: 0 };
+    for step in steps.chunks_exact(STEP_BYTES).take(STEPS_MAX) {
+        let mut rng = Rng::new(u64::from(u32::from_le_bytes([step[1], step[2], step[3], 0])));
+        match step[0] {
+            0..=7 => pair.reopen(&mut rng),
+            8..=15 => pair.rest(&mut rng),
+            16..=23 => pair.check(&mut rng),
+            _ => {
+                let operation = db_support::operation(&mut rng, pair.model.head);
+                pair.apply(&operation);
+            }
+        }
+    }
+    pair.check(&mut Rng::new(1));
+    pair.reopen(&mut Rng::new(2));
+    pair.check(&mut Rng::new(3));
+}
+
+impl Pair {
+    fn db(&self) -> &SimulatedDb {
+        self.db.as_ref().expect("it is open between steps")
+    }
+
+    fn apply(&mut self, operation: &LogOperation) {
+        let db = self.db.as_mut().expect("it is open between steps");
+        let found = match write(db, operation) {
+            Ok(answer) => Ok(answer),
+            Err(error) if is_refusal(&error) => Err(error.to_string()),
+            Err(error) => panic!("{operation:?}: {error}"),
+        };
+        let head = |model: &Model| Answer::Done(model.head);
+        let expected = match operation {
+            LogOperation::Put(put) => self.model.put(put).map(Answer::Put),
+            LogOperation::DeleteRange(delete) => self.model.delete_range(delete).map(Answer::DeleteRange),
+            LogOperation::Txn(txn) => self.model.txn(txn).map(Answer::Txn),
+            LogOperation::Compact(revision) => self.model.compact(*revision).map(|()| head(&self.model)),
+            LogOperation::DeleteLeaseKeys(lease) => {
+                Ok(Answer::DeleteRange(self.model.delete_lease_keys(*lease)))
+            }
+            LogOperation::SystemPut(key, value) => {
+                self.system.insert(key.clone(), value.clone());
+                Ok(head(&self.model))
+            }
+            LogOperation::SystemDelete(key) => {
+                self.system.remove(key);
+                Ok(head(&self.model))
+            }
+        };
+        let expected = expected.map_err(|error| Error::from(error).to_string());
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{operation:?}");
+    }
+
+    /// A clean close, a killed process or a power cut; whatever was acknowledged is there afterwards.
+    fn reopen(&mut self, rng: &mut Rng) {
+        let db = self.db.take().expect("it is open between steps");
+        match rng.below(4) {
+            0 => db.close().expect("a close"),
+            _ => drop(db),
+        }
+        self.disk = match rng.below(4) {
+            0 => self.disk.crash(&CrashPolicy::KeepAll),
+            1 => self.disk.crash(&CrashPolicy::DropAll),
+            2 => self.disk.crash(&CrashPolicy::Random(rng.next_u64())),
+            _ => self.disk.crash_process(rng.next_u64()),
+        };
+        self.opened_count += 1;
+        let db = SimulatedDb::open(&self.disk, &self.options, self.opened_count).expect("a sound disk opens");
+        self.db = Some(db);
+        assert_eq!(self.db().store().revision(), self.model.head, "everything was acknowledged");
+    }
+
+    /// Time passes: checkpoints and cleaning get their turns.
+    fn rest(&mut self, rng: &mut Rng) {
+        let db = self.db.as_mut().expect("it is open between steps");
+        for _ in 0..1 + rng.below(20) {
+            db.step(1_000_000);
+        }
+        let failing = db.checkpoint_stats().failing;
+        assert!(failing.is_none(), "checkpoints fail on a sound disk: {failing:?}");
+    }
+
+    fn check(&mut self, rng: &mut Rng) {
+        let (store, model) = (self.db().store(), &self.model);
+        assert_eq!((store.revision(), store.compact_revision()), (model.head, model.compact));
+        let oldest = model.compact.max(1);
+        for range in [all(), one(Bytes::from(format!("key{}", rng.below(8))))] {
+            let revision = oldest + rng.below((model.head - oldest + 1) as u64) as i64;
+            let range = Range { range, revision, limit: rng.below(3) as i64 * 5, ..Range::default() };
+            assert_eq!(store.range(&range), model.range(&range), "{range:?}");
+        }
+        let mut retained = Vec::new();
+        let compact = store.for_each_retained(model.head, &mut |record| {
+            let key = Bytes::copy_from_slice(record.key);
+            retained.push((
+                key,
+                record.revision.main,
+                record.version,
+                Bytes::copy_from_slice(record.value),
+                record.visible,
+            ));
+        });
+        assert_eq!(compact, Ok(model.compact));
+        let expected = model.retained(model.head).expect("the head is readable").into_iter();
+        let expected: Vec<_> =
+            expected.map(|(key, it, visible)| (key, it.main, it.version, it.value, visible)).collect();
+        assert_eq!(retained, expected);
+        for lease in db_support::LEASES {
+            assert_eq!(store.lease_keys(lease), model.lease_keys(lease), "lease {lease}");
+        }
+        let system: Vec<_> = self.system.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
+        assert_eq!(store.system_scan(b""), system);
+        let events = store.events(oldest, usize::MAX, usize::MAX).map(|batch| batch.events.len());
+        assert_eq!(events, model.events(oldest).map(|events| events.len()));
+        assert_eq!(store.stats().keys_count as usize, model.state(model.head).len());
+        self.db().verify().expect("a sound disk verifies");
+    }
+}
