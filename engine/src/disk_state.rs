@@ -231,7 +231,8 @@ impl DiskState {
     /// The newest version of a key, a tombstone too.
     pub(crate) fn newest(&self, key: &[u8]) -> Result<Option<DiskVersion>> {
         let Some(tree) = self.keys() else { return Ok(None) };
-        tree.get(key)?.map(|hit| DiskVersion::decode(&hit.payload_bytes())).transpose()
+        let decode = |payload| DiskVersion::decode_up_to(self.positions.revision, &payload);
+        tree.get(key)?.map(|hit| decode(hit.payload_bytes())).transpose()
     }
 
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
@@ -256,7 +257,7 @@ impl DiskState {
 
     /// A cursor over all keys, tombstones included; none before the first checkpoint.
     pub(crate) fn cursor(&self) -> Option<DiskCursor<'_>> {
-        Some(DiskCursor { cursor: self.keys()?.cursor() })
+        Some(DiskCursor { head: self.positions.revision, cursor: self.keys()?.cursor() })
     }
 
     /// How many keys in [`from`, `end`) exist.
@@ -389,6 +390,8 @@ fn table_bytes(shelf: &Shelf, root: Option<PageRef>) -> Result<BTreeMap<SegmentI
 
 /// A place in the key tree.
 pub(crate) struct DiskCursor<'a> {
+    /// Main revision of the state.
+    head: i64,
     cursor: Cursor<KeyPages<'a>>,
 }
 
@@ -424,7 +427,7 @@ impl DiskCursor<'_> {
     /// # Panics
     /// If there is no key.
     pub(crate) fn version(&self) -> Result<DiskVersion> {
-        DiskVersion::decode(&self.cursor.payload_bytes())
+        DiskVersion::decode_up_to(self.head, &self.cursor.payload_bytes())
     }
 }
 

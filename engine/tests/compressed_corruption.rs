@@ -337,7 +337,7 @@ fn records_are_compressed_with_dictionaries() {
         with_dictionary += usize::from(number_at(&file, trailer + 120, 4) > 0);
     }
     assert_eq!(
-        (with_dictionary >= 2, compressed > 100),
+        (with_dictionary >= 1, compressed > 100),
         (COMPRESSION_IS_SUPPORTED, COMPRESSION_IS_SUPPORTED)
     );
 }
