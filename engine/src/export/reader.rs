@@ -203,8 +203,9 @@ fn decode_record<'b>(reader: &mut Reader<'b>) -> Result<StreamRecord<'b>, Trunca
     };
     let (mut create_revision, mut version, mut lease) = (0, 0, 0);
     if !is_delete {
-        (create_revision, version, lease) =
-            (reader.varint_i64()?, reader.varint_i64()?, reader.varint_i64()?);
+        (create_revision, version) = (reader.varint_i64()?, reader.varint_i64()?);
+        // Whoever grants a lease may name it with any number but 0.
+        lease = reader.varint()? as i64;
         if version == 0 {
             return Err(Truncated);
         }
