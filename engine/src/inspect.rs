@@ -113,7 +113,16 @@ impl Inspection {
         loop {
             let mut sequence = None;
             match Self::open_once(directory.as_ref(), &mut sequence) {
-                Ok(inspection) => return Ok(inspection),
+                // A file that has lost its name is found missing only when it is read: it belongs to a state that has gone by, or
+                // it is damage, which is shown as far as it can be.
+                Ok(inspection) => match inspection.state.check_headers() {
+                    Ok(()) => return Ok(inspection),
+                    Err(error) => {
+                        if retries.judge(sequence, error).is_some() {
+                            return Ok(inspection);
+                        }
+                    }
+                },
                 Err(error) => {
                     if let Some(error) = retries.judge(sequence, error) {
                         return Err(error);

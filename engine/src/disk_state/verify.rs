@@ -69,6 +69,18 @@ impl DiskState {
         Ok(counts)
     }
 
+    /// Reads the first block of every file.
+    ///
+    /// # Errors
+    /// The first that is missing, cannot be read or does not verify.
+    pub(crate) fn check_headers(&self) -> Result<()> {
+        let Some(shelf) = self.shelf.as_deref() else { return Ok(()) };
+        for file in &self.revisions {
+            file.segment.header()?;
+        }
+        self.pages.keys().try_for_each(|&id| shelf.verify_header(id))
+    }
+
     fn verify_trees(
         &self,
         shelf: &Shelf,
