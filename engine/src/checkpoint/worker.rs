@@ -119,6 +119,8 @@ struct Shared {
     mailbox: Mutex<Mailbox>,
     /// Something may be in `done`: spares the owner a lock each time it looks.
     is_done: AtomicBool,
+    /// The same for `failing`.
+    is_failing: AtomicBool,
     /// A job was added, or it is time to end.
     changed: Condvar,
 }
@@ -126,6 +128,12 @@ struct Shared {
 impl Shared {
     fn mailbox(&self) -> MutexGuard<'_, Mailbox> {
         self.mailbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: Error) {
+        let mut mailbox = self.mailbox();
+        mailbox.failing = Some(error);
+        self.is_failing.store(true, Ordering::Release);
     }
 }
 
@@ -147,6 +155,7 @@ impl Worker {
         let shared = Arc::new(Shared {
             mailbox: Mutex::default(),
             is_done: AtomicBool::new(false),
+            is_failing: AtomicBool::new(false),
             changed: Condvar::new(),
         });
         let thread_shared = shared.clone();
@@ -201,7 +210,10 @@ impl Worker {
     /// Why checkpoints fail at the moment, if they do.
     pub(crate) fn failing(&self) -> Option<Error> {
         match self {
-            Self::Thread(worker) => worker.shared.mailbox().failing.clone(),
+            Self::Thread(worker) if worker.shared.is_failing.load(Ordering::Acquire) => {
+                worker.shared.mailbox().failing.clone()
+            }
+            Self::Thread(_) => None,
             Self::Here(worker) => worker.failing.clone(),
         }
     }
@@ -252,7 +264,7 @@ impl Drop for TellPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let what = "the thread of the checkpoints ended with a broken invariant, see its message; reopen to go on";
-            self.0.mailbox().failing = Some(Error::Refused(what.into()));
+            self.0.fail(Error::Refused(what.into()));
             (self.1)();
         }
     }
@@ -302,12 +314,13 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                 shared.is_done.store(true, Ordering::Release);
                 mailbox.done.push_back(Done { run, state, report });
                 mailbox.failing = None;
+                shared.is_failing.store(false, Ordering::Release);
                 drop(mailbox);
                 wake();
                 pause = PAUSE_MIN;
             }
             Err(error) => {
-                shared.mailbox().failing = Some(error);
+                shared.fail(error);
                 wake();
                 let open = |mailbox: &mut Mailbox| !mailbox.closing;
                 drop(shared.changed.wait_timeout_while(shared.mailbox(), pause, open));
