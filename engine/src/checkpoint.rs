@@ -550,7 +550,7 @@ fn remove(io: &mut dyn Io, gone: &[SegmentFile], shelf: &Shelf) -> u64 {
     }
     let mut removed = 0;
     for (id, kind) in shelf.names.release(gone) {
-        removed += u64::from(run_io(io, Operation::Unlink { path: segment::path(id, kind) }).is_ok());
+        removed += u64::from(run_io(io, Operation::Retire { path: segment::path(id, kind) }).is_ok());
     }
     removed
 }
@@ -572,7 +572,7 @@ pub(crate) fn remove_orphans(io: &mut dyn Io, state: &DiskState) -> Result<u32> 
             SegmentKind::Pages => state.pages.contains_key(&id),
         };
         if !referred {
-            run_io(io, Operation::Unlink { path: segment::path(id, kind) })?;
+            run_io(io, Operation::Retire { path: segment::path(id, kind) })?;
             free = free.max(id.0.saturating_add(1));
         }
     }

@@ -26,6 +26,7 @@ pub mod disk;
 pub mod fault_plan;
 pub mod files;
 pub mod read_only_disk;
+mod removal;
 #[cfg(target_os = "linux")]
 mod ring;
 #[cfg(target_os = "linux")]

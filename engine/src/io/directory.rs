@@ -7,6 +7,7 @@
 //! **Does not know** tokens, completions or threads.
 use super::buffer::IoBuffer;
 use super::disk::{BLOCK_BYTES, IoError, IoErrorKind, Open, Operation, Outcome};
+use super::removal::Removals;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -22,6 +23,7 @@ pub(crate) struct Directory {
     pub(crate) dsync: bool,
     /// Why one of the two does not; empty if both do.
     pub(crate) detail: String,
+    removals: Removals,
 }
 
 /// A file with its path, for messages.
@@ -37,8 +39,13 @@ impl Directory {
         check_directory(root)?;
         let failed =
             |what: &str, error: &io::Error| IoError::from_system(format!("{what} {}", root.display()), error);
-        let mut directory =
-            Self { root: root.to_path_buf(), direct: true, dsync: true, detail: String::new() };
+        let mut directory = Self {
+            root: root.to_path_buf(),
+            direct: true,
+            dsync: true,
+            detail: String::new(),
+            removals: Removals::default(),
+        };
         let block = IoBuffer::zeroed(BLOCK_BYTES);
         let direct = directory.probe_file(true).and_then(|file| file.write_all_at(&block, 0).map(|()| file));
         let probe = match direct {
@@ -82,6 +89,7 @@ impl Directory {
             }
             Operation::Rename { from, to } => fs::rename(self.root.join(from), self.root.join(to)),
             Operation::Unlink { path } => fs::remove_file(self.root.join(path)),
+            Operation::Retire { path } => self.removals.remove(&self.root.join(path)),
             Operation::CreateDirectory { path } => self.create_directory(path),
             Operation::SyncDirectory { path } => self.open_directory(path).and_then(|file| file.sync_all()),
             Operation::List { path } => {

@@ -66,6 +66,9 @@ pub enum Operation {
     Rename { from: PathBuf, to: PathBuf },
     /// Removes a file: [`Outcome::Done`].
     Unlink { path: PathBuf },
+    /// As `Unlink`, for a large file that nobody writes to any more: a backend may give its space back in pieces, later. Readers
+    /// that have it open, and its other names, keep all of it.
+    Retire { path: PathBuf },
     /// Names of the files in a directory, sorted: [`Outcome::Names`]. The empty path is the root.
     List { path: PathBuf },
     /// Makes a directory if it does not exist: [`Outcome::Done`].
@@ -92,7 +95,7 @@ impl Operation {
             Self::SyncDirectory { path } => format!("sync directory {}", directory_name(path)),
             Self::Link { from, to } => format!("link {} to {}", from.display(), to.display()),
             Self::Rename { from, to } => format!("rename {} to {}", from.display(), to.display()),
-            Self::Unlink { path } => format!("remove {}", path.display()),
+            Self::Unlink { path } | Self::Retire { path } => format!("remove {}", path.display()),
             Self::List { path } => format!("list directory {}", directory_name(path)),
             Self::CreateDirectory { path } => format!("make directory {}", path.display()),
             Self::Length { file } => format!("ask for the length of {}", file_path(*file)),
@@ -117,6 +120,7 @@ impl Operation {
             Self::Open { path, .. }
             | Self::SyncDirectory { path }
             | Self::Unlink { path }
+            | Self::Retire { path }
             | Self::List { path }
             | Self::CreateDirectory { path }
             | Self::Link { to: path, .. } => check_path(path),

@@ -14,6 +14,7 @@
 use super::aligned_bytes::AlignedBytes;
 use super::directory::{check_directory, read_full, read_options};
 use super::disk::{BLOCK_BYTES, IoError, check_path};
+use super::removal::mark_as_read;
 use crate::error::Error;
 use std::fs::File;
 use std::io;
@@ -29,7 +30,7 @@ pub trait Files: Send + Sync {
     fn open(&self, path: &Path) -> Result<Arc<dyn ReadFile>, IoError>;
 }
 
-/// An open file. Closed when the last `Arc` is dropped.
+/// An open file, under a shared lock that lasts as long (see `removal.rs`). Closed when the last `Arc` is dropped.
 pub trait ReadFile: Send + Sync {
     /// `bytes` from `offset`, both multiples of [`BLOCK_BYTES`]; fewer only at the end of the file, none behind it.
     ///
@@ -109,7 +110,7 @@ fn is_refusal(error: &io::Error) -> bool {
 impl Files for DirectoryFiles {
     fn open(&self, path: &Path) -> Result<Arc<dyn ReadFile>, IoError> {
         check_path(path);
-        match self.open_file(path) {
+        match self.open_file(path).and_then(|file| mark_as_read(&file).map(|()| file)) {
             Ok(file) => Ok(Arc::new(SystemFile { file, path: path.display().to_string() })),
             Err(error) => Err(IoError::from_system(open_phrase(path), &error)),
         }

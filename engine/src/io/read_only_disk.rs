@@ -89,6 +89,7 @@ impl ReadOnlyDisk {
             | Operation::Link { .. }
             | Operation::Rename { .. }
             | Operation::Unlink { .. }
+            | Operation::Retire { .. }
             | Operation::CreateDirectory { .. } => Err(IoError {
                 kind: IoErrorKind::PermissionDenied,
                 what: self.describe(operation),
@@ -184,6 +185,7 @@ mod tests {
         let refused = [
             Operation::Write { file, offset: 0, buffer, durability: Durability::None },
             Operation::Unlink { path: "a".into() },
+            Operation::Retire { path: "a".into() },
             Operation::Rename { from: "a".into(), to: "b".into() },
             Operation::CreateDirectory { path: "c".into() },
             Operation::Link { from: "a".into(), to: "b".into() },

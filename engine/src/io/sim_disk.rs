@@ -720,7 +720,7 @@ impl Device {
                 Some(Name::Directory) => Err(IS_DIRECTORY),
                 None => Err(NO_SUCH_NAME),
             },
-            Operation::Unlink { path } => match self.content.name(path) {
+            Operation::Unlink { path } | Operation::Retire { path } => match self.content.name(path) {
                 Some(Name::File(_)) => {
                     self.content.unlink(path);
                     Ok(Outcome::Done)
@@ -787,7 +787,7 @@ impl Device {
             Operation::SyncDirectory { path } => (OperationKind::SyncDirectory, path.clone()),
             Operation::Link { to, .. } => (OperationKind::Link, to.clone()),
             Operation::Rename { from, .. } => (OperationKind::Rename, from.clone()),
-            Operation::Unlink { path } => (OperationKind::Unlink, path.clone()),
+            Operation::Unlink { path } | Operation::Retire { path } => (OperationKind::Unlink, path.clone()),
             Operation::List { path } => (OperationKind::List, path.clone()),
             Operation::CreateDirectory { path } => (OperationKind::CreateDirectory, path.clone()),
             Operation::Length { file } => (OperationKind::Length, of_file(file)),

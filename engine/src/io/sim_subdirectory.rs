@@ -37,6 +37,7 @@ impl SimSubdirectory {
             Operation::Link { from, to } => Operation::Link { from, to: inside(to) },
             Operation::Rename { from, to } => Operation::Rename { from: inside(from), to: inside(to) },
             Operation::Unlink { path } => Operation::Unlink { path: inside(path) },
+            Operation::Retire { path } => Operation::Retire { path: inside(path) },
             Operation::List { path } => Operation::List { path: inside(path) },
             Operation::CreateDirectory { path } => Operation::CreateDirectory { path: inside(path) },
             of_an_open_file => of_an_open_file,
