@@ -445,7 +445,7 @@ impl<'a> Attempt<'a> {
         self.repaired = self.shelf.repairs.fences();
         // One that is the fence of a page above too, which is touched, waits for the next checkpoint.
         self.repaired.retain(|fence| *touches.entry(fence.clone()).or_insert(0) == 0);
-        let mut edits = KeyEdits::new(self.run, purges, touches);
+        let mut edits = KeyEdits::new(self.run, self.base, purges, touches);
         let options = self.merge_options(TreeId::Keys);
         let (repaired, plain) = (self.base.key_pages(), self.shelf.pages(TreeId::Keys));
         let pages: &dyn Pages = match &repaired {

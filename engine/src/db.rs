@@ -196,6 +196,7 @@ impl Db {
         if key.as_ref().is_empty() {
             return WriteFuture::ready(Err(OperationError::EmptyKey.into()));
         }
+        self.inner.store.read_ahead(key.as_ref());
         self.write_operation(&LogOperation::Put(put(key.as_ref(), value.as_ref())))
     }
 

@@ -24,6 +24,7 @@
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
 mod kept_names;
+mod read_ahead;
 mod repair;
 mod scrub;
 mod segment_table;
@@ -233,6 +234,23 @@ impl DiskState {
         let Some(tree) = self.keys() else { return Ok(None) };
         let decode = |payload| DiskVersion::decode_up_to(self.positions.revision, &payload);
         tree.get(key)?.map(|hit| decode(hit.payload_bytes())).transpose()
+    }
+
+    /// Says that [`Self::newest`] will be asked for this key: its leaf may be in memory by then. Reads nothing itself.
+    pub(crate) fn read_ahead(self: &Arc<Self>, key: &[u8]) {
+        let Some((shelf, ahead)) =
+            self.shelf.as_ref().and_then(|shelf| Some((shelf, shelf.read_ahead.get()?)))
+        else {
+            return;
+        };
+        let Some(mut reference) = self.roots.keys else { return };
+        while let Some(page) = shelf.page_in_memory(&reference) {
+            if page.level() == 0 {
+                return;
+            }
+            reference = page.child(page.child_index(key));
+        }
+        ahead.submit(self, key);
     }
 
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.

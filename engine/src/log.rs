@@ -180,7 +180,11 @@ impl PreparedLog {
             #[cfg(feature = "sim")]
             Place::Simulated(disk) => Arc::new(disk.clone()),
         };
-        Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options)
+        let checkpointer = Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options)?;
+        if self.is_on_device() {
+            checkpointer.start_read_ahead();
+        }
+        Ok(checkpointer)
     }
 
     /// Reads the log, from the replay position on, or makes it. `visit` sees every record in order; `progress` is called

@@ -221,10 +221,21 @@ impl StateMachine for Machine {
         let applied = self.applied_index();
         assert_eq!(entry.index, applied + 1, "A4: entries come in index order, each once");
         let context = Context { index: entry.index, replay: entry.replay };
-        for bytes in &entry.commands {
-            let (id, command) = command::decode(bytes).unwrap_or_else(|error| {
+        let decoded = entry.commands.iter().map(|bytes| {
+            command::decode(bytes).unwrap_or_else(|error| {
                 panic!("A2: log entry {} holds a command that cannot be applied: {error}", entry.index)
-            });
+            })
+        });
+        let decoded = decoded.collect::<Vec<_>>();
+        if decoded.len() > 1 {
+            // What one of them needs from disk is read while those before it are executed.
+            for (_, command) in &decoded {
+                if let Command::Put(put) = command {
+                    self.writer.store().read_ahead(&put.key);
+                }
+            }
+        }
+        for (id, command) in decoded {
             let applied = self.execute(context, command);
             if let Err(ApiError::Unreadable(what)) = &applied.result {
                 // Nothing after it may be applied either, so this member has come to its end.

@@ -126,6 +126,11 @@ pub struct Checkpointer {
 }
 
 impl Checkpointer {
+    /// From now on hints about what will be read are followed, by threads.
+    pub(crate) fn start_read_ahead(&self) {
+        self.shelf.start_read_ahead();
+    }
+
     /// Opens the newest checkpoint of a directory, and removes what an interrupted one has left. `io` has nothing in
     /// flight.
     ///

@@ -3,7 +3,7 @@
 //! [`KeyEdits`] merges three streams in key order: the newest versions of the run's keys, keys whose tombstone may go, and
 //! pages that are to be written again because their segment is sparse. [`MapEdits`] is a sorted list of changes, for the
 //! system tree and the segment table, with such pages.
-use crate::disk_state::{encode_cell, tombstone_main};
+use crate::disk_state::{DiskState, encode_cell, tombstone_main};
 use crate::error::Result;
 use crate::memtable::{Key, Keys, Version};
 use crate::mvcc::Run;
@@ -11,14 +11,27 @@ use crate::tree::{Edit, Edits, Outcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
+use std::sync::Arc;
 
 /// A page that is to be written again: a key on its path, and its level. Sorted by key.
 pub(super) type Touches = BTreeMap<Bytes, u8>;
 
-/// See the module.
-pub(super) struct KeyEdits<'a> {
+/// So many keys of the run are known to the device before they are merged.
+const AHEAD_MAX: usize = 256;
+
+/// Keys of a run in order, each with its newest version.
+struct RunKeys<'a> {
     /// Keys of each table, newest table first.
     lanes: Vec<Peekable<Keys<'a>>>,
+}
+
+/// See the module.
+pub(super) struct KeyEdits<'a> {
+    run: RunKeys<'a>,
+    /// The same keys, [`AHEAD_MAX`] further on, and the state whose leaves they are in.
+    ahead: RunKeys<'a>,
+    base: &'a Arc<DiskState>,
+    is_ahead_begun: bool,
     purges: Peekable<std::vec::IntoIter<Bytes>>,
     touches: Peekable<std::collections::btree_map::IntoIter<Bytes, u8>>,
     compact_revision: i64,
@@ -26,20 +39,14 @@ pub(super) struct KeyEdits<'a> {
     version: Option<Version<'a>>,
 }
 
-impl<'a> KeyEdits<'a> {
-    pub(super) fn new(run: &'a Run, purges: Vec<Bytes>, touches: Touches) -> Self {
-        Self {
-            lanes: run.tables.iter().rev().map(|table| table.seek(&[]).peekable()).collect(),
-            purges: purges.into_iter().peekable(),
-            touches: touches.into_iter().peekable(),
-            compact_revision: run.compact_revision,
-            version: None,
-        }
+impl<'a> RunKeys<'a> {
+    fn of(run: &'a Run) -> Self {
+        Self { lanes: run.tables.iter().rev().map(|table| table.seek(&[]).peekable()).collect() }
     }
 
-    /// Takes the smallest key of the run, with its newest version.
-    fn take_run_key(&mut self) -> Option<(&'a [u8], Version<'a>)> {
-        let bytes = self.lanes.iter_mut().filter_map(|lane| lane.peek().map(Key::bytes)).min()?;
+    /// Takes the smallest key, with its newest version.
+    fn take(&mut self) -> Option<(&'a [u8], Version<'a>)> {
+        let bytes = self.peek()?;
         let mut newest = None;
         for lane in &mut self.lanes {
             if lane.peek().is_some_and(|key| key.bytes() == bytes)
@@ -51,14 +58,40 @@ impl<'a> KeyEdits<'a> {
         Some((bytes, newest?))
     }
 
-    fn run_key(&mut self) -> Option<&'a [u8]> {
+    fn peek(&mut self) -> Option<&'a [u8]> {
         self.lanes.iter_mut().filter_map(|lane| lane.peek().map(Key::bytes)).min()
+    }
+}
+
+impl<'a> KeyEdits<'a> {
+    /// Edits for the key tree of `base`.
+    pub(super) fn new(run: &'a Run, base: &'a Arc<DiskState>, purges: Vec<Bytes>, touches: Touches) -> Self {
+        Self {
+            run: RunKeys::of(run),
+            ahead: RunKeys::of(run),
+            base,
+            is_ahead_begun: false,
+            purges: purges.into_iter().peekable(),
+            touches: touches.into_iter().peekable(),
+            compact_revision: run.compact_revision,
+            version: None,
+        }
+    }
+
+    /// One key more is read ahead for each that is taken.
+    fn read_ahead(&mut self) {
+        let count = if self.is_ahead_begun { 1 } else { AHEAD_MAX };
+        self.is_ahead_begun = true;
+        for _ in 0..count {
+            let Some((key, _)) = self.ahead.take() else { return };
+            self.base.read_ahead(key);
+        }
     }
 }
 
 impl Edits for KeyEdits<'_> {
     fn next(&mut self) -> Result<Option<(Bytes, Edit)>> {
-        let run_key = self.run_key();
+        let run_key = self.run.peek();
         let purge = self.purges.peek().map(|key| &key[..]);
         let touch = self.touches.peek().map(|(key, _)| &key[..]);
         let Some(first) = [run_key, purge, touch].into_iter().flatten().min() else { return Ok(None) };
@@ -72,7 +105,8 @@ impl Edits for KeyEdits<'_> {
         if purge == Some(first) {
             self.purges.next();
         }
-        Ok(self.take_run_key().map(|(key, version)| {
+        self.read_ahead();
+        Ok(self.run.take().map(|(key, version)| {
             self.version = Some(version);
             (Bytes::copy_from_slice(key), Edit::Cell)
         }))

@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
 use crate::log::{Log, LogHold, PreparedLog};
-#[cfg(feature = "sim")]
 use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode};
 use crate::mvcc::{AnyLease, CutPosition, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
@@ -330,10 +329,17 @@ impl Core {
         checkpointer.attach(&mut writer)?;
         let mut last_index = writer.store().applied().0;
         let on_device = prepared.is_on_device();
+        let store = writer.store().clone();
         let apply =
             &mut |record: &Record<'_>| replay(&mut writer, &mut checkpointer, &mut last_index, record);
         let (log, _, _) = if on_device {
-            pipelined(apply, |visit| prepared.recover(visit, &mut |_| {}))?
+            pipelined(apply, |visit| {
+                let mut announced = |record: &Record<'_>| {
+                    announce(&store, record);
+                    visit(record)
+                };
+                prepared.recover(&mut announced, &mut |_| {})
+            })?
         } else {
             // A simulated disk counts operations; two threads would make their order a matter of chance.
             prepared.recover(apply, &mut |_| {})?
@@ -668,6 +674,16 @@ fn apply(
 /// could not be read; false if this device failed.
 fn is_refusal(error: &Error) -> bool {
     matches!(error, Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_) | Error::Unanswered(_))
+}
+
+/// Says which key a record changes, to be read while those before it are applied. A transaction says so itself.
+fn announce(store: &Store, record: &Record<'_>) {
+    if store.has_checkpoint()
+        && record.meta.kind == RecordKind::Batch
+        && let Ok(LogOperation::Put(put)) = decode(record.body)
+    {
+        store.read_ahead(&put.key);
+    }
 }
 
 fn replay(

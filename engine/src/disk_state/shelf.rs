@@ -6,6 +6,7 @@
 //! **Does not know** what a tree holds.
 use super::TreeId;
 use super::kept_names::KeptNames;
+use super::read_ahead::ReadAhead;
 use super::repair::Repairs;
 use crate::base::ids::SegmentId;
 use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
@@ -16,7 +17,7 @@ use crate::revision_log::{RevisionSegment, SegmentSummary};
 use crate::segment::{self, SegmentKind};
 use crate::tree::{Page, PageRef, Pages};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 impl Cached for Page {
     fn bytes(&self) -> usize {
@@ -55,6 +56,8 @@ pub(crate) struct Shelf {
     pages_files: Mutex<BTreeMap<SegmentId, Weak<dyn ReadFile>>>,
     /// What loses its name, and when.
     pub(crate) names: Arc<KeptNames>,
+    /// None where nothing is read that nobody asked for.
+    pub(super) read_ahead: OnceLock<ReadAhead>,
 }
 
 /// Name of an r segment, relative to the data directory.
@@ -76,7 +79,13 @@ impl Shelf {
             options,
             pages_files: Mutex::default(),
             names: Arc::default(),
+            read_ahead: OnceLock::new(),
         })
+    }
+
+    /// From now on hints about what will be read are followed, by threads.
+    pub(crate) fn start_read_ahead(&self) {
+        self.read_ahead.get_or_init(ReadAhead::default);
     }
 
     /// Opens an r segment. One that is damaged concerns those who read it, and is noted; one of a later format is refused.
@@ -124,16 +133,19 @@ impl Shelf {
     /// A page, verified against its reference.
     pub(crate) fn load_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
         let key = CacheKey { segment: reference.segment, block: reference.block };
-        if let Some(page) = self.cache.get::<Page>(key) {
-            return Ok(page);
-        }
-        if let Some(page) = self.repairs.get(reference) {
+        if let Some(page) = self.page_in_memory(reference) {
             return Ok(page);
         }
         let page = self.read_page(tree, reference)?;
         let class = if reference.level > 0 { Class::Inner } else { Class::Leaf };
         self.cache.insert(key, class, page.clone());
         Ok(page)
+    }
+
+    /// A page, if no device need be asked for it.
+    pub(super) fn page_in_memory(&self, reference: &PageRef) -> Option<Arc<Page>> {
+        let key = CacheKey { segment: reference.segment, block: reference.block };
+        self.cache.get::<Page>(key).or_else(|| self.repairs.get(reference))
     }
 
     fn read_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {

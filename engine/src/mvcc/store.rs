@@ -152,6 +152,17 @@ pub struct EventBatch {
 }
 
 impl Store {
+    /// True once a part of the data is on disk.
+    pub(crate) fn has_checkpoint(&self) -> bool {
+        !self.shared.views.load().disk.is_empty()
+    }
+
+    /// Says that the key will be changed soon. What a change needs to know of it, one page of the tree on disk, is then read by
+    /// threads while others do other things. A hint, without effect on any answer.
+    pub fn read_ahead(&self, key: &[u8]) {
+        self.shared.views.load().read_ahead(key);
+    }
+
     /// What on disk is known to be damaged. A read that needs such a place fails and names it; everything else is served.
     pub fn quarantine(&self) -> QuarantineStats {
         self.shared.views.load().disk.quarantine().map(Quarantine::stats).unwrap_or_default()

@@ -19,6 +19,7 @@ use crate::base::ids::Revision;
 use crate::disk_state::{DiskCursor, DiskState, DiskVersion};
 use crate::error::OperationError;
 use crate::memtable::{Key, KeyHasher, Keys, Memtable, Newest, Version};
+use bytes::Bytes;
 use std::cmp::Ordering as Compared;
 use std::collections::BinaryHeap;
 use std::collections::binary_heap::PeekMut;
@@ -46,6 +47,11 @@ pub(crate) enum Bounds<'a> {
 }
 
 impl KeyRange {
+    /// The key, if it is one.
+    pub(super) fn single(&self) -> Option<&Bytes> {
+        self.end.is_empty().then_some(&self.key)
+    }
+
     /// What the range covers.
     pub(crate) fn bounds(&self) -> Bounds<'_> {
         match &self.end[..] {
@@ -135,6 +141,17 @@ impl ViewSet {
             return Ok(Some(NewestFound::Memory(found, found.newest())));
         }
         Ok(self.disk.newest(key)?.map(NewestFound::Disk))
+    }
+
+    /// Says that [`Self::newest_of_all`] will be asked for this key.
+    pub(crate) fn read_ahead(&self, key: &[u8]) {
+        if self.disk.is_empty() {
+            return;
+        }
+        let hash = self.hasher.hash(key);
+        if !self.tables.iter().any(|table| table.find(key, hash).is_some()) {
+            self.disk.read_ahead(key);
+        }
     }
 
     /// The state of a key at `main`, if it exists there.

@@ -191,6 +191,7 @@ impl StoreWriter {
     pub fn txn(&mut self, txn: &Txn, leases: &dyn Leases) -> Result<TxnOutcome, OperationError> {
         self.check_whole()?;
         write_txn::check_keys(txn)?;
+        self.read_ahead(txn);
         let path = write_txn::evaluate(txn, &self.view, self.head)?;
         write_txn::check(txn, &path, &self.view, self.head, leases)?;
         self.change_all(|writer, changes| {
@@ -198,6 +199,24 @@ impl StoreWriter {
             outcome.revision = changes.revision();
             Ok(outcome)
         })
+    }
+
+    /// Says which keys a transaction will need, if they are several.
+    fn read_ahead(&self, txn: &Txn) {
+        let keys = || {
+            let compares = txn.compares.iter().map(|compare| &compare.range);
+            let operations = txn.success.iter().chain(&txn.failure);
+            let single = operations.filter_map(|operation| match operation {
+                TxnOperation::Put(put) => Some(&put.key),
+                TxnOperation::Range(range) => range.range.single(),
+                TxnOperation::DeleteRange(delete) => delete.range.single(),
+                TxnOperation::Txn(_) => None,
+            });
+            compares.filter_map(KeyRange::single).chain(single)
+        };
+        if keys().nth(1).is_some() {
+            keys().for_each(|key| self.view.read_ahead(key));
+        }
     }
 
     /// Makes several changes one main revision. When one of them fails, those before it are in the memtable and not

@@ -1,0 +1,108 @@
+//! Leaves that will be needed soon, brought into the cache by many threads at once.
+//!
+//! Who applies a batch, or merges a run into the tree, needs one leaf after the other and waits for each: on a device that serves
+//! thirty reads at a time it gets one thirtieth of what is there. Whoever knows the keys beforehand names them here.
+//!
+//! **Contract.** A hint: it changes no answer and no error. Hints are dropped when many wait; what was not read ahead is read by who
+//! needs it. Damage that is met is met again by who needs the page, and told there.
+//!
+//! **Bounds.** [`JOBS_MAX`] hints wait at most, each of one key; [`THREADS`] threads, which start with the first hint and end with
+//! the database. They do not start over a simulated disk, where the order of reads would become a matter of chance.
+//!
+//! **Does not know** why somebody will need a key.
+use super::DiskState;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Reads in flight at most: behind 16 to 32 a device gains little, and each costs a thread.
+const THREADS: usize = 16;
+/// Hints that wait.
+const JOBS_MAX: usize = 8192;
+/// Longer keys are not read ahead: hints hold at most 8 MiB.
+const KEY_BYTES_MAX: usize = 1024;
+
+/// A key whose leaf in this state is wanted.
+type Job = (Arc<DiskState>, Bytes);
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    started: bool,
+    idle: usize,
+    closing: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    arrived: Condvar,
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn work(&self) {
+        let mut queue = self.queue();
+        while !queue.closing {
+            let Some((state, key)) = queue.jobs.pop_front() else {
+                queue.idle += 1;
+                queue = self.arrived.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                queue.idle -= 1;
+                continue;
+            };
+            drop(queue);
+            // Who needs the leaf hears what is wrong with it.
+            let _ = state.newest(&key);
+            // May be the last owner of the shelf, whose end asks for the queue.
+            drop(state);
+            queue = self.queue();
+        }
+    }
+}
+
+/// The threads of one shelf.
+#[derive(Default)]
+pub(super) struct ReadAhead {
+    shared: Arc<Shared>,
+}
+
+impl ReadAhead {
+    /// Takes a hint, or drops it.
+    pub(super) fn submit(&self, state: &Arc<DiskState>, key: &[u8]) {
+        if key.len() > KEY_BYTES_MAX {
+            return;
+        }
+        let mut queue = self.shared.queue();
+        if queue.jobs.len() >= JOBS_MAX {
+            return;
+        }
+        if !queue.started {
+            queue.started = true;
+            for _ in 0..THREADS {
+                let shared = self.shared.clone();
+                // One thread less is slower, and none at all as if there were no hints.
+                let _ = std::thread::Builder::new().name("read-ahead".into()).spawn(move || shared.work());
+            }
+        }
+        queue.jobs.push_back((state.clone(), Bytes::copy_from_slice(key)));
+        if queue.idle > 0 {
+            self.shared.arrived.notify_one();
+        }
+    }
+}
+
+impl Drop for ReadAhead {
+    fn drop(&mut self) {
+        // Not joined: one of the threads may be the one that drops this.
+        let jobs = {
+            let mut queue = self.shared.queue();
+            queue.closing = true;
+            std::mem::take(&mut queue.jobs)
+        };
+        self.shared.arrived.notify_all();
+        drop(jobs);
+    }
+}
