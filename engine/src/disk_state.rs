@@ -250,7 +250,7 @@ impl DiskState {
             }
             reference = page.child(page.child_index(key));
         }
-        ahead.submit(self, key);
+        ahead.submit(self, key, reference);
     }
 
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.

@@ -128,6 +128,20 @@ pub struct OwnedRecord {
 }
 
 impl OwnedRecord {
+    /// A record that was read, with key and value of its own.
+    pub(crate) fn of(record: &LogRecord<'_>, key: Bytes, value: Bytes) -> Self {
+        Self {
+            revision: record.revision,
+            version: record.version,
+            create_revision: record.create_revision,
+            lease: record.lease,
+            prev: record.prev,
+            jump: record.jump,
+            key,
+            value,
+        }
+    }
+
     /// The same record, to be written again.
     pub fn as_record(&self) -> LogRecord<'_> {
         LogRecord {

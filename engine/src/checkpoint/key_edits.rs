@@ -31,7 +31,6 @@ pub(super) struct KeyEdits<'a> {
     /// The same keys, [`AHEAD_MAX`] further on, and the state whose leaves they are in.
     ahead: RunKeys<'a>,
     base: &'a Arc<DiskState>,
-    is_ahead_begun: bool,
     purges: Peekable<std::vec::IntoIter<Bytes>>,
     touches: Peekable<std::collections::btree_map::IntoIter<Bytes, u8>>,
     compact_revision: i64,
@@ -66,22 +65,21 @@ impl<'a> RunKeys<'a> {
 impl<'a> KeyEdits<'a> {
     /// Edits for the key tree of `base`.
     pub(super) fn new(run: &'a Run, base: &'a Arc<DiskState>, purges: Vec<Bytes>, touches: Touches) -> Self {
-        Self {
+        let mut edits = Self {
             run: RunKeys::of(run),
             ahead: RunKeys::of(run),
             base,
-            is_ahead_begun: false,
             purges: purges.into_iter().peekable(),
             touches: touches.into_iter().peekable(),
             compact_revision: run.compact_revision,
             version: None,
-        }
+        };
+        edits.read_ahead(AHEAD_MAX);
+        edits
     }
 
-    /// One key more is read ahead for each that is taken.
-    fn read_ahead(&mut self) {
-        let count = if self.is_ahead_begun { 1 } else { AHEAD_MAX };
-        self.is_ahead_begun = true;
+    /// Reads ahead the next `count` keys behind those that were.
+    fn read_ahead(&mut self, count: usize) {
         for _ in 0..count {
             let Some((key, _)) = self.ahead.take() else { return };
             self.base.read_ahead(key);
@@ -105,7 +103,7 @@ impl Edits for KeyEdits<'_> {
         if purge == Some(first) {
             self.purges.next();
         }
-        self.read_ahead();
+        self.read_ahead(1);
         Ok(self.run.take().map(|(key, version)| {
             self.version = Some(version);
             (Bytes::copy_from_slice(key), Edit::Cell)

@@ -18,7 +18,7 @@ use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
 use crate::log::{Log, LogHold, PreparedLog};
 use crate::mvcc::Store;
-use crate::mvcc::encoding::{LogOperation, decode, encode};
+use crate::mvcc::encoding::{LogOperation, decode, encode, put_key};
 use crate::mvcc::{AnyLease, CutPosition, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
 use crate::options::{DurabilityLevel, UNSYNCED_BYTES_MAX};
 use crate::superblock::{SharedSuperblock, Superblock};
@@ -680,9 +680,9 @@ fn is_refusal(error: &Error) -> bool {
 fn announce(store: &Store, record: &Record<'_>) {
     if store.has_checkpoint()
         && record.meta.kind == RecordKind::Batch
-        && let Ok(LogOperation::Put(put)) = decode(record.body)
+        && let Some(key) = put_key(record.body)
     {
-        store.read_ahead(&put.key);
+        store.read_ahead(key);
     }
 }
 

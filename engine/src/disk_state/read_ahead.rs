@@ -11,6 +11,7 @@
 //!
 //! **Does not know** why somebody will need a key.
 use super::DiskState;
+use crate::tree::PageRef;
 use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -28,6 +29,8 @@ type Job = (Arc<DiskState>, Bytes);
 #[derive(Default)]
 struct Queue {
     jobs: VecDeque<Job>,
+    /// The leaf of the newest hint: neighbouring keys, as a load in order has them, ask for it once.
+    newest: Option<PageRef>,
     started: bool,
     idle: usize,
     closing: bool,
@@ -70,15 +73,16 @@ pub(super) struct ReadAhead {
 }
 
 impl ReadAhead {
-    /// Takes a hint, or drops it.
-    pub(super) fn submit(&self, state: &Arc<DiskState>, key: &[u8]) {
+    /// Takes a hint, or drops it. `missing` is the first page on the way to the key that is not in memory.
+    pub(super) fn submit(&self, state: &Arc<DiskState>, key: &[u8], missing: PageRef) {
         if key.len() > KEY_BYTES_MAX {
             return;
         }
         let mut queue = self.shared.queue();
-        if queue.jobs.len() >= JOBS_MAX {
+        if queue.jobs.len() >= JOBS_MAX || (missing.level == 0 && queue.newest == Some(missing)) {
             return;
         }
+        queue.newest = Some(missing);
         if !queue.started {
             queue.started = true;
             for _ in 0..THREADS {
@@ -96,13 +100,9 @@ impl ReadAhead {
 
 impl Drop for ReadAhead {
     fn drop(&mut self) {
-        // Not joined: one of the threads may be the one that drops this.
-        let jobs = {
-            let mut queue = self.shared.queue();
-            queue.closing = true;
-            std::mem::take(&mut queue.jobs)
-        };
+        // Not joined: one of the threads may be the one that drops this. No hint waits any more: each holds its state, and that
+        // the shelf.
+        self.shared.queue().closing = true;
         self.shared.arrived.notify_all();
-        drop(jobs);
     }
 }

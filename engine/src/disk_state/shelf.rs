@@ -85,7 +85,10 @@ impl Shelf {
 
     /// From now on hints about what will be read are followed, by threads.
     pub(crate) fn start_read_ahead(&self) {
-        self.read_ahead.get_or_init(ReadAhead::default);
+        // Without a cache every page would be read twice.
+        if self.options.cache_bytes > 0 {
+            self.read_ahead.get_or_init(ReadAhead::default);
+        }
     }
 
     /// Opens an r segment. One that is damaged concerns those who read it, and is noted; one of a later format is refused.

@@ -140,6 +140,15 @@ fn count(operations: usize) -> [u8; 4] {
     u32::try_from(operations).expect("a transaction has fewer than 2^32 parts").to_le_bytes()
 }
 
+/// The key that a body sets, if it sets one and nothing else; its value is not copied.
+pub(crate) fn put_key(body: &[u8]) -> Option<&[u8]> {
+    let mut reader = Reader::new(body);
+    let is_put = reader.u8().ok()? == BODY_FORMAT_VERSION && reader.u8().ok()? == 1;
+    // Flags and lease.
+    reader.take(1 + 8).ok()?;
+    is_put.then(|| reader.bytes().ok())?
+}
+
 fn encode_put(put: &Put, out: &mut Vec<u8>) {
     out.push(1);
     out.push(flags(&[put.prev_kv, put.ignore_value, put.ignore_lease]));
@@ -398,8 +407,14 @@ mod tests {
         for operation in samples() {
             let mut body = Vec::new();
             encode(&operation, &mut body).unwrap();
+            let key = match &operation {
+                LogOperation::Put(put) => Some(&put.key[..]),
+                _ => None,
+            };
+            assert_eq!(put_key(&body), key);
             assert_eq!(decode(&body), Ok(operation));
             for cut in 0..body.len() {
+                let _ = put_key(&body[..cut]);
                 assert!(decode(&body[..cut]).is_err(), "cut at {cut}");
             }
             body.push(0);

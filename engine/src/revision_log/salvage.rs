@@ -376,17 +376,7 @@ impl Scan<'_> {
             false => Bytes::copy_from_slice(stored.value.bytes),
             true => self.decompress(stored).map_err(|what| (key.clone(), what))?,
         };
-        let record = stored.record;
-        Ok(OwnedRecord {
-            revision: record.revision,
-            version: record.version,
-            create_revision: record.create_revision,
-            lease: record.lease,
-            prev: record.prev,
-            jump: record.jump,
-            key,
-            value,
-        })
+        Ok(OwnedRecord::of(&stored.record, key, value))
     }
 
     fn decompress(&self, stored: &StoredRecord<'_>) -> Result<Bytes, String> {

@@ -455,17 +455,7 @@ impl RevisionSegment {
             let both = Bytes::from(both);
             (both.slice(..key.len()), both.slice(key.len()..))
         };
-        let record = stored.record;
-        Ok(Ok(OwnedRecord {
-            revision: record.revision,
-            version: record.version,
-            create_revision: record.create_revision,
-            lease: record.lease,
-            prev: record.prev,
-            jump: record.jump,
-            key,
-            value,
-        }))
+        Ok(Ok(OwnedRecord::of(&stored.record, key, value)))
     }
 
     fn refusal(&self, revision: Revision) -> Error {
