@@ -540,7 +540,8 @@ impl Core {
             self.push_to = self.last_lsn;
             self.unsynced_since_us = None;
         }
-        self.push_to.is_some_and(|lsn| lsn >= self.log.durable_lsn())
+        // With nothing to push it is the log's own work: promises after a pause, files that are used again.
+        self.push_to.is_some_and(|lsn| lsn >= self.log.durable_lsn()) || self.log.pending_bytes() == 0
     }
 
     /// Microseconds until the interval asks for a push; a very long time when none does.
