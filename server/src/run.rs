@@ -8,7 +8,8 @@
 //! 5. the device is measured in the background, if it was not measured before.
 //!
 //! **Stop**, on SIGTERM or SIGINT: health says not serving · sockets close and connections are told to go away · watches end · other streams
-//! are cut after [`STREAMS_CUT`] · what is left gets until [`DRAIN`] · the log is closed. The caller then ends the process by the same signal.
+//! are cut after [`STREAMS_CUT`] · what is left gets until [`DRAIN`] · a checkpoint is made of what
+//! is in memory, and the log is closed. The caller then ends the process by the same signal.
 //!
 //! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
@@ -69,6 +70,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         log_notice(notice);
     }
     log_settings(&settings);
+    raise_descriptor_limit();
     // Signals are taken from here on: one that comes while the log is replayed must not cut it short unnoticed.
     let mut terminate = signal(SignalKind::terminate()).map_err(|error| error.to_string())?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
@@ -119,6 +121,20 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     server.stop().await?;
     tracing::info!("closed the member");
     Ok(stopped)
+}
+
+/// Raises the limit of open files as far as the process may: each connection takes one and each segment of the data directory, of which
+/// there are some twenty for a GiB. Go programs, etcd among them, find it raised by their runtime; 1,024 is the usual start.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        let current = limit.current.map_or("none".into(), |count| count.to_string());
+        tracing::warn!(limit = current, error = %error, "the limit of open files could not be raised");
+    }
 }
 
 /// Logs a notice of the settings.
