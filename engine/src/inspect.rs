@@ -15,8 +15,8 @@
 mod view;
 
 pub use view::{
-    CellView, IndexBlockView, KeyView, LivePageView, PageView, RecordView, SegmentDetail, SegmentView,
-    SuperblockView, TreeView,
+    CellView, IndexBlockView, KeyView, LivePageView, LogRecordView, LogView, PageView, RecordView,
+    SegmentDetail, SegmentView, SuperblockView, TreeView,
 };
 
 use crate::disk_state::{DiskState, Positions, Shelf, ShelfOptions, VerifyCounts, VerifyProgress};
@@ -26,7 +26,8 @@ use crate::io::read_only_disk::ReadOnlyDisk;
 use crate::io::{IoErrorKind, Operation, Outcome};
 use crate::segment;
 use crate::superblock::{self, Stage, Superblock};
-use crate::wal::{self, LogReport};
+use crate::wal::{self, LogReport, Record};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -178,11 +179,54 @@ impl Inspection {
         }
     }
 
+    /// Reads and verifies the log from the replay position to its end. Holds the newest `newest_max` records, with the first
+    /// [`LogRecordView::BODY_BYTES_MAX`] bytes of each. `progress` as for [`Self::verify`].
+    ///
+    /// # Errors
+    /// The first damage found.
+    pub fn log(
+        directory: impl AsRef<Path>,
+        newest_max: usize,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<LogView> {
+        let mut retries = Retries::default();
+        loop {
+            let mut sequence = None;
+            let opened = Self::open_once(directory.as_ref(), &mut sequence);
+            match opened.and_then(|inspection| inspection.log_once(newest_max, progress)) {
+                Ok(view) => return Ok(view),
+                Err(error) => {
+                    if let Some(error) = retries.judge(sequence, error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    fn log_once(&self, newest_max: usize, progress: &mut dyn FnMut(VerifyProgress)) -> Result<LogView> {
+        let segment_bytes = u64::from(self.superblock.segment_bytes);
+        let mut newest = VecDeque::new();
+        let mut take = |record: &Record<'_>| {
+            if newest.len() == newest_max {
+                newest.pop_front();
+            }
+            if newest.len() < newest_max {
+                newest.push_back(LogRecordView::of(record, segment_bytes));
+            }
+        };
+        let report = match self.superblock.stage {
+            Stage::Creating => None,
+            Stage::Ready => Some(self.read_log(&mut take, progress)?),
+        };
+        Ok(LogView { replay_lsn: self.superblock.wal_replay_lsn.0, report, newest: newest.into() })
+    }
+
     fn verify_once(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<Verified> {
         self.verify_copies()?;
         let log = match self.superblock.stage {
             Stage::Creating => None,
-            Stage::Ready => Some(self.verify_log(progress)?),
+            Stage::Ready => Some(self.read_log(&mut |_| {}, progress)?),
         };
         Ok(Verified { checkpoint: self.state.verify(progress)?, log })
     }
@@ -209,7 +253,11 @@ impl Inspection {
         Ok(())
     }
 
-    fn verify_log(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<LogReport> {
+    fn read_log(
+        &self,
+        visit: &mut dyn FnMut(&Record<'_>),
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<LogReport> {
         let mut disk = ReadOnlyDisk::open(&self.directory)?;
         let Superblock { database, segment_bytes, wal_replay_lsn, .. } = self.superblock;
         wal::inspect(
@@ -217,7 +265,10 @@ impl Inspection {
             database,
             u64::from(segment_bytes),
             wal_replay_lsn,
-            &mut |_| Ok(()),
+            &mut |record| {
+                visit(record);
+                Ok(())
+            },
             &mut |read| {
                 progress(VerifyProgress {
                     part: "log",

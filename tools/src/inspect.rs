@@ -9,15 +9,17 @@ pub(crate) mod report;
 
 use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::options::GlobalOptions;
+use crate::progress::ProgressLine;
 use clap::{Args, Subcommand};
 use report::{Cell, Report, Section};
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use sternpost_engine::Error;
 use sternpost_engine::inspect::{Inspection, RecordView, SegmentView, SuperblockView};
 use sternpost_engine::segment::SegmentKind;
 use sternpost_engine::tree::PageRef;
+use sternpost_engine::wal::LogReport;
 
 /// So many versions of a key are shown; each older one is a read more.
 const VERSIONS_MAX: usize = 100;
@@ -45,6 +47,12 @@ enum What {
     Super,
     /// Segments of the checkpoint, oldest first, with what is alive in them
     Segments,
+    /// The log behind the checkpoint: its end, and its newest records
+    Wal {
+        /// How many records are shown
+        #[arg(long, default_value_t = 20)]
+        newest: usize,
+    },
     /// The trees: height, pages, bytes, keys
     Tree,
     /// One segment: its index blocks, or its live pages
@@ -84,15 +92,17 @@ pub(crate) fn run(command: InspectCommand, options: &GlobalOptions) -> Result<()
 }
 
 fn report_of(command: &InspectCommand) -> Result<Report, Error> {
-    let inspection = Inspection::open(&command.directory.data_dir)?;
+    let directory = &command.directory.data_dir;
+    let inspection = || Inspection::open(directory);
     match &command.what {
-        What::Super => Ok(superblock(&inspection.superblock())),
-        What::Segments => segments(&inspection),
-        What::Tree => trees(&inspection),
-        What::Segment { id } => segment(&inspection, *id),
-        What::Page { segment, block } => page(&inspection, *segment, *block),
-        What::Record { revision } => records(&inspection, revision),
-        What::Key { key } => key_report(&inspection, key.as_bytes()),
+        What::Super => Ok(superblock(&inspection()?.superblock())),
+        What::Segments => segments(&inspection()?),
+        What::Wal { newest } => wal(directory, *newest),
+        What::Tree => trees(&inspection()?),
+        What::Segment { id } => segment(&inspection()?, *id),
+        What::Page { segment, block } => page(&inspection()?, *segment, *block),
+        What::Record { revision } => records(&inspection()?, revision),
+        What::Key { key } => key_report(&inspection()?, key.as_bytes()),
     }
 }
 
@@ -180,6 +190,40 @@ fn segment_row(view: &SegmentView) -> Vec<Cell> {
 
 fn percent(part: u64, whole: u64) -> u64 {
     u64::try_from(u128::from(part) * 100 / u128::from(whole.max(1))).unwrap_or(u64::MAX)
+}
+
+fn wal(directory: &Path, newest: usize) -> Result<Report, Error> {
+    let mut line = ProgressLine::new();
+    let view = Inspection::log(directory, newest, &mut |progress| {
+        line.show(progress.part, progress.bytes_done, Some(progress.bytes_total));
+    });
+    line.clear();
+    let view = view?;
+    let number =
+        |of: fn(&LogReport) -> u64| view.report.as_ref().map_or(Cell::None, |it| Cell::number(of(it)));
+    let fields = vec![
+        ("replay_lsn", Cell::number(view.replay_lsn)),
+        ("end_lsn", number(|log| log.end_lsn.0)),
+        ("records", number(|log| log.records_count)),
+        ("bytes", number(|log| log.bytes)),
+        ("segments", number(|log| log.segments_count)),
+        ("groups_behind", number(|log| log.groups_behind_count)),
+    ];
+    let rows = view.newest.iter().map(|record| {
+        vec![
+            Cell::number(record.lsn),
+            Cell::number(record.segment),
+            Cell::number(record.offset),
+            Cell::text(format!("{:?}", record.kind)),
+            Cell::number(record.term),
+            Cell::number(record.index),
+            Cell::number(record.body_bytes),
+            Cell::bytes(&record.body),
+        ]
+    });
+    let columns = &["lsn", "segment", "offset", "kind", "term", "index", "body_bytes", "body_begins"];
+    let newest = Section::list("newest_records", columns, rows.collect());
+    Ok(Report::new(vec![Section::fields("wal", fields), newest]))
 }
 
 fn segments(inspection: &Inspection) -> Result<Report, Error> {

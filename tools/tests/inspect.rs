@@ -184,6 +184,15 @@ fn a_directory_is_shown_from_the_superblock_down_to_one_key_and_nothing_changes(
         assert!(output.status.code() == Some(1) && stderr.contains(said), "{arguments:?}: {stderr}");
     }
 
+    let log = json(directory, &["inspect", "wal", "--newest", "3"]);
+    let (wal, newest) = (&log["wal"], log["newest_records"].as_array().expect("a list"));
+    assert!(number(&wal["records"]) >= 20 && number(&wal["end_lsn"]) > number(&wal["replay_lsn"]), "{log}");
+    assert_eq!((newest.len(), &newest[2]["kind"]), (3, &"Batch".into()), "{log}");
+    assert_eq!(number(&newest[2]["index"]), number(&newest[0]["index"]) + 2, "{log}");
+    let place = number(&newest[0]["segment"]) * LOG_SEGMENT_BYTES + number(&newest[0]["offset"]);
+    assert_eq!(place, number(&newest[0]["lsn"]));
+    assert!(text(directory, &["inspect", "wal"]).contains("BODY BEGINS"));
+
     let said = text(directory, &["verify"]);
     assert!(said.starts_with("verified: superblock, ") && said.ends_with(" 500 keys\n"), "{said}");
     let verified = json(directory, &["verify"]);

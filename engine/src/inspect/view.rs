@@ -7,6 +7,7 @@ use crate::revision_log::{Entry, OwnedRecord};
 use crate::segment::{self, SegmentKind};
 use crate::superblock::{Mode, Stage};
 use crate::tree::{Page, PageRef, Pages, Tree};
+use crate::wal::{LogReport, Record, RecordKind};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -100,6 +101,57 @@ pub struct IndexBlockView {
     pub offset: u64,
     /// Length of the block.
     pub bytes: u32,
+}
+
+/// One record of the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogRecordView {
+    /// Its position.
+    pub lsn: u64,
+    /// Number of the log segment in which it begins, and where in the file.
+    pub segment: u64,
+    /// See `segment`.
+    pub offset: u64,
+    /// What it is, as the format names it.
+    pub kind: RecordKind,
+    /// 0 in the log of an embedded database.
+    pub term: u64,
+    /// Of the entry or operation.
+    pub index: u64,
+    /// Length of its body.
+    pub body_bytes: u64,
+    /// What the body begins with.
+    pub body: Bytes,
+}
+
+impl LogRecordView {
+    /// So much of a body is held.
+    pub const BODY_BYTES_MAX: usize = 256;
+
+    pub(super) fn of(record: &Record<'_>, segment_bytes: u64) -> Self {
+        let held = record.body.len().min(Self::BODY_BYTES_MAX);
+        Self {
+            lsn: record.lsn.0,
+            segment: record.lsn.0 / segment_bytes,
+            offset: record.lsn.0 % segment_bytes,
+            kind: record.meta.kind,
+            term: record.meta.term,
+            index: record.meta.index,
+            body_bytes: record.body.len() as u64,
+            body: Bytes::copy_from_slice(&record.body[..held]),
+        }
+    }
+}
+
+/// The log behind a checkpoint.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LogView {
+    /// Where a start begins to replay.
+    pub replay_lsn: u64,
+    /// Its end and what was read; none while the directory is being made.
+    pub report: Option<LogReport>,
+    /// The newest records, oldest first.
+    pub newest: Vec<LogRecordView>,
 }
 
 /// A page that a tree refers to.
