@@ -27,7 +27,6 @@
 mod backup;
 pub(crate) mod core;
 mod export;
-mod replay;
 mod reply;
 #[cfg(feature = "sim")]
 mod simulated;

@@ -14,6 +14,7 @@
 //! open never changes acknowledged bytes.
 pub mod calibration;
 mod hold;
+mod pipeline;
 mod yielding;
 
 pub use hold::LogHold;
@@ -37,6 +38,7 @@ use crate::wal::{
 };
 use calibration::{CalibrationJob, SyncSwitch};
 use hold::Holds;
+use pipeline::pipelined;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use yielding::YieldingDevice;
@@ -169,7 +171,7 @@ impl PreparedLog {
     }
 
     /// False on a simulated disk.
-    pub(crate) fn is_on_device(&self) -> bool {
+    fn is_on_device(&self) -> bool {
         matches!(self.place, Place::Directory { .. })
     }
 
@@ -235,6 +237,32 @@ impl PreparedLog {
             });
         }
         Ok((log, report, created))
+    }
+}
+
+impl PreparedLog {
+    /// The same with two threads: this one reads and verifies, and calls `announce` with every record some time before `visit`, on the
+    /// other, sees it. `announce` may do no more than have things read that `visit` will need. On a simulated disk, where the order of reads
+    /// would become a matter of chance, it is not called and there is one thread.
+    ///
+    /// # Errors
+    /// Those of [`Self::recover`]; that of `visit`, if it has one, before any other.
+    pub fn recover_ahead(
+        self,
+        announce: &mut dyn FnMut(&Record<'_>),
+        visit: &mut (dyn FnMut(&Record<'_>) -> Result<()> + Send),
+        progress: &mut dyn FnMut(OpenProgress<'_>),
+    ) -> Result<(Log, RecoveryReport, bool)> {
+        if !self.is_on_device() {
+            return self.recover(visit, progress);
+        }
+        pipelined(visit, |visit| {
+            let mut announced = |record: &Record<'_>| {
+                announce(record);
+                visit(record)
+            };
+            self.recover(&mut announced, progress)
+        })
     }
 }
 

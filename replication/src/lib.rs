@@ -11,4 +11,4 @@ pub mod state_machine;
 
 pub use replicator::{Class, Genesis, ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
 pub use solo::{Solo, SoloOptions};
-pub use state_machine::{Entry, Rejection, StateMachine};
+pub use state_machine::{Announce, Entry, Rejection, StateMachine};

@@ -356,9 +356,20 @@ impl<M: StateMachine> SoloCore<M> {
             machine.attached();
         }
         let applied_index = machine.applied_index();
+        let announcer = machine.announcer();
         let mut replay = Replay { genesis: None, last_index: applied_index, applied_index };
         let mut visit = |record: &Record<'_>| replay.visit(&mut machine, &mut checkpointer, record);
-        let (log, recovery, created) = prepared.recover(&mut visit, progress)?;
+        let mut announce = |record: &Record<'_>| {
+            if let Some(announce) = &announcer
+                && record.meta.kind == RecordKind::RaftEntry
+                && record.meta.index > applied_index
+                // Who visits it says what is wrong with it.
+                && let Ok(commands) = decode_entry(record.body)
+            {
+                commands.into_iter().for_each(announce);
+            }
+        };
+        let (log, recovery, created) = prepared.recover_ahead(&mut announce, &mut visit, progress)?;
         log.start_checkpoints(&mut checkpointer)?;
         machine.flush();
         let superblock = log.identity();

@@ -23,6 +23,9 @@ pub enum Rejection {
     Stopped(String),
 }
 
+/// See [`StateMachine::announcer`].
+pub type Announce = Box<dyn Fn(&[u8]) + Send>;
+
 /// A deterministic machine of commands: the same entries give the same state on every member.
 pub trait StateMachine: Send + 'static {
     /// Applies one entry; called in index order, each index once per process. Cannot fail: a command that is refused
@@ -45,6 +48,12 @@ pub trait StateMachine: Send + 'static {
 
     /// The store was filled from a checkpoint, before the log is replayed: the moment to read what is kept in memory.
     fn attached(&mut self) {}
+
+    /// What is to be called with a command some time before it is applied, on another thread: it may have things read that the
+    /// command will need, and changes nothing. Asked for once, after [`Self::attached`], for the commands of the log that is replayed.
+    fn announcer(&self) -> Option<Announce> {
+        None
+    }
 
     /// Takes over the state of a checkpoint at (`index`, `term`), before any entry is applied. The first one is the
     /// genesis: `state` is then what [`crate::Genesis::state`] was given.

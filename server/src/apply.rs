@@ -37,7 +37,7 @@ use lease::LeaseTable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sternpost_engine::mvcc::{DeleteRange, Put, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
-use sternpost_replication::{Entry, Rejection, StateMachine};
+use sternpost_replication::{Announce, Entry, Rejection, StateMachine};
 
 /// See the module.
 pub struct Machine {
@@ -227,7 +227,7 @@ impl StateMachine for Machine {
             })
         });
         let decoded = decoded.collect::<Vec<_>>();
-        if decoded.len() > 1 {
+        if decoded.len() > 1 && !entry.replay {
             // What one of them needs from disk is read while those before it are executed.
             for (_, command) in &decoded {
                 if let Command::Put(put) = command {
@@ -255,6 +255,15 @@ impl StateMachine for Machine {
 
     fn attached(&mut self) {
         self.load();
+    }
+
+    fn announcer(&self) -> Option<Announce> {
+        let store = self.writer.store().clone();
+        Some(Box::new(move |bytes| match command::decode(bytes) {
+            Ok((_, Command::Put(put))) => store.read_ahead(&put.key),
+            Ok((_, Command::Txn(txn))) => Txn::from(txn).single_keys().for_each(|key| store.read_ahead(key)),
+            _ => {}
+        }))
     }
 
     fn flush(&mut self) {

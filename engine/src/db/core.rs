@@ -8,7 +8,6 @@
 //! **Invariant D2**: the durable revision never exceeds the revision of the last write below the durable position.
 mod load;
 
-use super::replay::pipelined;
 use super::reply::{Reply, WriteFuture, pair};
 use crate::base::ids::{GroupId, Lsn};
 use crate::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer};
@@ -332,18 +331,8 @@ impl Core {
         let store = writer.store().clone();
         let apply =
             &mut |record: &Record<'_>| replay(&mut writer, &mut checkpointer, &mut last_index, record);
-        let (log, _, _) = if on_device {
-            pipelined(apply, |visit| {
-                let mut announced = |record: &Record<'_>| {
-                    announce(&store, record);
-                    visit(record)
-                };
-                prepared.recover(&mut announced, &mut |_| {})
-            })?
-        } else {
-            // A simulated disk counts operations; two threads would make their order a matter of chance.
-            prepared.recover(apply, &mut |_| {})?
-        };
+        let (log, _, _) =
+            prepared.recover_ahead(&mut |record| announce(&store, record), apply, &mut |_| {})?;
         log.start_checkpoints(&mut checkpointer)?;
         writer.notify();
         let core = Self {
@@ -677,13 +666,15 @@ fn is_refusal(error: &Error) -> bool {
     matches!(error, Error::Invalid(_) | Error::Compacted(_) | Error::FutureRevision(_) | Error::Unanswered(_))
 }
 
-/// Says which key a record changes, to be read while those before it are applied. A transaction says so itself.
+/// Says which keys a record needs, to be read while those before it are applied.
 fn announce(store: &Store, record: &Record<'_>) {
-    if store.has_checkpoint()
-        && record.meta.kind == RecordKind::Batch
-        && let Some(key) = put_key(record.body)
-    {
+    if !store.has_checkpoint() || record.meta.kind != RecordKind::Batch {
+        return;
+    }
+    if let Some(key) = put_key(record.body) {
         store.read_ahead(key);
+    } else if let Ok(LogOperation::Txn(txn)) = decode(record.body) {
+        txn.single_keys().for_each(|key| store.read_ahead(key));
     }
 }
 

@@ -51,7 +51,7 @@ impl RecordBatch {
 ///
 /// # Errors
 /// Those of `apply`, else those of `read`, else that no thread could be had.
-pub(crate) fn pipelined<T>(
+pub(super) fn pipelined<T>(
     apply: &mut (dyn FnMut(&Record<'_>) -> Result<()> + Send),
     read: impl FnOnce(&mut dyn FnMut(&Record<'_>) -> Result<()>) -> Result<T>,
 ) -> Result<T> {

@@ -201,6 +201,21 @@ pub struct Txn {
     pub failure: Vec<TxnOperation>,
 }
 
+impl Txn {
+    /// The single keys of its conditions and operations, those of nested transactions left out.
+    pub fn single_keys(&self) -> impl Iterator<Item = &Bytes> {
+        let compares = self.compares.iter().map(|compare| &compare.range);
+        let operations = self.success.iter().chain(&self.failure);
+        let single = operations.filter_map(|operation| match operation {
+            TxnOperation::Put(put) => Some(&put.key),
+            TxnOperation::Range(range) => range.range.single(),
+            TxnOperation::DeleteRange(delete) => delete.range.single(),
+            TxnOperation::Txn(_) => None,
+        });
+        compares.filter_map(KeyRange::single).chain(single)
+    }
+}
+
 /// Answer to one operation of a transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names are the operations'")]

@@ -203,19 +203,8 @@ impl StoreWriter {
 
     /// Says which keys a transaction will need, if they are several.
     fn read_ahead(&self, txn: &Txn) {
-        let keys = || {
-            let compares = txn.compares.iter().map(|compare| &compare.range);
-            let operations = txn.success.iter().chain(&txn.failure);
-            let single = operations.filter_map(|operation| match operation {
-                TxnOperation::Put(put) => Some(&put.key),
-                TxnOperation::Range(range) => range.range.single(),
-                TxnOperation::DeleteRange(delete) => delete.range.single(),
-                TxnOperation::Txn(_) => None,
-            });
-            compares.filter_map(KeyRange::single).chain(single)
-        };
-        if keys().nth(1).is_some() {
-            keys().for_each(|key| self.view.read_ahead(key));
+        if txn.single_keys().nth(1).is_some() {
+            txn.single_keys().for_each(|key| self.view.read_ahead(key));
         }
     }
 
