@@ -30,6 +30,7 @@ mod key_edits;
 mod pacing;
 mod planted;
 pub(crate) mod rebuild;
+mod rest;
 #[cfg(feature = "sim")]
 pub mod simulated;
 mod sink;

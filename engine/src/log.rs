@@ -295,6 +295,11 @@ impl Log {
         self.give_back();
     }
 
+    /// Removes files that are kept for a burst of writing: to be called when there is none. See [`Wal::trim`].
+    pub fn trim(&mut self) {
+        self.wal.trim();
+    }
+
     fn give_back(&mut self) {
         let lsn = self.holds.lowest().map_or(self.replay_lsn, |held| held.min(self.replay_lsn));
         self.wal.set_replay_lsn(lsn);
@@ -455,7 +460,7 @@ fn make_superblock(
 ) -> Result<Superblock> {
     let mut database = [0; 16];
     Rng::new(!seed).fill(&mut database);
-    let segment_bytes = options.segment_bytes.unwrap_or(format::SEGMENT_BYTES_MAX);
+    let segment_bytes = options.segment_bytes.unwrap_or(WalOptions::default().segment_bytes);
     let segment_bytes = u32::try_from(segment_bytes).map_err(|_| {
         Error::Refused(format!("a segment of {segment_bytes} bytes is beyond {}", format::SEGMENT_BYTES_MAX))
     })?;

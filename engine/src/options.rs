@@ -29,7 +29,7 @@ pub const UNSYNCED_BYTES_MAX: usize = 8 << 20;
 pub struct LogOptions {
     /// Ring, syscalls, or the best that works.
     pub io_backend: BackendChoice,
-    /// Size of a log segment, 64 KiB to 64 MiB. `None`: 64 MiB. A directory keeps the size it was made
+    /// Size of a log segment, 64 KiB to 64 MiB. `None`: 16 MiB. A directory keeps the size it was made
     /// with.
     pub segment_bytes: Option<u64>,
     /// How a group is made durable. `None`: what was measured for this device, else the linked pair.

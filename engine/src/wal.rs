@@ -183,7 +183,8 @@ pub struct WalOptions {
 impl Default for WalOptions {
     fn default() -> Self {
         Self {
-            segment_bytes: SEGMENT_BYTES_MAX,
+            // Small against what a checkpoint leaves of the log, so that a database at rest keeps little of it; large against a group.
+            segment_bytes: 16 << 20,
             groups_in_flight_max: 2,
             group_bytes_max: GROUP_BYTES_MAX,
             group_records_max: 4096,
@@ -594,6 +595,12 @@ impl Wal {
             self.durable_lsn()
         );
         self.replay_lsn = self.replay_lsn.max(lsn);
+    }
+
+    /// Removes the spares that are kept because the log was longer: what is left of them serves the start of a burst, and more are
+    /// made while it lasts.
+    pub fn trim(&mut self) {
+        self.pool.trim();
     }
 
     /// Makes everything durable, writes a group that promises everything, and closes the files.

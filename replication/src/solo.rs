@@ -449,6 +449,9 @@ impl<M: StateMachine> SoloCore<M> {
         {
             self.log.set_replay_lsn(replay_lsn);
         }
+        if self.checkpointer.take_rested() {
+            self.log.trim();
+        }
         self.look();
         let closing = self.take_queue();
         self.log.submit();
@@ -615,6 +618,12 @@ impl<M: StateMachine> SoloCore<M> {
     }
 
     fn close(mut self) -> Result<()> {
+        if !self.failed
+            && let Some(storage) = self.machine.storage()
+            && let Some(replay_lsn) = self.checkpointer.finish(storage, self.log.durable_lsn())
+        {
+            self.log.set_replay_lsn(replay_lsn);
+        }
         self.checkpointer.close();
         // Left in the queue when memory was full at the end: nobody else answers their proposers.
         let commands: Vec<_> = {

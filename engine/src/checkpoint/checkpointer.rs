@@ -3,7 +3,11 @@
 //! **Contract.** The thread that owns a [`StoreWriter`] and its log holds one [`Checkpointer`] and calls, in this order:
 //! [`Checkpointer::attach`] before the log is replayed; [`Checkpointer::after_entry`] behind every applied entry, replayed
 //! ones too; [`Checkpointer::start`] when the log is open; [`Checkpointer::poll`] now and then, which says from where on
-//! the log is still needed. While [`Checkpointer::is_full`] the owner applies nothing more: memory is bounded by that.
+//! the log is still needed; [`Checkpointer::finish`] when nothing more will be applied. While [`Checkpointer::is_full`] the
+//! owner applies nothing more: memory is bounded by that.
+//!
+//! **When to cut.** When the memtable is full, when the log has grown by [`CheckpointOptions::wal_bytes_max`], when the owner is at rest
+//! (see `rest`), and at the end: so that the next start has little to replay.
 //!
 //! **States of a run**: *cut* (its memtables are frozen) → *waiting* (until the log is durable up to the cut: a checkpoint
 //! never holds what a crash could take from the log) → *under way* → *durable*, installed.
@@ -11,6 +15,7 @@
 //! **Does not know** what an entry is.
 use super::pacing::{Intake, Pacer};
 use super::planted::{Planted, PlantedBug};
+use super::rest::Rest;
 use super::worker::{Done, Maker, OpenDevice, Worker};
 use super::{CheckpointReport, Checkpoints, SegmentIds, remove_orphans};
 use crate::base::ids::Lsn;
@@ -26,6 +31,9 @@ use std::sync::Arc;
 
 /// So many runs may be cut and not durable.
 const RUNS_MAX: usize = 3;
+/// The end does not wait for checkpoints that would take longer than so many microseconds together, as the last ones did: what
+/// stops a process kills it some time later. What they would have held is in the log.
+const FINISH_US_MAX: u64 = 10_000_000;
 
 /// When checkpoints are made, and sizes on disk.
 #[derive(Clone, Debug)]
@@ -35,6 +43,11 @@ pub struct CheckpointOptions {
     /// A checkpoint is made when the log has grown by so many bytes since the last one, however little is in memory: it
     /// bounds the next start.
     pub wal_bytes_max: u64,
+    /// Nothing was applied for so many microseconds: the owner is at rest. 5 s by default.
+    pub rest_us: u64,
+    /// At rest, and when it is closed, a checkpoint is made if the log has grown by more than this since the last one: 1 MiB by
+    /// default, which is replayed in some milliseconds.
+    pub rest_wal_bytes_max: u64,
     /// Changes on disk that one checkpoint looks at for what a compaction made dead, 262,144 by default (some tenths of a second); the
     /// next checkpoint goes on there. At least 1.
     pub sweep_changes_max: usize,
@@ -51,6 +64,8 @@ impl Default for CheckpointOptions {
         Self {
             shelf: ShelfOptions::default(),
             wal_bytes_max: 128 << 20,
+            rest_us: 5_000_000,
+            rest_wal_bytes_max: 1 << 20,
             sweep_changes_max: 1 << 18,
             dictionary_records_min: 4096,
             #[cfg(feature = "planted-bugs")]
@@ -123,6 +138,13 @@ pub struct Checkpointer {
     intake: Intake,
     /// Something was left in that queue.
     is_left: bool,
+    rest: Rest,
+    /// As of the last poll.
+    durable: Lsn,
+    /// What [`Self::take_rested`] takes.
+    has_rested: bool,
+    /// As of the last look.
+    now_us: u64,
 }
 
 impl Checkpointer {
@@ -182,6 +204,10 @@ impl Checkpointer {
             pacer: Pacer::new(RUNS_MAX),
             intake: Intake::All,
             is_left: false,
+            rest: Rest::new(),
+            durable: Lsn(0),
+            has_rested: false,
+            now_us: 0,
         })
     }
 
@@ -256,11 +282,68 @@ impl Checkpointer {
         &self.state
     }
 
+    /// Cuts when the owner is at rest, if there is anything worth it.
+    fn cut_at_rest(&mut self, writer: &mut StoreWriter, durable: Lsn) {
+        if !self.rest.is_due() {
+            return;
+        }
+        self.rest.taken();
+        self.has_rested = !self.cut_last(writer, durable);
+    }
+
+    /// Cuts behind the last entry, if it is durable and the log has grown enough for it; true if so.
+    fn cut_last(&mut self, writer: &mut StoreWriter, durable: Lsn) -> bool {
+        let Some(last_entry) = self.last_entry else { return false };
+        let last_cut = self.last_cut.unwrap_or(last_entry.lsn);
+        let is_worth_it = last_entry.lsn.0.saturating_sub(last_cut.0) > self.options.rest_wal_bytes_max
+            && last_entry.lsn < durable
+            && writer.store().applied().0 == last_entry.index
+            && self.worker.is_some()
+            && !self.told_failing;
+        if is_worth_it {
+            self.cut(writer, last_entry);
+        }
+        is_worth_it
+    }
+
+    /// True once for each rest, when there is nothing left that would make the log shorter.
+    pub fn take_rested(&mut self) -> bool {
+        std::mem::take(&mut self.has_rested)
+    }
+
     /// Hands over what the log has made durable, and installs what is done. Returns the position from which on the log
     /// is needed, if that has changed.
     pub fn poll(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
+        self.durable = durable;
         self.cut_for_sweep(writer);
-        let worker = self.worker.as_mut()?;
+        self.cut_at_rest(writer, durable);
+        self.hand_over(writer, durable);
+        self.install(writer)
+    }
+
+    /// When nothing more will be applied: makes a checkpoint of what is in memory and durable in the log, and blocks until it is
+    /// durable too. Left to the log are what a disk that fails does not take, what would take too long, and the last
+    /// [`CheckpointOptions::rest_wal_bytes_max`]. Returns what [`Self::poll`] does.
+    pub fn finish(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
+        let runs = self.runs_count() as u64 + 1;
+        if self.pacer.run_us().is_some_and(|run_us| runs.saturating_mul(run_us) > FINISH_US_MAX) {
+            return None;
+        }
+        self.cut_last(writer, durable);
+        self.hand_over(writer, durable);
+        let mut replay = None;
+        loop {
+            replay = self.install(writer).or(replay);
+            let is_over = self.under_way_count == 0 || self.told_failing;
+            match &mut self.worker {
+                Some(worker) if !is_over => worker.wait_done(),
+                _ => return replay,
+            }
+        }
+    }
+
+    fn hand_over(&mut self, writer: &StoreWriter, durable: Lsn) {
+        let Some(worker) = &mut self.worker else { return };
         if self.shelf.names.is_due() {
             worker.remove_kept();
         }
@@ -276,6 +359,10 @@ impl Checkpointer {
             }
             worker.submit(run);
         }
+    }
+
+    fn install(&mut self, writer: &mut StoreWriter) -> Option<Lsn> {
+        let worker = self.worker.as_mut()?;
         let mut replay = None;
         while let Some(Done { run, state, report }) = worker.take_done() {
             self.state = state.clone();
@@ -322,6 +409,9 @@ impl Checkpointer {
     /// While checkpoints fail there is no speed to keep to.
     pub fn look(&mut self, writer: &StoreWriter, now_us: u64) -> bool {
         let (runs, under_way) = (self.runs_count(), self.under_way_count > 0);
+        let last_index = self.last_entry.map_or(0, |entry| entry.index);
+        self.now_us = now_us;
+        self.rest.look((last_index, self.durable), runs > 0, now_us, self.options.rest_us);
         self.intake = match self.worker.is_none() || self.told_failing {
             true => Intake::All,
             false => self.pacer.intake(runs, under_way, writer.filled(), now_us),
@@ -344,10 +434,11 @@ impl Checkpointer {
         taken
     }
 
-    /// How long the owner may sleep because of what it left in the queue, as of the last look. A checkpoint that is done wakes it
-    /// when nothing may be taken at all.
+    /// How long the owner may sleep because of what it left in the queue, as of the last look, and until it is at rest. A checkpoint
+    /// that is done wakes it when nothing may be taken at all.
     pub fn sleep_us_max(&self) -> u64 {
-        self.intake.sleep_us_max(self.is_left && !self.is_full())
+        let rest_us = self.rest.sleep_us_max(self.now_us, self.options.rest_us);
+        self.intake.sleep_us_max(self.is_left && !self.is_full()).min(rest_us)
     }
 
     /// Why checkpoints fail at the moment, if they do.

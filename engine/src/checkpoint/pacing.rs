@@ -124,6 +124,11 @@ impl Pacer {
         }
     }
 
+    /// How long the checkpoint of a full memtable takes, if there was one.
+    pub(super) fn run_us(&self) -> Option<u64> {
+        self.run_us.map(|us| us as u64)
+    }
+
     /// What may be taken now. `runs`: open ones; `under_way`: whether one of them is being written; `filled`: the share of the
     /// active memtable that is used.
     pub(super) fn intake(&mut self, runs: usize, under_way: bool, filled: f64, now_us: u64) -> Intake {

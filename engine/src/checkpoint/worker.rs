@@ -112,6 +112,8 @@ struct Mailbox {
     failing: Option<Error>,
     /// Names that were kept may go.
     names_due: bool,
+    /// There will be no further runs: nothing is made over any more.
+    finishing: bool,
     closing: bool,
 }
 
@@ -121,7 +123,7 @@ struct Shared {
     is_done: AtomicBool,
     /// The same for `failing`.
     is_failing: AtomicBool,
-    /// A job was added, or it is time to end.
+    /// A job was added or one has come to its end, a result was taken, or it is time to end.
     changed: Condvar,
 }
 
@@ -134,6 +136,7 @@ impl Shared {
         let mut mailbox = self.mailbox();
         mailbox.failing = Some(error);
         self.is_failing.store(true, Ordering::Release);
+        self.changed.notify_all();
     }
 }
 
@@ -204,6 +207,16 @@ impl Worker {
             }
             Self::Thread(_) => None,
             Self::Here(worker) => worker.make_one(),
+        }
+    }
+
+    /// Blocks until a job that was submitted is done or has failed. None is submitted behind it.
+    pub(crate) fn wait_done(&mut self) {
+        if let Self::Thread(worker) = self {
+            let is_under_way = |mailbox: &mut Mailbox| mailbox.done.is_empty() && mailbox.failing.is_none();
+            let mut mailbox = worker.shared.mailbox();
+            mailbox.finishing = true;
+            drop(worker.shared.changed.wait_while(mailbox, is_under_way));
         }
     }
 
@@ -279,7 +292,7 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
         let run = {
             let mailbox = shared.mailbox();
             let is_idle = |mailbox: &mut Mailbox| {
-                let may_keep_up = wants_upkeep && mailbox.done.is_empty();
+                let may_keep_up = wants_upkeep && mailbox.done.is_empty() && !mailbox.finishing;
                 mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing && !mailbox.names_due
             };
             let mut mailbox =
@@ -316,6 +329,7 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                 mailbox.failing = None;
                 shared.is_failing.store(false, Ordering::Release);
                 drop(mailbox);
+                shared.changed.notify_all();
                 wake();
                 pause = PAUSE_MIN;
             }

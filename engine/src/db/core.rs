@@ -327,7 +327,6 @@ impl Core {
         let mut checkpointer = prepared.checkpointer(options)?;
         checkpointer.attach(&mut writer)?;
         let mut last_index = writer.store().applied().0;
-        let on_device = prepared.is_on_device();
         let store = writer.store().clone();
         let apply =
             &mut |record: &Record<'_>| replay(&mut writer, &mut checkpointer, &mut last_index, record);
@@ -403,6 +402,9 @@ impl Core {
         }
         if let Some(replay_lsn) = self.checkpointer.poll(&mut self.writer, self.log.durable_lsn()) {
             self.log.set_replay_lsn(replay_lsn);
+        }
+        if self.checkpointer.take_rested() {
+            self.log.trim();
         }
         if self.wants_push(closing) {
             self.log.submit();
@@ -606,8 +608,13 @@ impl Core {
         }
     }
 
-    /// Makes everything durable and writes the closing group.
+    /// Makes everything durable, a checkpoint of it if that spares the next opening something, and writes the closing group.
     pub(crate) fn close(mut self) -> Result<()> {
+        if self.stopped().is_none()
+            && let Some(replay_lsn) = self.checkpointer.finish(&mut self.writer, self.log.durable_lsn())
+        {
+            self.log.set_replay_lsn(replay_lsn);
+        }
         self.checkpointer.close();
         let result = match self.stopped() {
             Some(error) => Err(error),

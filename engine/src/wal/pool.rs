@@ -260,6 +260,12 @@ impl Pool {
         }
     }
 
+    /// Spares beyond the least are removed.
+    pub(super) fn trim(&mut self) {
+        let surplus = self.spares.len().saturating_sub(self.spares_min);
+        self.remove.extend(self.spares.drain(..surplus));
+    }
+
     /// Starts what can be started. `next_seq` is the segment to prepare, if it is time to.
     pub(super) fn pump(&mut self, io: &mut dyn Io, now_us: u64, next_seq: Option<u64>) {
         if self.stopping {
@@ -299,7 +305,7 @@ impl Pool {
             && let Some(name) = self.remove.pop()
         {
             self.removing = true;
-            io.submit(token(TokenKind::Remove, 0), Operation::Unlink { path: path(&name) });
+            io.submit(token(TokenKind::Remove, 0), Operation::Retire { path: path(&name) });
         }
         self.fill_more(io);
     }

@@ -19,6 +19,9 @@ pub(crate) fn options(seed: u64) -> Options {
     let mut options = Options::new().memtable_bytes(pick([2 << 10, 8 << 10, 32 << 10]) as usize);
     options.log.segment_bytes = Some(64 << 10);
     options.checkpoint.wal_bytes_max = pick([12 << 10, 30 << 10, 100 << 10]);
+    // Checkpoints at rest and at the end, in two runs of three.
+    options.checkpoint.rest_us = pick([1, 2_000, 5_000_000]);
+    options.checkpoint.rest_wal_bytes_max = pick([0, 6 << 10, 1 << 20]);
     options.checkpoint.sweep_changes_max = pick([1, 5, 1 << 18]) as usize;
     options.checkpoint.shelf.page_bytes = pick([512, 4096, 16 << 10]) as usize;
     options.checkpoint.shelf.segment_bytes = pick([16 << 10, 64 << 10, 1 << 20]);
