@@ -22,8 +22,9 @@
 mod shard;
 
 use crate::base::ids::SegmentId;
-use shard::{Key, Shard};
-use std::any::{Any, TypeId};
+use bytes::Bytes;
+use shard::{Key, Shard, Value};
+use std::any::Any;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most shards of a cache: more than the threads that read at one time on most machines.
@@ -34,6 +35,9 @@ const SHARD_BYTES_MIN: usize = 1 << 20;
 const ENTRIES_IN_SHARD_MIN: usize = 8;
 /// What an entry costs besides its own bytes: the slot, its share of the hash table, two counts of an `Arc`.
 pub const ENTRY_BYTES: usize = 128;
+
+/// The kind of plain bytes.
+const KIND_OF_BYTES: u8 = 0;
 
 /// What an entry is worth keeping, the best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -61,11 +65,14 @@ pub struct CacheKey {
     pub segment: SegmentId,
     /// Offset in it, in blocks of 4 KiB; or any other number that means one thing of this type in this segment, such as
     /// the ordinal of a record.
-    pub block: u32,
+    pub block: u64,
 }
 
 /// What can be kept.
 pub trait Cached: Any + Send + Sync {
+    /// A number that no other type in the same cache has; not 0.
+    const KIND: u8;
+
     /// Memory that keeping it takes, in bytes, with everything that only it keeps alive. Must not change.
     fn bytes(&self) -> usize;
 }
@@ -107,16 +114,55 @@ impl Cache {
     /// What was inserted for this place and type, if it is still there.
     pub fn get<T: Cached>(&self, key: CacheKey) -> Option<Arc<T>> {
         let key = key.of_type::<T>();
-        let found = self.shard(&key).get(&key)?;
-        // The type is part of the key, so this is always Ok.
-        found.downcast().ok()
+        match self.shard(&key).get(&key)? {
+            // The kind is part of the key, so this is always Ok.
+            Value::Shared(found) => found.downcast().ok(),
+            Value::Bytes(_) => None,
+        }
+    }
+
+    /// The bytes that were inserted for this place, if they are still there.
+    pub fn get_bytes(&self, key: CacheKey) -> Option<Bytes> {
+        let key = key.of_bytes();
+        match self.shard(&key).get(&key)? {
+            Value::Bytes(bytes) => Some(shared(bytes)),
+            Value::Shared(_) => None,
+        }
+    }
+
+    /// [`Self::get_bytes`] for many places at once, in their order; much faster than one by one.
+    pub fn get_bytes_many(&self, keys: &[CacheKey]) -> Vec<Option<Bytes>> {
+        let mut order: Vec<(usize, usize)> =
+            keys.iter().enumerate().map(|(at, key)| (self.index_of(&key.of_bytes()), at)).collect();
+        order.sort_unstable();
+        let mut found = Vec::with_capacity(keys.len());
+        for of_shard in order.chunk_by(|left, right| left.0 == right.0) {
+            let keys = of_shard.iter().map(|&(_, at)| keys[at].of_bytes());
+            lock(&self.shards[of_shard[0].0]).get_many(keys, &mut found);
+        }
+        let mut ordered = vec![None; keys.len()];
+        for ((_, at), value) in order.into_iter().zip(found) {
+            if let Some(Value::Bytes(bytes)) = value {
+                ordered[at] = Some(shared(bytes));
+            }
+        }
+        ordered
+    }
+
+    /// As [`Self::insert`], for plain bytes, of which it makes a copy without slack.
+    pub fn insert_bytes(&self, key: CacheKey, class: Class, bytes: &[u8]) {
+        self.put(key.of_bytes(), class, Value::Bytes(bytes.into()), bytes.len());
     }
 
     /// Keeps `value`, if there is room without evicting anything better. If the place is taken, what is there stays: it is
     /// the same, read by another thread.
     pub fn insert<T: Cached>(&self, key: CacheKey, class: Class, value: Arc<T>) {
-        let bytes = value.bytes().saturating_add(ENTRY_BYTES);
-        let key = key.of_type::<T>();
+        let bytes = value.bytes();
+        self.put(key.of_type::<T>(), class, Value::Shared(value), bytes);
+    }
+
+    fn put(&self, key: Key, class: Class, value: Value, bytes: usize) {
+        let bytes = bytes.saturating_add(ENTRY_BYTES);
         let evicted = self.shard(&key).insert(key, class, value, bytes);
         // The lock was released at the end of the statement above; freeing pages may take long.
         drop(evicted);
@@ -141,15 +187,22 @@ impl Cache {
     }
 
     fn shard(&self, key: &Key) -> MutexGuard<'_, Shard> {
+        lock(&self.shards[self.index_of(key)])
+    }
+
+    fn index_of(&self, key: &Key) -> usize {
         // The table inside the shard goes by the lowest and highest bits.
-        let index = (key.hash() >> 32) as usize & (self.shards.len() - 1);
-        lock(&self.shards[index])
+        (key.hash() >> 32) as usize & (self.shards.len() - 1)
     }
 }
 
 impl CacheKey {
     fn of_type<T: Cached>(self) -> Key {
-        Key { place: self, entry_type: TypeId::of::<T>() }
+        Key { segment: self.segment, kind: T::KIND, block: self.block }
+    }
+
+    fn of_bytes(self) -> Key {
+        Key { segment: self.segment, kind: KIND_OF_BYTES, block: self.block }
     }
 }
 
@@ -157,6 +210,11 @@ impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.stats().fmt(f)
     }
+}
+
+/// The bytes as the rest of the engine hands them on.
+fn shared(bytes: Arc<[u8]>) -> Bytes {
+    Bytes::from_owner(bytes)
 }
 
 /// No code of others runs under these locks, so that nothing is half changed after a panic.

@@ -334,21 +334,49 @@ impl DiskState {
 
     /// The value of a version, verified against what its cell says.
     pub(crate) fn value(&self, version: &DiskVersion) -> Result<Bytes> {
-        if let Some(value) = &version.value {
-            return Ok(value.clone());
+        if let Some(value) = self.value_in_memory(version) {
+            return Ok(value);
         }
-        let record = self.record(version.revision)?;
-        version.check(record, self.file_of(version.revision)).map(|record| record.value)
+        let record = match self.find(version.revision)? {
+            Some((number, entry)) => Some(self.revisions[number].segment.read_from_file(&entry)?),
+            None => None,
+        };
+        let value = version.check(record, || self.file_of(version.revision))?.value;
+        self.keep_value(version, &value);
+        Ok(value)
+    }
+
+    /// The value of a version, if no device need be asked for it.
+    fn value_in_memory(&self, version: &DiskVersion) -> Option<Bytes> {
+        version.value.clone().or_else(|| self.shelf.as_ref()?.value_in_memory(version.revision))
+    }
+
+    fn keep_value(&self, version: &DiskVersion, value: &Bytes) {
+        if let Some(shelf) = &self.shelf {
+            shelf.keep_value(version.revision, value);
+        }
     }
 
     /// Values of many versions, in their order; neighbours on disk are read together.
     pub(crate) fn values(&self, versions: &[&DiskVersion]) -> Result<Vec<Bytes>> {
+        if let [version] = versions {
+            return Ok(vec![self.value(version)?]);
+        }
+        let elsewhere: Vec<_> = versions.iter().filter(|version| version.value.is_none()).collect();
+        let mut in_memory = match &self.shelf {
+            Some(shelf) => {
+                let revisions: Vec<_> = elsewhere.iter().map(|version| version.revision).collect();
+                shelf.values_in_memory(&revisions)
+            }
+            None => vec![None; elsewhere.len()],
+        }
+        .into_iter();
         let mut values = vec![Bytes::new(); versions.len()];
         // By segment, in the order of the segment.
         let mut wanted: BTreeMap<usize, Vec<(Revision, usize)>> = BTreeMap::new();
         for (at, version) in versions.iter().enumerate() {
-            if let Some(value) = &version.value {
-                values[at] = value.clone();
+            if let Some(value) = version.value.clone().or_else(|| in_memory.next().flatten()) {
+                values[at] = value;
                 continue;
             }
             let number = self.revisions.partition_point(|file| file.info.summary.last < version.revision);
@@ -369,7 +397,8 @@ impl DiskState {
             }
             let records = self.revisions[number].segment.read_many(&entries)?;
             for (record, (revision, at)) in records.into_iter().zip(wanted) {
-                values[at] = versions[at].check(Some(record), self.file_of(revision))?.value;
+                values[at] = versions[at].check(Some(record), || self.file_of(revision))?.value;
+                self.keep_value(versions[at], &values[at]);
             }
         }
         Ok(values)

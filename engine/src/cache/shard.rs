@@ -2,7 +2,7 @@
 //!
 //! **Shape.**
 //! ```text
-//! index:  key -> number of its slot
+//! index:  hash of a key -> number of its slot, which has the key: five bytes an entry stay near the processor
 //! slots:  [ Entry { value, bytes, class, uses, touched, older, newer } | free ]
 //! rings:  for each class the oldest and the newest entry, linked through their slots
 //! ```
@@ -13,15 +13,20 @@
 //!
 //! **Age** is counted in bytes that were inserted, or refused for want of room: it passes only while there is something
 //! to gain from it.
-use super::{CacheKey, CacheStats, Class, ENTRIES_IN_SHARD_MIN};
+use super::{CacheStats, Class, ENTRIES_IN_SHARD_MIN};
 use crate::base::ids::SegmentId;
-use std::any::{Any, TypeId};
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hash, Hasher};
+use hashbrown::HashTable;
+use std::any::Any;
 use std::sync::Arc;
 
 /// What is kept; the type is that of its key.
-pub(super) type Value = Arc<dyn Any + Send + Sync>;
+#[derive(Clone)]
+pub(super) enum Value {
+    /// Something decoded.
+    Shared(Arc<dyn Any + Send + Sync>),
+    /// Bytes beside their count: one line of memory to fetch for both.
+    Bytes(Arc<[u8]>),
+}
 
 /// More uses than this do not keep an entry longer.
 pub(super) const USES_MAX: u8 = 3;
@@ -42,18 +47,18 @@ pub(super) fn idle_budgets(class: Class) -> u64 {
     }
 }
 
-/// A place, and the type of what is kept for it.
+/// A place, and the kind of what is kept for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Key {
-    pub(super) place: CacheKey,
-    pub(super) entry_type: TypeId,
+    pub(super) block: u64,
+    pub(super) segment: SegmentId,
+    pub(super) kind: u8,
 }
 
 impl Key {
-    /// The place alone: two types at one place are rare, and told apart when compared. (The mixing function is the output
-    /// step of SplitMix64. Nobody outside chooses places, so no secret is needed.)
+    /// The mixing function is the output step of SplitMix64. Nobody outside chooses places, so no secret is needed.
     pub(super) fn hash(&self) -> u64 {
-        let mut z = u64::from(self.place.segment.0) << 32 | u64::from(self.place.block);
+        let mut z = self.block ^ u64::from(self.segment.0) << 32 ^ u64::from(self.kind) << 56;
         z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -61,34 +66,10 @@ impl Key {
     }
 }
 
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(Key::hash(self));
-    }
-}
-
-/// Takes the hash as it is.
-#[derive(Default)]
-struct Ready(u64);
-
-impl Hasher for Ready {
-    fn write(&mut self, _: &[u8]) {
-        unreachable!("a key is hashed before it comes here");
-    }
-
-    fn write_u64(&mut self, hash: u64) {
-        self.0 = hash;
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
-}
-
 struct Entry {
     key: Key,
     value: Value,
-    bytes: usize,
+    bytes: u32,
     class: Class,
     /// Since it was inserted or the hand passed, at most [`USES_MAX`].
     uses: u8,
@@ -106,7 +87,7 @@ struct Ring {
 }
 
 pub(super) struct Shard {
-    index: HashMap<Key, u32, BuildHasherDefault<Ready>>,
+    index: HashTable<u32>,
     slots: Vec<Option<Entry>>,
     /// Numbers of the slots that are `None`.
     slots_free: Vec<u32>,
@@ -127,7 +108,7 @@ pub(super) struct Shard {
 impl Shard {
     pub(super) fn new(bytes_max: usize) -> Self {
         Self {
-            index: HashMap::default(),
+            index: HashTable::new(),
             slots: Vec::new(),
             slots_free: Vec::new(),
             rings: Class::ALL.map(|_| Ring { oldest: NONE, newest: NONE, bytes: 0 }),
@@ -144,26 +125,49 @@ impl Shard {
     }
 
     pub(super) fn get(&mut self, key: &Key) -> Option<Value> {
-        let Some(&slot) = self.index.get(key) else {
+        let Some(slot) = self.find(key) else {
             self.misses += 1;
             return None;
         };
+        Some(self.use_slot(slot))
+    }
+
+    /// [`Self::get`] for many keys of this shard. Each lookup waits for memory three times; here those of all keys overlap.
+    pub(super) fn get_many(&mut self, keys: impl Iterator<Item = Key>, found: &mut Vec<Option<Value>>) {
+        let slots: Vec<_> = keys.map(|key| self.find(&key)).collect();
+        let first_byte = |slot: &u32| match self.slots[*slot as usize].as_ref().map(|entry| &entry.value) {
+            Some(Value::Bytes(bytes)) => bytes.first().copied().unwrap_or(0),
+            _ => 0,
+        };
+        std::hint::black_box(slots.iter().flatten().map(first_byte).fold(0, u8::wrapping_add));
+        for slot in slots {
+            self.misses += u64::from(slot.is_none());
+            found.push(slot.map(|slot| self.use_slot(slot)));
+        }
+    }
+
+    fn find(&self, key: &Key) -> Option<u32> {
+        let is_it = |slot: &u32| self.slots[*slot as usize].as_ref().is_some_and(|entry| entry.key == *key);
+        self.index.find(key.hash(), is_it).copied()
+    }
+
+    fn use_slot(&mut self, slot: u32) -> Value {
         self.hits += 1;
         let age = self.age;
         let entry = self.entry(slot);
         entry.uses = (entry.uses + 1).min(USES_MAX);
         entry.touched = age;
-        Some(entry.value.clone())
+        entry.value.clone()
     }
 
     /// Adds an entry of `bytes` if the place is free and it fits. Returns what must be freed, behind the lock.
     pub(super) fn insert(&mut self, key: Key, class: Class, value: Value, bytes: usize) -> Vec<Value> {
         let mut evicted = Vec::new();
-        if self.index.contains_key(&key) {
+        if self.find(&key).is_some() {
             // The caller's value goes with the caller.
             return vec![value];
         }
-        let fits = bytes <= self.bytes_max / ENTRIES_IN_SHARD_MIN && {
+        let fits = bytes <= (self.bytes_max / ENTRIES_IN_SHARD_MIN).min(u32::MAX as usize) && {
             self.age += bytes as u64;
             self.make_room(class, bytes, &mut evicted)
         };
@@ -173,7 +177,17 @@ impl Shard {
             return evicted;
         }
         self.insertions += 1;
-        let entry = Entry { key, value, bytes, class, uses: 0, touched: self.age, older: NONE, newer: NONE };
+        let entry_bytes = u32::try_from(bytes).expect("it fits");
+        let entry = Entry {
+            key,
+            value,
+            bytes: entry_bytes,
+            class,
+            uses: 0,
+            touched: self.age,
+            older: NONE,
+            newer: NONE,
+        };
         let slot = match self.slots_free.pop() {
             Some(slot) => {
                 self.slots[slot as usize] = Some(entry);
@@ -184,7 +198,9 @@ impl Shard {
                 u32::try_from(self.slots.len() - 1).expect("each entry counts 128 bytes at least")
             }
         };
-        self.index.insert(key, slot);
+        let slots = &self.slots;
+        let hash_of = |slot: &u32| slots[*slot as usize].as_ref().map_or(0, |entry| entry.key.hash());
+        self.index.insert_unique(key.hash(), slot, hash_of);
         self.link(slot);
         self.bytes += bytes;
         self.rings[class as usize].bytes += bytes;
@@ -234,8 +250,10 @@ impl Shard {
     }
 
     pub(super) fn remove_segment(&mut self, segment: SegmentId) -> Vec<Value> {
-        let of_segment = |(key, slot): (&Key, &u32)| (key.place.segment == segment).then_some(*slot);
-        let slots: Vec<u32> = self.index.iter().filter_map(of_segment).collect();
+        let is_of_segment = |slot: &u32| {
+            self.slots[*slot as usize].as_ref().is_some_and(|entry| entry.key.segment == segment)
+        };
+        let slots: Vec<u32> = self.index.iter().copied().filter(is_of_segment).collect();
         slots.into_iter().map(|slot| self.remove(slot)).collect()
     }
 
@@ -260,9 +278,11 @@ impl Shard {
         self.unlink(slot);
         let entry = self.slots[slot as usize].take().expect("an entry in the ring is in its slot");
         self.slots_free.push(slot);
-        self.index.remove(&entry.key);
-        self.bytes -= entry.bytes;
-        self.rings[entry.class as usize].bytes -= entry.bytes;
+        if let Ok(found) = self.index.find_entry(entry.key.hash(), |found| *found == slot) {
+            found.remove();
+        }
+        self.bytes -= entry.bytes as usize;
+        self.rings[entry.class as usize].bytes -= entry.bytes as usize;
         entry.value
     }
 
@@ -305,8 +325,8 @@ impl Shard {
             while slot != NONE {
                 let entry = self.slots[slot as usize].as_ref().expect("K2: a ring names entries");
                 assert_eq!((entry.class, entry.older), (class, before), "K2");
-                assert_eq!(self.index.get(&entry.key), Some(&slot), "K2");
-                ring_bytes += entry.bytes;
+                assert_eq!(self.find(&entry.key), Some(slot), "K2");
+                ring_bytes += entry.bytes as usize;
                 count += 1;
                 (before, slot) = (slot, entry.newer);
             }

@@ -14,6 +14,8 @@ struct Page {
 }
 
 impl Cached for Page {
+    const KIND: u8 = 1;
+
     fn bytes(&self) -> usize {
         self.bytes
     }
@@ -23,13 +25,15 @@ impl Cached for Page {
 struct Record(u64);
 
 impl Cached for Record {
+    const KIND: u8 = 2;
+
     fn bytes(&self) -> usize {
         1000
     }
 }
 
 fn key(segment: u32, block: u32) -> CacheKey {
-    CacheKey { segment: SegmentId(segment), block }
+    CacheKey { segment: SegmentId(segment), block: u64::from(block) }
 }
 
 /// A page of 4 KiB, everything counted.
@@ -55,6 +59,32 @@ fn check(cache: &Cache) {
     for shard in &cache.shards {
         lock(shard).check();
     }
+}
+
+#[test]
+fn many_lookups_at_once_find_what_single_ones_find() {
+    let cache = Cache::new(4 * MIB);
+    let mut rng = Rng::new(4);
+    for block in 0..3_000 {
+        if rng.chance(2, 3) {
+            cache.insert_bytes(key(1, block), Class::Value, &block.to_le_bytes());
+        }
+    }
+    // The same place, as something else.
+    cache.insert(key(1, 7), Class::Leaf, Arc::new(Record(7)));
+    let keys: Vec<_> = (0..1_000).map(|_| key(1, rng.below(4_000) as u32)).collect();
+    let before = cache.stats();
+    let many = cache.get_bytes_many(&keys);
+    let after = cache.stats();
+    let found = many.iter().flatten().count() as u64;
+    assert!(found > 300 && found < 700, "{found}");
+    assert_eq!((after.hits - before.hits, after.misses - before.misses), (found, 1_000 - found));
+    for (key, bytes) in keys.iter().zip(many) {
+        assert_eq!(bytes, cache.get_bytes(*key));
+        assert!(bytes.is_none_or(|bytes| bytes[..] == (key.block as u32).to_le_bytes()));
+    }
+    assert!(cache.get_bytes_many(&[]).is_empty());
+    check(&cache);
 }
 
 fn bytes(cache: &Cache) -> u64 {

@@ -115,8 +115,12 @@ impl DiskVersion {
     }
 
     /// `record` if it is the one that this cell means.
-    pub(crate) fn check(&self, record: Option<OwnedRecord>, file: String) -> Result<OwnedRecord> {
-        let Some(record) = record else { return Err(self.missing(file)) };
+    pub(crate) fn check(
+        &self,
+        record: Option<OwnedRecord>,
+        file: impl FnOnce() -> String,
+    ) -> Result<OwnedRecord> {
+        let Some(record) = record else { return Err(self.missing(file())) };
         let found = CanonicalRecord {
             key: &record.key,
             revision: record.revision,
@@ -128,7 +132,7 @@ impl DiskVersion {
         .hash();
         if found != self.record_hash {
             return Err(Error::Corruption {
-                file,
+                file: file(),
                 offset: 0,
                 what: format!(
                     "record {} has the hash {found:016x}, and the key tree expects {:016x}",

@@ -8,7 +8,7 @@ use super::TreeId;
 use super::kept_names::KeptNames;
 use super::read_ahead::ReadAhead;
 use super::repair::Repairs;
-use crate::base::ids::SegmentId;
+use crate::base::ids::{Revision, SegmentId};
 use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
 use crate::error::{Error, Result};
 use crate::io::files::{Files, ReadFile};
@@ -16,13 +16,29 @@ use crate::quarantine::{Quarantine, WatchedFiles};
 use crate::revision_log::{RevisionSegment, SegmentSummary};
 use crate::segment::{self, SegmentKind};
 use crate::tree::{Page, PageRef, Pages};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
+/// Longer values are not kept in the cache: one would push out many.
+const VALUE_BYTES_CACHED_MAX: usize = 16 << 10;
+/// Segments are numbered from 1.
+const NO_SEGMENT: SegmentId = SegmentId(0);
+
 impl Cached for Page {
+    const KIND: u8 = 1;
+
     fn bytes(&self) -> usize {
         self.memory_bytes()
     }
+}
+
+/// Where a value is kept: by its revision, which means the same in whatever segment it is. Records are moved when segments are cleaned, and
+/// what everybody reads stays in memory. None for the few that do not fit into a number.
+fn value_key(revision: Revision) -> Option<CacheKey> {
+    let main = u64::try_from(revision.main).ok().filter(|main| main >> 48 == 0)?;
+    let sub = u16::try_from(revision.sub).ok()?;
+    Some(CacheKey { segment: NO_SEGMENT, block: main << 16 | u64::from(sub) })
 }
 
 /// Sizes that a database on disk is run with.
@@ -135,7 +151,7 @@ impl Shelf {
 
     /// A page, verified against its reference.
     pub(crate) fn load_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
-        let key = CacheKey { segment: reference.segment, block: reference.block };
+        let key = CacheKey { segment: reference.segment, block: u64::from(reference.block) };
         if let Some(page) = self.page_in_memory(reference) {
             return Ok(page);
         }
@@ -147,7 +163,7 @@ impl Shelf {
 
     /// A page, if no device need be asked for it.
     pub(super) fn page_in_memory(&self, reference: &PageRef) -> Option<Arc<Page>> {
-        let key = CacheKey { segment: reference.segment, block: reference.block };
+        let key = CacheKey { segment: reference.segment, block: u64::from(reference.block) };
         self.cache.get::<Page>(key).or_else(|| self.repairs.get(reference))
     }
 
@@ -157,6 +173,26 @@ impl Shelf {
             Page::decode(bytes.into_bytes(), reference, tree as u8, &self.database)
         })?;
         Ok(Arc::new(page))
+    }
+
+    /// The value of a revision, if it is in memory.
+    pub(super) fn value_in_memory(&self, revision: Revision) -> Option<Bytes> {
+        self.cache.get_bytes(value_key(revision)?)
+    }
+
+    /// The same for many, in their order.
+    pub(super) fn values_in_memory(&self, revisions: &[Revision]) -> Vec<Option<Bytes>> {
+        // One that has no place is in none: the one of revision 0, which nobody has.
+        let nowhere = CacheKey { segment: NO_SEGMENT, block: 0 };
+        let keys: Vec<_> = revisions.iter().map(|&revision| value_key(revision).unwrap_or(nowhere)).collect();
+        self.cache.get_bytes_many(&keys)
+    }
+
+    /// Keeps the value of a revision, unless it is so long that it would push out many.
+    pub(super) fn keep_value(&self, revision: Revision, value: &Bytes) {
+        if let Some(key) = value_key(revision).filter(|_| value.len() <= VALUE_BYTES_CACHED_MAX) {
+            self.cache.insert_bytes(key, Class::Value, value);
+        }
     }
 
     /// Reads the first block of a k segment again.

@@ -219,7 +219,7 @@ impl DiskState {
             return Err(damage(file, entry.offset, what));
         }
         let inside = version.value.clone();
-        let record = version.check(Some(record), file.clone())?;
+        let record = version.check(Some(record), || file.clone())?;
         if inside.is_some_and(|value| value != record.value) {
             let what = format!("D3: revision {revision}: the value in the cell expected, another one found");
             return Err(damage(file, entry.offset, what));

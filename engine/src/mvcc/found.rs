@@ -144,7 +144,7 @@ pub(crate) enum Parts {
 /// Copies versions out: each byte that is in memory once, values on disk read together.
 pub(crate) fn copy_all(
     view: &ViewSet,
-    hits: &[Hit<'_>],
+    mut hits: Vec<Hit<'_>>,
     parts: Parts,
 ) -> Result<Vec<KeyValue>, OperationError> {
     let mut on_disk = Vec::new();
@@ -162,7 +162,7 @@ pub(crate) fn copy_all(
         Found::Memory(_) => hit.key().len(),
         Found::Disk(_) => 0,
     };
-    let mut rest = hits;
+    let mut rest = &mut hits[..];
     while !rest.is_empty() {
         let mut bytes = 0;
         let mut count = 0;
@@ -172,10 +172,10 @@ pub(crate) fn copy_all(
             bytes += bytes_of(hit);
             count += 1;
         }
-        let (group, behind) = rest.split_at(count);
+        let (group, behind) = std::mem::take(&mut rest).split_at_mut(count);
         rest = behind;
         let mut buffer = Vec::with_capacity(bytes);
-        for hit in group {
+        for hit in &*group {
             if let Found::Memory(version) = &hit.found {
                 buffer.extend_from_slice(hit.key());
                 if parts == Parts::All {
@@ -185,11 +185,12 @@ pub(crate) fn copy_all(
         }
         let mut buffer = Bytes::from(buffer);
         for hit in group {
-            let (key, value) = match (&hit.key, &hit.found) {
+            let key = std::mem::replace(&mut hit.key, HitKey::Memory(&[]));
+            let (key, value) = match (key, &hit.found) {
                 (HitKey::Disk(key), _) if parts == Parts::All => {
-                    (key.clone(), values.next().expect("one value for each version on disk"))
+                    (key, values.next().expect("one value for each version on disk"))
                 }
-                (HitKey::Disk(key), _) => (key.clone(), Bytes::new()),
+                (HitKey::Disk(key), _) => (key, Bytes::new()),
                 (HitKey::Memory(key), found) => {
                     let key = buffer.split_to(key.len());
                     let value = match parts {
@@ -214,6 +215,6 @@ pub(crate) fn copy_all(
 
 /// Copies one version out.
 pub(crate) fn copy_one(view: &ViewSet, key: &[u8], found: Found<'_>) -> Result<KeyValue, OperationError> {
-    let mut kvs = copy_all(view, &[Hit::new(key, found)], Parts::All)?;
+    let mut kvs = copy_all(view, vec![Hit::new(key, found)], Parts::All)?;
     Ok(kvs.pop().expect("one hit gives one answer"))
 }

@@ -52,7 +52,7 @@ pub(crate) fn read(
         (true, SortTarget::Value) => Parts::KeysAndLease,
         (true, _) => Parts::KeysOnly,
     };
-    Ok(RangeOutcome { revision, kvs: copy_all(view, &hits, parts)?, more, count })
+    Ok(RangeOutcome { revision, kvs: copy_all(view, hits, parts)?, more, count })
 }
 
 fn is_filtered(range: &Range) -> bool {

@@ -336,7 +336,7 @@ impl StoreWriter {
             Ok(true)
         })?;
         let prev_kvs = match delete.prev_kv {
-            true => changes.answer(copy_all(&view, &hits, Parts::All))?,
+            true => changes.answer(copy_all(&view, hits.clone(), Parts::All))?,
             false => Vec::new(),
         };
         for hit in &hits {

@@ -1,7 +1,7 @@
 //! Reads one sealed revision segment, from any number of threads.
 //!
 //! **What is kept.** The trailer and the top from their first use, 40 bytes for some 550 records. Index blocks,
-//! the dictionary, and records up to [`RECORD_BYTES_CACHED_MAX`] are in the cache while it keeps them.
+//! the dictionary, and records up to [`RECORD_BYTES_CACHED_MAX`] that were read one by one are in the cache while it keeps them.
 //!
 //! **What a reader trusts.** The summary, which the caller read from a verified page; through its checksum the trailer,
 //! and so on down (V3). A record is compared with its [`Entry`] too: an entry never leads to another record.
@@ -72,18 +72,24 @@ pub struct IndexPlace {
 }
 
 impl Cached for IndexBlock {
+    const KIND: u8 = 2;
+
     fn bytes(&self) -> usize {
         self.bytes()
     }
 }
 
 impl Cached for Decompressor {
+    const KIND: u8 = 3;
+
     fn bytes(&self) -> usize {
         self.bytes()
     }
 }
 
 impl Cached for OwnedRecord {
+    const KIND: u8 = 4;
+
     fn bytes(&self) -> usize {
         // What `Bytes` allocates to share its memory comes on top.
         size_of::<Self>() + 32 + self.key.len() + self.value.len()
@@ -192,16 +198,16 @@ impl RevisionSegment {
         Ok(record)
     }
 
-    /// The records of these entries, in the same order; what is near each other in the file is read at once.
+    /// The records of these entries, in the same order; what is near each other in the file is read at once. Past the cache, whose
+    /// place for values the caller knows better.
     ///
     /// # Errors
     /// As [`Self::read`], of the first record that cannot be read.
     pub fn read_many(&self, entries: &[Entry]) -> Result<Vec<OwnedRecord>> {
-        let mut records: Vec<Option<OwnedRecord>> = entries.iter().map(|entry| self.cached(entry)).collect();
-        let mut missing: Vec<usize> =
-            (0..entries.len()).filter(|&number| records[number].is_none()).collect();
-        missing.sort_by_key(|&number| entries[number].offset);
-        let mut rest = &missing[..];
+        let mut records: Vec<Option<OwnedRecord>> = vec![None; entries.len()];
+        let mut order: Vec<usize> = (0..entries.len()).collect();
+        order.sort_by_key(|&number| entries[number].offset);
+        let mut rest = &order[..];
         while let Some(&first) = rest.first() {
             let mut range = self.blocks_of(&entries[first])?;
             let mut count = 1;
@@ -213,13 +219,11 @@ impl RevisionSegment {
             let (now, later) = rest.split_at(count);
             let chunk = self.read_chunk(range);
             for &number in now {
-                let record = self.record_in(&chunk, &entries[number])?;
-                self.keep(&entries[number], &record);
-                records[number] = Some(record);
+                records[number] = Some(self.record_in(&chunk, &entries[number])?);
             }
             rest = later;
         }
-        Ok(records.into_iter().map(|record| record.expect("each was cached or missing")).collect())
+        Ok(records.into_iter().map(|record| record.expect("each was in a chunk")).collect())
     }
 
     /// The records from `from` on whose entries are `wanted`, in order, with up to 256 KiB read at a time. Leaves no
@@ -278,7 +282,7 @@ impl RevisionSegment {
     pub(super) fn index_block(&self, number: usize) -> Result<Arc<IndexBlock>> {
         let top = self.top()?;
         let block = top.row(number).expect("the caller asked the top for the number").block;
-        let key = CacheKey { segment: self.summary.id, block };
+        let key = CacheKey { segment: self.summary.id, block: u64::from(block) };
         if let Some(block) = self.cache.get::<IndexBlock>(key) {
             return Ok(block);
         }
@@ -345,7 +349,7 @@ impl RevisionSegment {
     /// Where the cache keeps a record; `None` if it is too long for it.
     fn record_key(&self, entry: &Entry) -> Option<CacheKey> {
         let small = entry.key_bytes.checked_add(entry.value_bytes)? <= RECORD_BYTES_CACHED_MAX;
-        small.then_some(CacheKey { segment: self.summary.id, block: entry.ordinal })
+        small.then_some(CacheKey { segment: self.summary.id, block: u64::from(entry.ordinal) })
     }
 
     fn cached(&self, entry: &Entry) -> Option<OwnedRecord> {
@@ -387,7 +391,7 @@ impl RevisionSegment {
     }
 
     /// The record, from the file.
-    pub(super) fn read_from_file(&self, entry: &Entry) -> Result<OwnedRecord> {
+    pub(crate) fn read_from_file(&self, entry: &Entry) -> Result<OwnedRecord> {
         let blocks = self.blocks_of(entry)?;
         let bytes = (blocks.end - blocks.start) as usize;
         read_verified(&*self.file, blocks.start, bytes, |read| {

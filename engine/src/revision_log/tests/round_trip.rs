@@ -199,8 +199,6 @@ fn few_reads_do() {
     assert!(chunks <= bytes / (200 << 10) + 1, "{chunks} reads for {bytes} bytes");
     segment.read_many(&entries).unwrap();
     assert!(taken() <= chunks + 1, "what is near each other is read at once");
-    segment.read_many(&entries).unwrap();
-    assert_eq!(taken(), 0, "and stays, too");
 }
 
 #[cfg(feature = "zstd")]
