@@ -3,32 +3,9 @@
 # and a start after kill -9. maintenance.sh [KEYS] [VALUE_BYTES] [DIRECTORY]. Needs benches/peers/build.sh and a release build.
 # KEYS keys are put in order, then as many puts to random ones of them. The disk should be otherwise idle.
 set -euo pipefail
-keys=${1:-1000000}
-value_bytes=${2:-256}
-directory=${3:-.}
+source "$(dirname "$0")/servers.sh"
 rate=5000
-root=$(cd "$(dirname "$0")/../.." && pwd)
-peers=${STERNPOST_PEERS:-$HOME/.cache/sternpost/peers}
-bench=("$root/target/release/sternctl" --endpoints http://127.0.0.1:23790 bench put --key-space "$keys" --value-size "$value_bytes" --clients 64 --conns 8 --quiet)
-ctl=("$peers/etcdctl" --endpoints http://127.0.0.1:23790 --command-timeout 600s)
-data=$(mktemp -d "$directory/maintenance-XXXXXX")
-server=
-trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null || true; rm -rf "$data"' EXIT
-
-start() {
-    "$@" --data-dir "$data/d" --quota-backend-bytes 8589934592 \
-        --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 \
-        > "$data/log" 2>&1 &
-    server=$!
-}
-
-# Waits for an answer to a linearizable get.
-ready() {
-    local deadline=$((SECONDS + 300))
-    until "${ctl[@]}" --dial-timeout 1s get first --keys-only > "$data/get" 2>&1; do
-        [ $SECONDS -lt $deadline ] || { echo "no answer in 300 s:"; tail -5 "$data/log"; exit 1; }
-    done
-}
+bench=("$root/target/release/sternctl" --endpoints "$endpoint" bench put --key-space "$keys" --value-size "$value_bytes" --clients 64 --conns 8 --quiet)
 
 milliseconds() { date +%s%3N; }
 
@@ -43,7 +20,6 @@ for program in "$peers/etcd" "$root/target/release/sternpost"; do
     name=$(basename "$program")
     echo "$name"
     start "$program"
-    ready
     "${bench[@]}" --total "$keys" --sequential-keys --warm-up 0s 2>&1 | grep "operations in" | sed 's/^/  load: /'
     "${bench[@]}" --total "$keys" --warm-up 0s 2>&1 | grep "operations in" | sed 's/^/  overwrites: /'
     space "behind the overwrites"
@@ -61,15 +37,11 @@ for program in "$peers/etcd" "$root/target/release/sternpost"; do
         wait $load
         space "behind the defragmentation"
     fi
-    kill -9 $server
-    wait $server 2> /dev/null || true
+    stop KILL
     begun=$(milliseconds)
     start "$program"
-    ready
     echo "  kill -9, then from exec to a get: $(($(milliseconds) - begun)) ms"
     echo "  resident: $(sed -n 's/^VmRSS:\s*//p' /proc/$server/status)"
-    kill -9 $server
-    wait $server 2> /dev/null || true
-    server=
+    stop KILL
     rm -rf "$data/d"
 done

@@ -1,35 +1,10 @@
 #!/usr/bin/env bash
 # Anonymous memory of etcd and sternpost with 50,000 and with KEYS keys, each started anew behind a clean stop: at once, and once 10 s of
 # random gets were answered. What a million keys take is the slope between the two. memory.sh [KEYS] [VALUE_BYTES] [DIRECTORY].
-# Sternpost runs with a cache of 16 MiB, which the gets fill at either size. Needs benches/peers/build.sh and a release build.
+# Sternpost runs with a cache of 16 MiB. Needs benches/peers/build.sh and a release build.
 set -euo pipefail
-keys=${1:-1000000}
-value_bytes=${2:-256}
-directory=${3:-.}
-root=$(cd "$(dirname "$0")/../.." && pwd)
-peers=${STERNPOST_PEERS:-$HOME/.cache/sternpost/peers}
-bench=("$root/target/release/sternctl" --endpoints http://127.0.0.1:23790 bench)
-ctl=("$peers/etcdctl" --endpoints http://127.0.0.1:23790 --command-timeout 600s)
-data=$(mktemp -d "$directory/memory-XXXXXX")
-server=
-trap '[ -z "$server" ] || kill -9 "$server" 2>/dev/null || true; rm -rf "$data"' EXIT
-
-start() {
-    "$@" --data-dir "$data/d" --quota-backend-bytes 8589934592 \
-        --listen-client-urls http://127.0.0.1:23790 --advertise-client-urls http://127.0.0.1:23790 \
-        > "$data/log" 2>&1 &
-    server=$!
-    local deadline=$((SECONDS + 300))
-    until "${ctl[@]}" --dial-timeout 1s get first --keys-only > "$data/get" 2>&1; do
-        [ $SECONDS -lt $deadline ] || { echo "no answer in 300 s:"; tail -5 "$data/log"; exit 1; }
-    done
-}
-
-stop() {
-    kill "$server"
-    wait "$server" 2> /dev/null || true
-    server=
-}
+source "$(dirname "$0")/servers.sh"
+bench=("$root/target/release/sternctl" --endpoints "$endpoint" bench)
 
 anonymous_kib() { sed -n 's/^RssAnon:\s*\([0-9]*\) kB/\1/p' "/proc/$server/status"; }
 
