@@ -36,8 +36,17 @@ const ENTRIES_IN_SHARD_MIN: usize = 8;
 /// What an entry costs besides its own bytes: the slot, its share of the hash table, two counts of an `Arc`.
 pub const ENTRY_BYTES: usize = 128;
 
-/// The kind of plain bytes.
-const KIND_OF_BYTES: u8 = 0;
+/// The types of entries, so that no two are taken for each other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "the types' own names")]
+#[repr(u8)]
+pub enum Kind {
+    Bytes,
+    Page,
+    IndexBlock,
+    Decompressor,
+    Record,
+}
 
 /// What an entry is worth keeping, the best first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -70,8 +79,8 @@ pub struct CacheKey {
 
 /// What can be kept.
 pub trait Cached: Any + Send + Sync {
-    /// A number that no other type in the same cache has; not 0.
-    const KIND: u8;
+    /// Which type this is.
+    const KIND: Kind;
 
     /// Memory that keeping it takes, in bytes, with everything that only it keeps alive. Must not change.
     fn bytes(&self) -> usize;
@@ -202,7 +211,7 @@ impl CacheKey {
     }
 
     fn of_bytes(self) -> Key {
-        Key { segment: self.segment, kind: KIND_OF_BYTES, block: self.block }
+        Key { segment: self.segment, kind: Kind::Bytes, block: self.block }
     }
 }
 

@@ -362,23 +362,14 @@ impl DiskState {
         if let [version] = versions {
             return Ok(vec![self.value(version)?]);
         }
-        let elsewhere: Vec<_> = versions.iter().filter(|version| version.value.is_none()).collect();
-        let mut in_memory = match &self.shelf {
-            Some(shelf) => {
-                let revisions: Vec<_> = elsewhere.iter().map(|version| version.revision).collect();
-                shelf.values_in_memory(&revisions)
-            }
-            None => vec![None; elsewhere.len()],
+        let mut values: Vec<_> = versions.iter().map(|version| version.value.clone()).collect();
+        if let Some(shelf) = &self.shelf {
+            let elsewhere = versions.iter().enumerate().filter(|(_, version)| version.value.is_none());
+            shelf.fill_values(elsewhere.map(|(at, version)| (version.revision, at)), &mut values);
         }
-        .into_iter();
-        let mut values = vec![Bytes::new(); versions.len()];
         // By segment, in the order of the segment.
         let mut wanted: BTreeMap<usize, Vec<(Revision, usize)>> = BTreeMap::new();
-        for (at, version) in versions.iter().enumerate() {
-            if let Some(value) = version.value.clone().or_else(|| in_memory.next().flatten()) {
-                values[at] = value;
-                continue;
-            }
+        for (at, version) in versions.iter().enumerate().filter(|(at, _)| values[*at].is_none()) {
             let number = self.revisions.partition_point(|file| file.info.summary.last < version.revision);
             wanted.entry(number).or_default().push((version.revision, at));
         }
@@ -397,11 +388,12 @@ impl DiskState {
             }
             let records = self.revisions[number].segment.read_many(&entries)?;
             for (record, (revision, at)) in records.into_iter().zip(wanted) {
-                values[at] = versions[at].check(Some(record), || self.file_of(revision))?.value;
-                self.keep_value(versions[at], &values[at]);
+                let value = versions[at].check(Some(record), || self.file_of(revision))?.value;
+                self.keep_value(versions[at], &value);
+                values[at] = Some(value);
             }
         }
-        Ok(values)
+        Ok(values.into_iter().map(|value| value.expect("each was in memory or read")).collect())
     }
 
     /// Name of the segment that should hold a revision, for messages.

@@ -164,19 +164,7 @@ impl Inspection {
     /// # Errors
     /// The first damage found: file, offset, what was expected and what was found.
     pub fn verify(directory: impl AsRef<Path>, progress: &mut dyn FnMut(VerifyProgress)) -> Result<Verified> {
-        let mut retries = Retries::default();
-        loop {
-            let mut sequence = None;
-            let opened = Self::open_once(directory.as_ref(), &mut sequence);
-            match opened.and_then(|inspection| inspection.verify_once(progress)) {
-                Ok(verified) => return Ok(verified),
-                Err(error) => {
-                    if let Some(error) = retries.judge(sequence, error) {
-                        return Err(error);
-                    }
-                }
-            }
-        }
+        Self::look(directory.as_ref(), &mut |inspection| inspection.verify_once(progress))
     }
 
     /// Reads and verifies the log from the replay position to its end. Holds the newest `newest_max` records, with the first
@@ -189,12 +177,17 @@ impl Inspection {
         newest_max: usize,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<LogView> {
+        Self::look(directory.as_ref(), &mut |inspection| inspection.log_once(newest_max, progress))
+    }
+
+    /// What `what` finds, until a directory in use held still for it.
+    fn look<T>(directory: &Path, what: &mut dyn FnMut(&Self) -> Result<T>) -> Result<T> {
         let mut retries = Retries::default();
         loop {
             let mut sequence = None;
-            let opened = Self::open_once(directory.as_ref(), &mut sequence);
-            match opened.and_then(|inspection| inspection.log_once(newest_max, progress)) {
-                Ok(view) => return Ok(view),
+            let opened = Self::open_once(directory, &mut sequence);
+            match opened.and_then(|inspection| what(&inspection)) {
+                Ok(found) => return Ok(found),
                 Err(error) => {
                     if let Some(error) = retries.judge(sequence, error) {
                         return Err(error);

@@ -238,9 +238,7 @@ impl PreparedLog {
         }
         Ok((log, report, created))
     }
-}
 
-impl PreparedLog {
     /// The same with two threads: this one reads and verifies, and calls `announce` with every record some time before `visit`, on the
     /// other, sees it. `announce` may do no more than have things read that `visit` will need. On a simulated disk, where the order of reads
     /// would become a matter of chance, it is not called and there is one thread.

@@ -259,6 +259,9 @@ impl StateMachine for Machine {
 
     fn announcer(&self) -> Option<Announce> {
         let store = self.writer.store().clone();
+        if !store.has_checkpoint() {
+            return None;
+        }
         Some(Box::new(move |bytes| match command::decode(bytes) {
             Ok((_, Command::Put(put))) => store.read_ahead(&put.key),
             Ok((_, Command::Txn(txn))) => Txn::from(txn).single_keys().for_each(|key| store.read_ahead(key)),

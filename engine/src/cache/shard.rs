@@ -13,7 +13,7 @@
 //!
 //! **Age** is counted in bytes that were inserted, or refused for want of room: it passes only while there is something
 //! to gain from it.
-use super::{CacheStats, Class, ENTRIES_IN_SHARD_MIN};
+use super::{CacheStats, Class, ENTRIES_IN_SHARD_MIN, Kind};
 use crate::base::ids::SegmentId;
 use hashbrown::HashTable;
 use std::any::Any;
@@ -52,13 +52,13 @@ pub(super) fn idle_budgets(class: Class) -> u64 {
 pub(super) struct Key {
     pub(super) block: u64,
     pub(super) segment: SegmentId,
-    pub(super) kind: u8,
+    pub(super) kind: Kind,
 }
 
 impl Key {
     /// The mixing function is the output step of SplitMix64. Nobody outside chooses places, so no secret is needed.
     pub(super) fn hash(&self) -> u64 {
-        let mut z = self.block ^ u64::from(self.segment.0) << 32 ^ u64::from(self.kind) << 56;
+        let mut z = self.block ^ u64::from(self.segment.0) << 32 ^ (self.kind as u64) << 56;
         z = z.wrapping_add(0x9E37_79B9_7F4A_7C15);
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
@@ -139,6 +139,7 @@ impl Shard {
             Some(Value::Bytes(bytes)) => bytes.first().copied().unwrap_or(0),
             _ => 0,
         };
+        // Reads that do not depend on each other, before the counts are touched: those are atomic, and each would wait for its line alone.
         std::hint::black_box(slots.iter().flatten().map(first_byte).fold(0, u8::wrapping_add));
         for slot in slots {
             self.misses += u64::from(slot.is_none());

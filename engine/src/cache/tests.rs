@@ -14,7 +14,7 @@ struct Page {
 }
 
 impl Cached for Page {
-    const KIND: u8 = 1;
+    const KIND: Kind = Kind::Page;
 
     fn bytes(&self) -> usize {
         self.bytes
@@ -25,7 +25,7 @@ impl Cached for Page {
 struct Record(u64);
 
 impl Cached for Record {
-    const KIND: u8 = 2;
+    const KIND: Kind = Kind::Record;
 
     fn bytes(&self) -> usize {
         1000

@@ -143,8 +143,6 @@ pub struct Checkpointer {
     durable: Lsn,
     /// What [`Self::take_rested`] takes.
     has_rested: bool,
-    /// As of the last look.
-    now_us: u64,
 }
 
 impl Checkpointer {
@@ -207,7 +205,6 @@ impl Checkpointer {
             rest: Rest::new(),
             durable: Lsn(0),
             has_rested: false,
-            now_us: 0,
         })
     }
 
@@ -410,7 +407,6 @@ impl Checkpointer {
     pub fn look(&mut self, writer: &StoreWriter, now_us: u64) -> bool {
         let (runs, under_way) = (self.runs_count(), self.under_way_count > 0);
         let last_index = self.last_entry.map_or(0, |entry| entry.index);
-        self.now_us = now_us;
         self.rest.look((last_index, self.durable), runs > 0, now_us, self.options.rest_us);
         self.intake = match self.worker.is_none() || self.told_failing {
             true => Intake::All,
@@ -437,7 +433,7 @@ impl Checkpointer {
     /// How long the owner may sleep because of what it left in the queue, as of the last look, and until it is at rest. A checkpoint
     /// that is done wakes it when nothing may be taken at all.
     pub fn sleep_us_max(&self) -> u64 {
-        let rest_us = self.rest.sleep_us_max(self.now_us, self.options.rest_us);
+        let rest_us = self.rest.sleep_us_max(self.options.rest_us);
         self.intake.sleep_us_max(self.is_left && !self.is_full()).min(rest_us)
     }
 

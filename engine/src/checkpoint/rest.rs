@@ -13,6 +13,8 @@ use crate::base::ids::Lsn;
 pub(super) struct Rest {
     /// Index of the last entry applied, and what is durable, as of the last look.
     progress: (u64, Lsn),
+    /// When that was.
+    looked_us: u64,
     state: State,
 }
 
@@ -30,7 +32,7 @@ enum State {
 
 impl Rest {
     pub(super) fn new() -> Self {
-        Self { progress: (0, Lsn(0)), state: State::New }
+        Self { progress: (0, Lsn(0)), looked_us: 0, state: State::New }
     }
 
     /// Looks. `progress`: index of the last entry applied, and what is durable; `busy`: a checkpoint is under way or waits.
@@ -43,7 +45,7 @@ impl Rest {
             State::New => State::SinceUs(now_us),
             state => state,
         };
-        self.progress = progress;
+        (self.progress, self.looked_us) = (progress, now_us);
     }
 
     /// True until [`Self::taken`], or until something happens.
@@ -56,10 +58,10 @@ impl Rest {
         self.state = State::Taken;
     }
 
-    /// How long the owner may sleep so that a rest is not missed.
-    pub(super) fn sleep_us_max(&self, now_us: u64, rest_us: u64) -> u64 {
+    /// How long the owner may sleep behind the last look so that a rest is not missed.
+    pub(super) fn sleep_us_max(&self, rest_us: u64) -> u64 {
         match self.state {
-            State::SinceUs(since_us) => since_us.saturating_add(rest_us).saturating_sub(now_us),
+            State::SinceUs(since_us) => since_us.saturating_add(rest_us).saturating_sub(self.looked_us),
             State::Due => 0,
             State::New | State::Taken => u64::MAX,
         }
@@ -74,17 +76,18 @@ mod tests {
     fn each_rest_is_due_once() {
         let mut rest = Rest::new();
         rest.look((1, Lsn(0)), false, 100, 50);
-        assert_eq!((rest.is_due(), rest.sleep_us_max(120, 50)), (false, 30));
+        rest.look((1, Lsn(0)), false, 120, 50);
+        assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (false, 30));
         rest.look((2, Lsn(0)), false, 140, 50);
         rest.look((2, Lsn(0)), false, 160, 50);
-        assert_eq!((rest.is_due(), rest.sleep_us_max(160, 50)), (false, 30), "the second entry began anew");
+        assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (false, 30), "the second entry began anew");
         rest.look((2, Lsn(8)), false, 170, 50);
-        assert_eq!(rest.sleep_us_max(170, 50), 50, "so did its sync");
+        assert_eq!(rest.sleep_us_max(50), 50, "so did its sync");
         rest.look((2, Lsn(8)), false, 220, 50);
-        assert_eq!((rest.is_due(), rest.sleep_us_max(220, 50)), (true, 0));
+        assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (true, 0));
         rest.taken();
         rest.look((2, Lsn(8)), false, 1_000, 50);
-        assert_eq!((rest.is_due(), rest.sleep_us_max(1_000, 50)), (false, u64::MAX));
+        assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (false, u64::MAX));
         // A checkpoint is no rest, and what comes behind it is another one.
         rest.look((2, Lsn(8)), true, 1_010, 50);
         rest.look((2, Lsn(8)), false, 1_020, 50);

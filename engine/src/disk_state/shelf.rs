@@ -9,7 +9,7 @@ use super::kept_names::KeptNames;
 use super::read_ahead::ReadAhead;
 use super::repair::Repairs;
 use crate::base::ids::{Revision, SegmentId};
-use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class};
+use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class, Kind};
 use crate::error::{Error, Result};
 use crate::io::files::{Files, ReadFile};
 use crate::quarantine::{Quarantine, WatchedFiles};
@@ -26,7 +26,7 @@ const VALUE_BYTES_CACHED_MAX: usize = 16 << 10;
 const NO_SEGMENT: SegmentId = SegmentId(0);
 
 impl Cached for Page {
-    const KIND: u8 = 1;
+    const KIND: Kind = Kind::Page;
 
     fn bytes(&self) -> usize {
         self.memory_bytes()
@@ -180,12 +180,17 @@ impl Shelf {
         self.cache.get_bytes(value_key(revision)?)
     }
 
-    /// The same for many, in their order.
-    pub(super) fn values_in_memory(&self, revisions: &[Revision]) -> Vec<Option<Bytes>> {
-        // One that has no place is in none: the one of revision 0, which nobody has.
-        let nowhere = CacheKey { segment: NO_SEGMENT, block: 0 };
-        let keys: Vec<_> = revisions.iter().map(|&revision| value_key(revision).unwrap_or(nowhere)).collect();
-        self.cache.get_bytes_many(&keys)
+    /// Fills in the values of those revisions that are in memory; each revision with where its value goes.
+    pub(super) fn fill_values(
+        &self,
+        wanted: impl Iterator<Item = (Revision, usize)>,
+        values: &mut [Option<Bytes>],
+    ) {
+        let (keys, places): (Vec<_>, Vec<_>) =
+            wanted.filter_map(|(revision, at)| Some((value_key(revision)?, at))).unzip();
+        for (at, value) in places.into_iter().zip(self.cache.get_bytes_many(&keys)) {
+            values[at] = value;
+        }
     }
 
     /// Keeps the value of a revision, unless it is so long that it would push out many.

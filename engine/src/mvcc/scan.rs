@@ -9,9 +9,6 @@ use super::view_set::{Bounds, ViewSet};
 use crate::error::OperationError;
 use bytes::Bytes;
 
-/// Room that is made for hits beforehand.
-const PAGE_KEYS: usize = 512;
-
 /// Which keys, at which revision, in which direction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scan {
@@ -33,7 +30,7 @@ impl Store {
     /// One page of a scan, in its order. Fails with `Compacted` or `FutureRevision`.
     pub fn scan(&self, scan: &Scan) -> Result<Vec<KeyValue>, OperationError> {
         let (view, main) = self.readable(scan.revision)?;
-        let mut hits = Vec::with_capacity(scan.limit.min(PAGE_KEYS));
+        let mut hits = Vec::new();
         if scan.limit == 0 || scan.upper.as_ref().is_some_and(|upper| *upper <= scan.lower) {
             return Ok(Vec::new());
         }

@@ -153,7 +153,7 @@ pub struct EventBatch {
 
 impl Store {
     /// True once a part of the data is on disk.
-    pub(crate) fn has_checkpoint(&self) -> bool {
+    pub fn has_checkpoint(&self) -> bool {
         !self.shared.views.load().disk.is_empty()
     }
 

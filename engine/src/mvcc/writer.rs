@@ -201,9 +201,12 @@ impl StoreWriter {
         })
     }
 
-    /// Says which keys a transaction will need, if they are several.
+    /// Says which keys a transaction will need, if they are several: a single one, as kube-apiserver compares and puts it, is read at once
+    /// anyway.
     fn read_ahead(&self, txn: &Txn) {
-        if txn.single_keys().nth(1).is_some() {
+        let mut keys = txn.single_keys();
+        let first = keys.next();
+        if keys.any(|key| Some(key) != first) {
             txn.single_keys().for_each(|key| self.view.read_ahead(key));
         }
     }

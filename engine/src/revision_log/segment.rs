@@ -13,7 +13,7 @@ use super::trailer::{Extent, Trailer};
 use super::{Entries, Entry, OwnedRecord, Records, SegmentSummary};
 use crate::base::checksum::crc32;
 use crate::base::ids::Revision;
-use crate::cache::{Cache, CacheKey, Cached, Class};
+use crate::cache::{Cache, CacheKey, Cached, Class, Kind};
 use crate::error::{Error, Result};
 use crate::io::disk::BLOCK_BYTES;
 use crate::io::{Files, IoErrorKind, ReadFile};
@@ -72,7 +72,7 @@ pub struct IndexPlace {
 }
 
 impl Cached for IndexBlock {
-    const KIND: u8 = 2;
+    const KIND: Kind = Kind::IndexBlock;
 
     fn bytes(&self) -> usize {
         self.bytes()
@@ -80,7 +80,7 @@ impl Cached for IndexBlock {
 }
 
 impl Cached for Decompressor {
-    const KIND: u8 = 3;
+    const KIND: Kind = Kind::Decompressor;
 
     fn bytes(&self) -> usize {
         self.bytes()
@@ -88,7 +88,7 @@ impl Cached for Decompressor {
 }
 
 impl Cached for OwnedRecord {
-    const KIND: u8 = 4;
+    const KIND: Kind = Kind::Record;
 
     fn bytes(&self) -> usize {
         // What `Bytes` allocates to share its memory comes on top.
