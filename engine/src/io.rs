@@ -14,7 +14,7 @@
 //! forbids the ring or a file system refuses direct I/O), [`sim_disk`] (in memory, from one seed). For tools that only look
 //! there is [`read_only_disk`].
 //!
-//! Reading order: `disk` (the trait), `buffer`, `files` (with `aligned_bytes`), `sim_disk` (with `sim_content`,
+//! Reading order: `disk` (the trait), `buffer`, `files` (with `aligned_bytes`, `page_pool`), `sim_disk` (with `sim_content`,
 //! `fault_plan`, `sim_files` and `sim_subdirectory`), `thread_disk`, `ring_disk`, `read_only_disk`, `dir_lock`.
 pub mod aligned_bytes;
 mod backend;
@@ -25,6 +25,7 @@ pub mod disk;
 #[cfg(feature = "sim")]
 pub mod fault_plan;
 pub mod files;
+mod page_pool;
 pub mod read_only_disk;
 mod removal;
 #[cfg(target_os = "linux")]

@@ -1,16 +1,18 @@
-//! Aligned memory on the heap that somebody keeps: what a read of a sealed file returns.
+//! Aligned memory that somebody keeps: what a read of a sealed file returns.
 //!
 //! **Contract.** An [`AlignedBytes`] starts at a multiple of 4 KiB, as direct I/O wants it, is initialised from end to end,
 //! has one owner, and never moves in memory. Handed over as [`Bytes`] it is shared without a copy.
 //!
 //! **Why not [`super::IoBuffer`].** That is an anonymous map: two system calls and a page fault for each block, fine for a
-//! few buffers that live long. Pages and values are read by the thousand and stay in a cache.
+//! few buffers that live long. Pages and values are read by the thousand and stay in a cache. What fits comes from the pool of
+//! slots, the rest from the heap.
 //!
-//! **Invariants.** A1: `start` points to `capacity` initialised bytes from the allocator, with `layout` of that capacity,
+//! **Invariants.** A1: `start` points to `capacity` initialised bytes, of a slot or from the allocator with `layout` of that capacity,
 //! owned by this value alone. A2: `bytes <= capacity`.
 //!
 //! **Does not know** who reads or writes the bytes.
 use super::disk::BLOCK_BYTES;
+use super::page_pool::Slot;
 use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ptr::NonNull;
@@ -23,6 +25,8 @@ pub struct AlignedBytes {
     capacity: usize,
     /// Length as seen by users (A2).
     bytes: usize,
+    /// Where `start` is, if not on the heap; goes back behind this value's last use of it.
+    slot: Option<Slot>,
 }
 
 // SAFETY: the memory is owned by the value alone (A1), and bytes may be sent to and read by any thread; `&self` gives
@@ -37,11 +41,17 @@ impl AlignedBytes {
     /// # Panics
     /// If `bytes` is near the size of the address space. Without memory the process ends, as with any allocation.
     pub fn zeroed(bytes: usize) -> Self {
+        if let Some(slot) = Slot::take(bytes) {
+            let start = slot.start();
+            // SAFETY: the slot is ours alone and has that many bytes.
+            unsafe { start.write_bytes(0, bytes) };
+            return Self { start, capacity: bytes, bytes, slot: Some(slot) };
+        }
         let layout = layout(bytes);
         // SAFETY: the size of the layout is not 0.
         let start = unsafe { alloc_zeroed(layout) };
         let Some(start) = NonNull::new(start) else { handle_alloc_error(layout) };
-        Self { start, capacity: bytes, bytes }
+        Self { start, capacity: bytes, bytes, slot: None }
     }
 
     /// Shows the first `bytes` only. The rest stays allocated.
@@ -66,8 +76,10 @@ fn layout(capacity: usize) -> Layout {
 
 impl Drop for AlignedBytes {
     fn drop(&mut self) {
-        // SAFETY: it was allocated with this layout and is owned by this value alone (A1).
-        unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) }
+        if self.slot.is_none() {
+            // SAFETY: it was allocated with this layout and is owned by this value alone (A1).
+            unsafe { dealloc(self.start.as_ptr(), layout(self.capacity)) }
+        }
     }
 }
 
