@@ -170,9 +170,34 @@ impl Cache {
         self.put(key.of_type::<T>(), class, Value::Shared(value), bytes);
     }
 
+    /// The same for what takes the place of an entry that was used so often.
+    pub fn insert_used<T: Cached>(&self, key: CacheKey, class: Class, value: Arc<T>, uses: u8) {
+        let bytes = value.bytes();
+        self.put_used(key.of_type::<T>(), class, Value::Shared(value), bytes, uses);
+    }
+
+    /// Says that what is kept for this place is being replaced. Returns how often it was used, if it is there, and drops it if there is no room for both.
+    pub fn retire<T: Cached>(&self, key: CacheKey) -> Option<u8> {
+        let key = key.of_type::<T>();
+        let (uses, gone) = self.shard(&key).retire(&key)?;
+        drop(gone);
+        Some(uses)
+    }
+
+    /// Drops what is kept for this place.
+    pub fn remove<T: Cached>(&self, key: CacheKey) {
+        let key = key.of_type::<T>();
+        let gone = self.shard(&key).remove_key(&key);
+        drop(gone);
+    }
+
     fn put(&self, key: Key, class: Class, value: Value, bytes: usize) {
+        self.put_used(key, class, value, bytes, 0);
+    }
+
+    fn put_used(&self, key: Key, class: Class, value: Value, bytes: usize, uses: u8) {
         let bytes = bytes.saturating_add(ENTRY_BYTES);
-        let evicted = self.shard(&key).insert(key, class, value, bytes);
+        let evicted = self.shard(&key).insert(key, class, value, bytes, uses);
         // The lock was released at the end of the statement above; freeing pages may take long.
         drop(evicted);
     }

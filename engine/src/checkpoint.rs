@@ -162,8 +162,10 @@ pub(crate) fn make(
         Ok(state) => {
             let mut report = attempt.report;
             let repaired = std::mem::take(&mut attempt.repaired);
+            let freed = std::mem::take(&mut attempt.freed);
             checkpoints.shelf.repairs.rewritten(&repaired);
             report.duration_us = io.now_us().saturating_sub(begun_us);
+            checkpoints.shelf.forget_pages(freed.iter());
             let gone = unreferenced(base, &state);
             report.segments_removed = remove(io, &gone, &checkpoints.shelf);
             if checkpoints.planted.has(PlantedBug::ReuseSegmentIds) {
@@ -191,6 +193,8 @@ struct Attempt<'a> {
     /// Segments made so far, to be removed if it fails.
     made: Vec<(SegmentId, SegmentKind)>,
     report: CheckpointReport,
+    /// Pages of the old trees that the new ones do without.
+    freed: Vec<PageRef>,
     /// Fences of leaves that are written anew because their page was lost.
     repaired: Vec<bytes::Bytes>,
     sweep_changes_max: usize,
@@ -216,6 +220,7 @@ impl<'a> Attempt<'a> {
             sequence,
             made: Vec::new(),
             report: CheckpointReport::default(),
+            freed: Vec::new(),
             repaired: Vec::new(),
             sweep_changes_max: checkpoints.sweep_changes_max.max(1),
             dictionary_records_min: checkpoints.dictionary_records_min,
@@ -251,7 +256,8 @@ impl<'a> Attempt<'a> {
             let info = pages.entry(id).or_default();
             (info.written_bytes, info.live_bytes) = (bytes, bytes);
         }
-        let mut freed = keys.freed.iter().chain(&system.freed);
+        self.freed.extend(keys.freed.iter().chain(&system.freed));
+        let mut freed = self.freed.iter();
         if let Err(error) =
             freed.try_for_each(|freed| release(&mut pages, freed, |info| &mut info.live_bytes))
         {
@@ -271,6 +277,7 @@ impl<'a> Attempt<'a> {
             let bytes = bytes - before.get(&id).copied().unwrap_or(0);
             pages.entry(id).or_default().table_bytes += bytes;
         }
+        self.freed.extend(&table.freed);
         let mut freed = table.freed.iter();
         if let Err(error) =
             freed.try_for_each(|freed| release(&mut pages, freed, |info| &mut info.table_bytes))

@@ -161,8 +161,28 @@ impl Shard {
         entry.value.clone()
     }
 
-    /// Adds an entry of `bytes` if the place is free and it fits. Returns what must be freed, behind the lock.
-    pub(super) fn insert(&mut self, key: Key, class: Class, value: Value, bytes: usize) -> Vec<Value> {
+    /// How often an entry was used, if it is there; taken out if there is no room for another one like it.
+    pub(super) fn retire(&mut self, key: &Key) -> Option<(u8, Option<Value>)> {
+        let slot = self.find(key)?;
+        let entry = self.entry(slot);
+        let (uses, bytes) = (entry.uses, entry.bytes as usize);
+        let is_full = self.bytes + bytes > self.bytes_max;
+        Some((uses, is_full.then(|| self.remove(slot))))
+    }
+
+    pub(super) fn remove_key(&mut self, key: &Key) -> Option<Value> {
+        self.find(key).map(|slot| self.remove(slot))
+    }
+
+    /// Adds an entry of `bytes`, which counts as used so often, if the place is free and it fits. Returns what must be freed, behind the lock.
+    pub(super) fn insert(
+        &mut self,
+        key: Key,
+        class: Class,
+        value: Value,
+        bytes: usize,
+        uses: u8,
+    ) -> Vec<Value> {
         let mut evicted = Vec::new();
         if self.find(&key).is_some() {
             // The caller's value goes with the caller.
@@ -184,7 +204,7 @@ impl Shard {
             value,
             bytes: entry_bytes,
             class,
-            uses: 0,
+            uses: uses.min(USES_MAX),
             touched: self.age,
             older: NONE,
             newer: NONE,

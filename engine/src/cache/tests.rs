@@ -325,3 +325,27 @@ fn threads_find_what_they_inserted_or_nothing() {
     assert_eq!(stats.hits + stats.misses, gets.into_inner());
     assert!(stats.hits > THREADS * ROUNDS / 10 && stats.evictions > 0, "{stats:?}");
 }
+
+#[test]
+fn what_replaces_an_entry_is_as_much_used_and_only_one_stays_where_memory_is_short() {
+    // One shard with room for eight.
+    let cache = Cache::new(8 * 4096);
+    let insert_used = |block, uses| {
+        let page = Page { number: u64::from(block), bytes: 4096 - ENTRY_BYTES };
+        cache.insert_used(key(1, block), Class::Leaf, Arc::new(page), uses);
+    };
+    assert_eq!(cache.retire::<Page>(key(1, 0)), None);
+    (0..7).for_each(|block| put(&cache, 1, block, Class::Leaf));
+    assert!(has(&cache, 1, 0) && has(&cache, 1, 0));
+    assert_eq!(cache.retire::<Page>(key(1, 0)), Some(2));
+    assert!(has(&cache, 1, 0), "there is room for both");
+    insert_used(100, 3);
+    assert_eq!(cache.retire::<Page>(key(1, 1)), Some(0));
+    assert!(!has(&cache, 1, 1), "there is no room for both");
+    cache.remove::<Page>(key(1, 0));
+    assert!(!has(&cache, 1, 0));
+    check(&cache);
+    (200..208).for_each(|block| put(&cache, 1, block, Class::Leaf));
+    assert!(has(&cache, 1, 100), "it counts as used while others come by");
+    check(&cache);
+}

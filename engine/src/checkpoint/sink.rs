@@ -3,6 +3,9 @@
 //! Leaves are many and live long; inner pages, the system tree and the segment table are few and are written again by
 //! the next checkpoint. Kept apart, a segment's pages die together. A stream makes its first file when it gets its first
 //! page, and another one when that is full.
+//!
+//! A page that takes the place of one in the cache goes there too, as much used as that was: who needed the one will need the other. Without that
+//! each checkpoint would have every leaf that it rewrites read again, by the next change of a key in it.
 use super::SegmentIds;
 use crate::base::ids::SegmentId;
 use crate::disk_state::{Shelf, TreeId};
@@ -10,7 +13,7 @@ use crate::error::Result;
 use crate::io::Io;
 use crate::io::disk::BLOCK_BYTES;
 use crate::segment::{SegmentKind, SegmentWriter};
-use crate::tree::PageSink;
+use crate::tree::{PageRef, PageSink};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -40,7 +43,7 @@ impl Sink {
         ids: &'a mut SegmentIds,
         tree: TreeId,
     ) -> TreeSink<'a> {
-        TreeSink { sink: self, io, ids, tree }
+        TreeSink { sink: self, io, ids, tree, uses: Vec::new() }
     }
 
     /// Bytes of pages by segment.
@@ -80,6 +83,8 @@ pub(super) struct TreeSink<'a> {
     io: &'a mut dyn Io,
     ids: &'a mut SegmentIds,
     tree: TreeId,
+    /// By level: how much the page that is being replaced was used, if it is in the cache.
+    uses: Vec<Option<u8>>,
 }
 
 impl TreeSink<'_> {
@@ -121,5 +126,19 @@ impl PageSink for TreeSink<'_> {
         writer.append(self.io, bytes)?;
         *self.sink.written_bytes.entry(at.0).or_default() += bytes.len() as u64;
         Ok(())
+    }
+
+    fn replaces(&mut self, old: &PageRef) {
+        let level = usize::from(old.level);
+        if self.uses.len() <= level {
+            self.uses.resize(level + 1, None);
+        }
+        self.uses[level] = self.sink.shelf.retire_page(old);
+    }
+
+    fn written(&mut self, page: &PageRef, bytes: &[u8]) {
+        if let Some(uses) = self.uses.get(usize::from(page.level)).copied().flatten() {
+            self.sink.shelf.keep_page(self.tree, page, bytes, uses);
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::repair::Repairs;
 use crate::base::ids::{Revision, SegmentId};
 use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class, Kind};
 use crate::error::{Error, Result};
+use crate::io::AlignedBytes;
 use crate::io::files::{Files, ReadFile};
 use crate::quarantine::{Quarantine, WatchedFiles};
 use crate::revision_log::{RevisionSegment, SegmentSummary};
@@ -31,6 +32,15 @@ impl Cached for Page {
     fn bytes(&self) -> usize {
         self.memory_bytes()
     }
+}
+
+/// Where a page is kept.
+fn page_key(reference: &PageRef) -> CacheKey {
+    CacheKey { segment: reference.segment, block: u64::from(reference.block) }
+}
+
+fn class_of(reference: &PageRef) -> Class {
+    if reference.level > 0 { Class::Inner } else { Class::Leaf }
 }
 
 /// Where a value is kept: by its revision, which means the same in whatever segment it is. Records are moved when segments are cleaned, and
@@ -151,20 +161,36 @@ impl Shelf {
 
     /// A page, verified against its reference.
     pub(crate) fn load_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {
-        let key = CacheKey { segment: reference.segment, block: u64::from(reference.block) };
         if let Some(page) = self.page_in_memory(reference) {
             return Ok(page);
         }
         let page = self.read_page(tree, reference)?;
-        let class = if reference.level > 0 { Class::Inner } else { Class::Leaf };
-        self.cache.insert(key, class, page.clone());
+        self.cache.insert(page_key(reference), class_of(reference), page.clone());
         Ok(page)
     }
 
     /// A page, if no device need be asked for it.
     pub(super) fn page_in_memory(&self, reference: &PageRef) -> Option<Arc<Page>> {
-        let key = CacheKey { segment: reference.segment, block: u64::from(reference.block) };
-        self.cache.get::<Page>(key).or_else(|| self.repairs.get(reference))
+        self.cache.get::<Page>(page_key(reference)).or_else(|| self.repairs.get(reference))
+    }
+
+    /// Says that the page is being replaced. Returns how often it was used, if it is in memory; where memory is short it is not any more.
+    pub(crate) fn retire_page(&self, reference: &PageRef) -> Option<u8> {
+        self.cache.retire::<Page>(page_key(reference))
+    }
+
+    /// Keeps a page that was just written, in place of one that was used so often.
+    pub(crate) fn keep_page(&self, tree: TreeId, reference: &PageRef, bytes: &[u8], uses: u8) {
+        let bytes = AlignedBytes::from(bytes).into_bytes();
+        // One that does not decode would be met when it is read.
+        if let Ok(page) = Page::decode_content(bytes, reference, tree as u8, &self.database) {
+            self.cache.insert_used(page_key(reference), class_of(reference), Arc::new(page), uses);
+        }
+    }
+
+    /// Drops pages that the newest state does not refer to.
+    pub(crate) fn forget_pages<'a>(&self, pages: impl Iterator<Item = &'a PageRef>) {
+        pages.for_each(|reference| self.cache.remove::<Page>(page_key(reference)));
     }
 
     fn read_page(&self, tree: TreeId, reference: &PageRef) -> Result<Arc<Page>> {

@@ -52,6 +52,12 @@ pub trait PageSink {
 
     /// Takes the bytes of the page that was placed `at`; whole blocks.
     fn write(&mut self, at: (SegmentId, u32), bytes: &[u8]) -> Result<()>;
+
+    /// Says that what follows at the level of `old`, until the next call for it, takes the place of `old`.
+    fn replaces(&mut self, _old: &PageRef) {}
+
+    /// Says by which reference the page that was written last will be found.
+    fn written(&mut self, _page: &PageRef, _bytes: &[u8]) {}
 }
 
 /// What a merge writes into its pages.

@@ -233,6 +233,7 @@ impl Merge<'_> {
             frame.is_open = true;
             let (page, passed) = (frame.page.clone(), 0..frame.child);
             self.outcome.freed.push(frame.reference);
+            self.sink.replaces(&frame.reference);
             let fence = std::mem::take(&mut frame.bounds.fence);
             self.builder_mut(frame_level).start(&fence);
             self.frames[depth].bounds.fence = fence;
@@ -276,7 +277,10 @@ impl Merge<'_> {
         if !leaf.is_rewritten {
             leaf.is_rewritten = true;
             self.open(1)?;
-            self.outcome.freed.extend(reference);
+            if let Some(reference) = reference {
+                self.outcome.freed.push(*reference);
+                self.sink.replaces(reference);
+            }
             self.builder_mut(0).start(&bounds.fence);
         }
         Ok(())
@@ -393,6 +397,7 @@ impl Merge<'_> {
         #[cfg(debug_assertions)]
         self.assert_decodes(&r);
         self.sink.write(at, &self.page)?;
+        self.sink.written(&r, &self.page);
         self.builders[usize::from(level)].drop_front();
         self.outcome.pages_written += 1;
         self.outcome.bytes_written += self.page.len() as u64;

@@ -68,7 +68,7 @@ impl Page {
     }
 
     /// [`Page::decode`] without the checksum: total on any bytes.
-    pub(super) fn decode_content(
+    pub(crate) fn decode_content(
         bytes: Bytes,
         r: &PageRef,
         tree: u8,
