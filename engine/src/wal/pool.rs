@@ -260,9 +260,10 @@ impl Pool {
         }
     }
 
-    /// Spares beyond the least are removed.
+    /// Spares beyond the least are removed, counting one that is being made.
     pub(super) fn trim(&mut self) {
-        let surplus = self.spares.len().saturating_sub(self.spares_min);
+        let coming = usize::from(self.fill.is_some());
+        let surplus = (self.spares.len() + coming).saturating_sub(self.spares_min).min(self.spares.len());
         self.remove.extend(self.spares.drain(..surplus));
     }
 
