@@ -29,16 +29,17 @@ use crate::io::files::{Files, open_files};
 #[cfg(feature = "sim")]
 use crate::io::sim_disk::SimDisk;
 use crate::io::{Backend, BackendChoice, Completion, Io, Wait, Waker};
+use crate::mvcc::ReplayPriors;
 use crate::options::LogOptions;
 pub use crate::superblock::Mode;
 use crate::superblock::{SharedSuperblock, Stage, Superblock};
 use crate::wal::{
-    LogExtent, Record, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe, SyncMethod, Wal,
-    WalOptions, WalStats, format,
+    LogExtent, Record, RecordKind, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe,
+    SyncMethod, Wal, WalOptions, WalStats, format,
 };
 use calibration::{CalibrationJob, SyncSwitch};
 use hold::Holds;
-use pipeline::pipelined;
+use pipeline::{Ahead, in_turns, pipelined};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use yielding::YieldingDevice;
@@ -239,28 +240,33 @@ impl PreparedLog {
         Ok((log, report, created))
     }
 
-    /// The same with two threads: this one reads and verifies, and calls `announce` with every record some time before `visit`, on the
-    /// other, sees it. `announce` may do no more than have things read that `visit` will need. On a simulated disk, where the order of reads
+    /// The same with two threads: this one reads and verifies, some way ahead; `visit` is called on the other. Notes of what keys
+    /// were go to the
+    /// store that `checkpointer` was attached to. `announce` is called some time before `visit` with entries whose notes are
+    /// missing, and may do no more than have
+    /// things read that `visit` will need. On a simulated disk, where the order of reads
     /// would become a matter of chance, it is not called and there is one thread.
     ///
     /// # Errors
     /// Those of [`Self::recover`]; that of `visit`, if it has one, before any other.
     pub fn recover_ahead(
         self,
+        priors: Arc<ReplayPriors>,
         announce: &mut dyn FnMut(&Record<'_>),
         visit: &mut (dyn FnMut(&Record<'_>) -> Result<()> + Send),
         progress: &mut dyn FnMut(OpenProgress<'_>),
     ) -> Result<(Log, RecoveryReport, bool)> {
-        if !self.is_on_device() {
-            return self.recover(visit, progress);
-        }
-        pipelined(visit, |visit| {
-            let mut announced = |record: &Record<'_>| {
-                announce(record);
-                visit(record)
-            };
-            self.recover(&mut announced, progress)
-        })
+        let recovered = match self.is_on_device() {
+            true => {
+                pipelined(&mut Ahead::new(&priors, announce), visit, |visit| self.recover(visit, progress))
+            }
+            false => {
+                let nobody: &mut dyn FnMut(&Record<'_>) = &mut |_| {};
+                in_turns(&mut Ahead::new(&priors, nobody), visit, |visit| self.recover(visit, progress))
+            }
+        };
+        priors.finish();
+        recovered
     }
 }
 
@@ -316,6 +322,15 @@ impl Log {
     /// Puts a record into the log; it is durable once its position is below [`Log::durable_lsn`].
     pub fn append(&mut self, meta: RecordMeta, body: &[u8], reserve: Reserve) -> Result<Lsn> {
         self.wal.append(meta, body, reserve)
+    }
+
+    /// Puts notes of what keys were into the log ([`StoreWriter::take_notes`](crate::mvcc::StoreWriter::take_notes)), in front of
+    /// what is appended next. What there is no room for is not
+    /// noted: nothing is lost by that but the speed of a start.
+    pub fn append_notes(&mut self, group: GroupId, notes: Option<(u64, Vec<u8>)>) {
+        let Some((index, body)) = notes else { return };
+        let meta = RecordMeta { kind: RecordKind::PriorNotes, entry_type: 0, group, term: 0, index };
+        let _ = self.wal.append(meta, &body, Reserve::Ordinary);
     }
 
     /// Says which index is committed, so that idle and closing groups can witness it.

@@ -8,6 +8,7 @@ mod history;
 mod lease_index;
 mod load;
 pub mod operation;
+mod priors;
 mod range;
 pub mod scan;
 pub mod store;
@@ -20,6 +21,7 @@ pub use flush::CutPosition;
 pub(crate) use flush::{LEASE_PREFIX, Run, lease_key};
 pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
+pub use priors::ReplayPriors;
 pub use scan::Scan;
 pub use store::{
     AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,

@@ -354,6 +354,7 @@ fn each_planted_bug_is_found() {
         PlantedBug::KeepLeaseKeys,
         PlantedBug::ForgetPurges,
         PlantedBug::DropUnswept,
+        PlantedBug::NoteOneMore,
     ];
     let found = bugs.map(|bug| (bug, find(bug, 40)));
     std::panic::set_hook(hook);

@@ -33,7 +33,7 @@ use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::io::{Backend, Waker};
 use sternpost_engine::log::calibration::{CalibrationJob, CalibrationReport, Calibrator};
 use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, PreparedLog, WriteAge};
-use sternpost_engine::mvcc::CutPosition;
+use sternpost_engine::mvcc::{CutPosition, StoreWriter};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, SyncMethod, WalStats};
 use sternpost_engine::{Error, Result};
@@ -357,6 +357,7 @@ impl<M: StateMachine> SoloCore<M> {
         }
         let applied_index = machine.applied_index();
         let announcer = machine.announcer();
+        let priors = checkpointer.priors();
         let mut replay = Replay { genesis: None, last_index: applied_index, applied_index };
         let mut visit = |record: &Record<'_>| replay.visit(&mut machine, &mut checkpointer, record);
         let mut announce = |record: &Record<'_>| {
@@ -369,7 +370,7 @@ impl<M: StateMachine> SoloCore<M> {
                 commands.into_iter().for_each(announce);
             }
         };
-        let (log, recovery, created) = prepared.recover_ahead(&mut announce, &mut visit, progress)?;
+        let (log, recovery, created) = prepared.recover_ahead(priors, &mut announce, &mut visit, progress)?;
         log.start_checkpoints(&mut checkpointer)?;
         machine.flush();
         let superblock = log.identity();
@@ -557,6 +558,7 @@ impl<M: StateMachine> SoloCore<M> {
             Class::Ordinary => Reserve::Ordinary,
             Class::Privileged => Reserve::Privileged,
         };
+        self.log.append_notes(GROUP, self.machine.storage().and_then(StoreWriter::take_notes));
         match self.log.append(meta, &self.body, reserve) {
             Ok(lsn) => {
                 self.next_index += 1;

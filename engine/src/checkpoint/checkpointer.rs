@@ -24,7 +24,7 @@ use crate::disk_state::{DiskState, NamesKept, Positions, Shelf, ShelfOptions};
 use crate::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::{Io, Waker};
-use crate::mvcc::{CutPosition, Run, StoreWriter};
+use crate::mvcc::{CutPosition, ReplayPriors, Run, StoreWriter};
 use crate::superblock::SharedSuperblock;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -97,6 +97,8 @@ pub struct CheckpointStats {
     pub failing: Option<String>,
     /// Runs cut and not durable yet.
     pub runs_count: usize,
+    /// Reads of the disk that the last start did without, because the log has noted what they would have found.
+    pub reads_spared: u64,
     /// What is kept in memory of what was read.
     pub cache: CacheStats,
 }
@@ -143,6 +145,8 @@ pub struct Checkpointer {
     durable: Lsn,
     /// What [`Self::take_rested`] takes.
     has_rested: bool,
+    /// What the log that is being replayed has noted.
+    priors: Arc<ReplayPriors>,
 }
 
 impl Checkpointer {
@@ -205,7 +209,13 @@ impl Checkpointer {
             rest: Rest::new(),
             durable: Lsn(0),
             has_rested: false,
+            priors: Arc::default(),
         })
+    }
+
+    /// Where the notes of a replayed log go.
+    pub fn priors(&self) -> Arc<ReplayPriors> {
+        self.priors.clone()
     }
 
     /// Sets who hears of events.
@@ -218,6 +228,8 @@ impl Checkpointer {
     /// # Errors
     /// If the system tree cannot be read.
     pub fn attach(&self, writer: &mut StoreWriter) -> Result<()> {
+        let wrong = self.options.planted().has(PlantedBug::NoteOneMore);
+        writer.begin_notes(&self.shelf.database, self.priors.clone(), wrong);
         if self.state.is_empty() { Ok(()) } else { writer.attach(self.state.clone()) }
     }
 
@@ -447,6 +459,7 @@ impl Checkpointer {
         CheckpointStats {
             failing: self.failing().map(|error| error.to_string()),
             runs_count: self.runs_count(),
+            reads_spared: self.priors.answered_count(),
             cache: self.shelf.cache_stats(),
             ..self.stats.clone()
         }

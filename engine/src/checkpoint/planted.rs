@@ -37,6 +37,8 @@ pub enum PlantedBug {
     ForgetPurges,
     /// Dead records are dropped before the sweep has come by and seen what they replaced.
     DropUnswept,
+    /// What is noted for a replay is one version more than there was.
+    NoteOneMore,
 }
 
 /// The bug of this database, if one is planted.

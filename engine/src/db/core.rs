@@ -328,10 +328,11 @@ impl Core {
         checkpointer.attach(&mut writer)?;
         let mut last_index = writer.store().applied().0;
         let store = writer.store().clone();
+        let priors = checkpointer.priors();
         let apply =
             &mut |record: &Record<'_>| replay(&mut writer, &mut checkpointer, &mut last_index, record);
         let (log, _, _) =
-            prepared.recover_ahead(&mut |record| announce(&store, record), apply, &mut |_| {})?;
+            prepared.recover_ahead(priors, &mut |record| announce(&store, record), apply, &mut |_| {})?;
         log.start_checkpoints(&mut checkpointer)?;
         writer.notify();
         let core = Self {
@@ -493,6 +494,7 @@ impl Core {
         if let Some(error) = &self.broken {
             return reply.send(Err(error.clone()));
         }
+        self.log.append_notes(GROUP, self.writer.take_notes());
         let lsn = match self.log.append(meta, &body, Reserve::Ordinary) {
             Ok(lsn) => lsn,
             Err(error) => return reply.send(Err(error)),

@@ -128,6 +128,7 @@ impl StoreWriter {
         *shared.system.write().expect("nothing panics while it holds this lock") = system;
         shared.keys_count.store(disk.keys_count(), Ordering::Relaxed);
         *shared.applied.lock().expect("nothing panics while it holds this lock") = disk.applied();
+        self.applied_index = disk.applied().0;
         self.head = disk.revision().max(1);
         self.notified = self.head;
         shared.head.store(self.head, Ordering::Release);

@@ -86,6 +86,8 @@ pub(crate) enum NewestFound<'a> {
     Memory(Key<'a>, Newest),
     /// On disk.
     Disk(DiskVersion),
+    /// On disk, as the log has noted it: nobody has looked there.
+    Noted(Newest),
 }
 
 impl NewestFound<'_> {
@@ -93,7 +95,7 @@ impl NewestFound<'_> {
     #[inline]
     pub(crate) fn newest(&self) -> Newest {
         match self {
-            NewestFound::Memory(_, newest) => *newest,
+            NewestFound::Memory(_, newest) | NewestFound::Noted(newest) => *newest,
             NewestFound::Disk(version) => Newest {
                 revision: version.revision,
                 create_revision: version.create_revision,
@@ -106,11 +108,12 @@ impl NewestFound<'_> {
 }
 
 impl<'a> NewestFound<'a> {
-    /// The version itself.
-    pub(crate) fn found(&self) -> Found<'a> {
+    /// The version itself; none if it has to be looked for.
+    pub(crate) fn found(&self) -> Option<Found<'a>> {
         match self {
-            NewestFound::Memory(key, _) => Found::Memory(key.latest()),
-            NewestFound::Disk(version) => Found::Disk(version.clone()),
+            NewestFound::Memory(key, _) => Some(Found::Memory(key.latest())),
+            NewestFound::Disk(version) => Some(Found::Disk(version.clone())),
+            NewestFound::Noted(_) => None,
         }
     }
 }

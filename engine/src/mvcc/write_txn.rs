@@ -13,6 +13,7 @@ use super::store::Leases;
 use super::view_set::ViewSet;
 use super::writer::{Changes, StoreWriter, check_lease};
 use crate::error::{OperationError, Result};
+use crate::memtable::Newest;
 use std::cmp::Ordering as Compared;
 
 /// Refuses empty keys, in both branches.
@@ -38,17 +39,34 @@ pub(super) fn check_keys(txn: &Txn) -> Result<(), OperationError> {
     Ok(())
 }
 
-/// Decides all branches on the state at `main`; returns the path.
-pub(super) fn evaluate(txn: &Txn, view: &ViewSet, main: i64) -> Result<Vec<bool>, OperationError> {
+/// What is noted of a key before the transaction: nothing, that it does not exist, or its newest version.
+pub(super) type Noted<'a> = &'a mut dyn FnMut(&[u8]) -> Option<Option<Newest>>;
+
+/// Decides all branches on the state at `main`; returns the path. What is `noted` of a key need not be read.
+pub(super) fn evaluate(
+    txn: &Txn,
+    view: &ViewSet,
+    main: i64,
+    noted: Noted<'_>,
+) -> Result<Vec<bool>, OperationError> {
     let mut path = Vec::with_capacity(1);
-    evaluate_into(txn, view, main, &mut path)?;
+    evaluate_into(txn, view, main, noted, &mut path)?;
     Ok(path)
 }
 
-fn evaluate_into(txn: &Txn, view: &ViewSet, main: i64, path: &mut Vec<bool>) -> Result<(), OperationError> {
+fn evaluate_into(
+    txn: &Txn,
+    view: &ViewSet,
+    main: i64,
+    noted: Noted<'_>,
+    path: &mut Vec<bool>,
+) -> Result<(), OperationError> {
     let mut succeeded = true;
     for compare in &txn.compares {
-        succeeded = holds(compare, view, main)?;
+        succeeded = match holds_as_noted(compare, noted) {
+            Some(holds) => holds,
+            None => holds(compare, view, main)?,
+        };
         if !succeeded {
             break;
         }
@@ -56,7 +74,7 @@ fn evaluate_into(txn: &Txn, view: &ViewSet, main: i64, path: &mut Vec<bool>) -> 
     path.push(succeeded);
     for operation in branch(txn, succeeded) {
         if let TxnOperation::Txn(nested) = operation {
-            evaluate_into(nested, view, main, path)?;
+            evaluate_into(nested, view, main, noted, path)?;
         }
     }
     Ok(())
@@ -73,6 +91,20 @@ impl Path<'_> {
     fn next(&mut self) -> bool {
         *self.0.next().expect("the path has one entry for each executed transaction")
     }
+}
+
+/// [`holds`] for a single key of which everything is noted that the compare asks for.
+fn holds_as_noted(compare: &Compare, noted: Noted<'_>) -> Option<bool> {
+    let of = |field: fn(&Newest) -> i64, newest: &Option<Newest>| newest.as_ref().map_or(0, field);
+    let (field, given): (fn(&Newest) -> i64, i64) = match compare.target {
+        CompareTarget::Version(given) => (|newest| newest.version, given),
+        CompareTarget::Create(given) => (|newest| newest.create_revision, given),
+        CompareTarget::Mod(given) => (|newest| newest.revision.main, given),
+        CompareTarget::Lease(given) => (|newest| newest.lease, given),
+        CompareTarget::Value(_) | CompareTarget::Unknown => return None,
+    };
+    let newest = noted(compare.range.single()?)?;
+    Some(relation_holds(compare.result, of(field, &newest).cmp(&given)))
 }
 
 /// A compare must hold for every key of its range; where no key exists, for a key of zeroes, except that a value

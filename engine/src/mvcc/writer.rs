@@ -14,13 +14,14 @@
 use super::flush::Flush;
 use super::found::{Found, Hit, Parts, copy_all, copy_one};
 use super::operation::*;
+use super::priors::{self, Priors, ReplayPriors};
 use super::store::{Leases, Shared, Store, StoreOptions};
 use super::view_set::{NewestFound, ViewSet};
 use super::write_txn;
 use crate::base::ids::Revision;
 use crate::disk_state::DiskState;
 use crate::error::{Error, OperationError, Result, Unreadable};
-use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Prev, Record};
+use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Newest, Prev, Record};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -45,6 +46,10 @@ pub struct StoreWriter {
     pub(super) retired: Vec<Arc<Memtable>>,
     /// What goes to disk.
     pub(super) flush: Flush,
+    /// What keys were before they were changed.
+    pub(super) priors: Priors,
+    /// Index of the last entry applied, as [`Store::applied`] has it.
+    pub(super) applied_index: u64,
     /// Set when a change may be half done: nothing is changed any more.
     broken: Option<OperationError>,
 }
@@ -128,6 +133,8 @@ impl StoreWriter {
             accounted_revision: -1,
             retired: Vec::new(),
             flush: Flush::default(),
+            priors: Priors::default(),
+            applied_index: 0,
             broken: None,
         };
         (store, writer)
@@ -168,7 +175,7 @@ impl StoreWriter {
             let view = writer.view.clone();
             for key in writer.store.lease_keys(lease) {
                 let hash = view.hasher.hash(&key);
-                let newest = view.newest_of_all(&key, hash)?;
+                let newest = writer.before_change(&view, &key, hash)?;
                 // The two come from two trees on disk.
                 let exists = newest.as_ref().map(NewestFound::newest);
                 if !exists.is_some_and(|newest| newest.version > 0 && newest.lease == lease) {
@@ -192,7 +199,8 @@ impl StoreWriter {
         self.check_whole()?;
         write_txn::check_keys(txn)?;
         self.read_ahead(txn);
-        let path = write_txn::evaluate(txn, &self.view, self.head)?;
+        let view = self.view.clone();
+        let path = write_txn::evaluate(txn, &view, self.head, &mut |key| self.noted(&view, key))?;
         write_txn::check(txn, &path, &self.view, self.head, leases)?;
         self.change_all(|writer, changes| {
             let mut outcome = write_txn::execute(writer, txn, &path, changes)?;
@@ -259,6 +267,57 @@ impl StoreWriter {
     /// Says that the log entry (index, term) is applied, with all its effects.
     pub fn set_applied(&mut self, index: u64, term: u64) {
         *self.store.shared.applied.lock().expect("nothing panics while it holds this lock") = (index, term);
+        self.applied_index = index;
+        self.priors.end_entry(index);
+    }
+
+    /// Begins to note what keys were before they are changed, see [`Self::take_notes`], and to use the notes that a replay finds;
+    /// `wrong` is
+    /// a planted bug.
+    pub(crate) fn begin_notes(&mut self, database: &[u8; 16], replay: Arc<ReplayPriors>, wrong: bool) {
+        self.priors.begin(priors::seed(database), replay, wrong);
+    }
+
+    /// The body of a record for the log, if there is anything to note:
+    /// [`RecordKind::PriorNotes`](crate::wal::RecordKind::PriorNotes) with the index of
+    /// the last entry applied, which is the other value. To be appended in front of the next entry, and no loss if it is not.
+    pub fn take_notes(&mut self) -> Option<(u64, Vec<u8>)> {
+        Some((self.applied_index, self.priors.take(self.applied_index)?))
+    }
+
+    /// What the log says about a key before the entry that is being applied, if no memtable has it and nothing speaks against it.
+    fn noted(&mut self, view: &ViewSet, key: &[u8]) -> Option<Option<Newest>> {
+        let noted = self.priors.find(self.applied_index + 1, key)?;
+        let hash = view.hasher.hash(key);
+        let in_memory = view.tables.iter().any(|table| table.find(key, hash).is_some());
+        let is_on_disk = noted.is_none_or(|newest| newest.revision.main <= view.disk.revision());
+        if in_memory || !is_on_disk {
+            return None;
+        }
+        #[cfg(any(debug_assertions, feature = "sim"))]
+        check_note(view, key, noted);
+        Some(noted)
+    }
+
+    /// The key's newest version before the change that is being made, a tombstone too: in a memtable, as the log has noted it, or on disk.
+    /// Noted for a replay if that would not find it in a memtable.
+    fn before_change<'a>(
+        &mut self,
+        view: &'a ViewSet,
+        key: &[u8],
+        hash: u32,
+    ) -> Result<Option<NewestFound<'a>>, OperationError> {
+        if let Some(found) = view.tables[0].find(key, hash) {
+            return Ok(Some(NewestFound::Memory(found, found.newest())));
+        }
+        let index = self.applied_index + 1;
+        if let Some(noted) = self.noted(view, key) {
+            self.priors.count_answer();
+            return Ok(noted.map(NewestFound::Noted));
+        }
+        let newest = view.newest_of_all(key, hash)?;
+        self.priors.note(index, key, newest.as_ref().map(NewestFound::newest).as_ref());
+        Ok(newest)
     }
 
     /// Tells the listeners the head, if it moved since the last call. Called once per batch of operations.
@@ -305,7 +364,7 @@ impl StoreWriter {
     pub(super) fn put_one(&mut self, put: &Put, changes: &mut Changes) -> Result<PutOutcome, OperationError> {
         let view = self.view.clone();
         let hash = view.hasher.hash(&put.key);
-        let newest = view.newest_of_all(&put.key, hash)?;
+        let newest = self.before_change(&view, &put.key, hash)?;
         let live = newest.as_ref().map(NewestFound::newest).filter(|newest| newest.version > 0);
         if (put.ignore_value || put.ignore_lease) && live.is_none() {
             return Err(OperationError::KeyNotFound);
@@ -315,7 +374,12 @@ impl StoreWriter {
             && live.is_some()
             && let Some(found) = &newest
         {
-            let read = copy_one(&view, &put.key, found.found()).map(Some);
+            let read = match found.found() {
+                Some(found) => copy_one(&view, &put.key, found).map(Some),
+                None => view
+                    .live(&put.key, changes.main)
+                    .and_then(|live| live.map(|found| copy_one(&view, &put.key, found)).transpose()),
+            };
             // Only a value that is kept is part of the new state.
             prev_kv = if put.ignore_value { read? } else { changes.answer(read)? };
         }
@@ -345,7 +409,11 @@ impl StoreWriter {
         for hit in &hits {
             let hash = view.hasher.hash(hit.key());
             let newest = match &hit.found {
-                Found::Disk(version) => Some(NewestFound::Disk(version.clone())),
+                Found::Disk(version) => {
+                    let newest = NewestFound::Disk(version.clone());
+                    self.priors.note(self.applied_index + 1, hit.key(), Some(&newest.newest()));
+                    Some(newest)
+                }
                 Found::Memory(_) => view.newest_of_all(hit.key(), hash)?,
             };
             self.change(changes, hit.key(), hash, newest, None);
@@ -461,6 +529,16 @@ fn contradiction(key: &[u8], lease: i64) -> Error {
             "M5: the system tree says that lease {lease} has the key {}, and the key tree does not",
             key.escape_ascii()
         ),
+    }
+}
+
+/// N1: a note is what the disk says, if that can be asked.
+#[cfg(any(debug_assertions, feature = "sim"))]
+fn check_note(view: &ViewSet, key: &[u8], noted: Option<Newest>) {
+    if let Ok(on_disk) = view.disk.newest(key) {
+        let on_disk = on_disk.map(|version| NewestFound::Disk(version).newest());
+        let on_disk = on_disk.filter(|newest| newest.version > 0);
+        assert_eq!(noted, on_disk, "N1: the note about {}", key.escape_ascii());
     }
 }
 

@@ -107,6 +107,8 @@ pub enum RecordKind {
     Eos = 7,
     /// Nothing.
     Pad = 8,
+    /// What keys were before entries up to this index changed them: spares a replay reads of the disk.
+    PriorNotes = 9,
 }
 
 impl RecordKind {
@@ -121,6 +123,7 @@ impl RecordKind {
             6 => Self::CheckpointDone,
             7 => Self::Eos,
             8 => Self::Pad,
+            9 => Self::PriorNotes,
             _ => return None,
         })
     }
