@@ -37,6 +37,9 @@ pub enum PlantedBug {
     ForgetPurges,
     /// Dead records are dropped before the sweep has come by and seen what they replaced.
     DropUnswept,
+    /// An invariant does not hold when everything of a checkpoint is written but the superblock: no wrong state, but the end of
+    /// the thread.
+    BrokenInvariant,
 }
 
 /// The bug of this database, if one is planted.

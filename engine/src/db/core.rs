@@ -388,9 +388,9 @@ impl Core {
             // A run waits for the log; who would ask for a sync may wait for the run.
             self.push_to = self.push_to.max(self.last_lsn);
         }
-        let failing = if full { self.checkpointer.failing() } else { None };
+        let refusal = self.checkpointer.refusal();
         // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
-        let closing = self.take_queue(!full || failing.is_some(), failing.as_ref());
+        let closing = self.take_queue(!full || refusal.is_some(), refusal.as_ref());
         if let Some(error) = self.stopped() {
             self.answer_all(&error);
             // Reads go on; writes are refused one by one until the database is closed.
