@@ -389,8 +389,10 @@ impl Core {
             self.push_to = self.push_to.max(self.last_lsn);
         }
         let refusal = self.checkpointer.refusal();
-        // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
-        let closing = self.take_queue(!full || refusal.is_some(), refusal.as_ref());
+        // While memory waits for the disk nothing more is taken. Once the disk refuses it, writes hear so; and so they do when
+        // nothing is written any more, where they would wait for ever.
+        let takes = !full || refusal.is_some() || self.stopped().is_some();
+        let closing = self.take_queue(takes, refusal.as_ref());
         if let Some(error) = self.stopped() {
             self.answer_all(&error);
             // Reads go on; writes are refused one by one until the database is closed.
