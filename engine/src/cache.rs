@@ -35,6 +35,8 @@ const SHARD_BYTES_MIN: usize = 1 << 20;
 const ENTRIES_IN_SHARD_MIN: usize = 8;
 /// What an entry costs besides its own bytes: the slot, its share of the hash table, two counts of an `Arc`.
 pub const ENTRY_BYTES: usize = 128;
+/// Longest value, and record with its key, that those who read them put here: a longer one would push out many.
+pub const VALUE_BYTES_MAX: usize = 16 << 10;
 
 /// The types of entries, so that no two are taken for each other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

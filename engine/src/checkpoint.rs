@@ -305,6 +305,7 @@ impl<'a> Attempt<'a> {
         };
         // Before the superblock: afterwards nothing may fail but the superblock itself.
         let state = DiskState::new(self.shelf.clone(), roots, positions, revisions, pages)?;
+        assert!(!self.planted.has(PlantedBug::BrokenInvariant), "an invariant that was broken on purpose");
         if self.planted.has(PlantedBug::UnlinkEarly) {
             remove(self.io, &unreferenced(self.base, &state), &self.shelf);
         }

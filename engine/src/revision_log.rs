@@ -47,7 +47,7 @@ mod writer;
 
 pub use compression::{DICTIONARY_BYTES_MAX, IS_SUPPORTED as COMPRESSION_IS_SUPPORTED, train_dictionary};
 pub use scan::{Entries, Records};
-pub use segment::{IndexPlace, RECORD_BYTES_CACHED_MAX, RevisionSegment, TrailerCounts};
+pub use segment::{IndexPlace, RevisionSegment, TrailerCounts};
 pub use summary::{Counts, SegmentSummary};
 pub use writer::RevisionWriter;
 

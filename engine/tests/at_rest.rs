@@ -112,3 +112,31 @@ fn at_rest_nothing_keeps_the_thread_awake() {
         assert_eq!(db.wal_stats().groups_idle_count, 1, "{durability:?}: what is durable is promised");
     }
 }
+
+/// A run that waited for the log counted as a rest that begins anew at every look: with the shortest rests the owner woke every
+/// microsecond, and a simulated one never let the device get on (seed 46 of `backup_crash.rs`, where a write was not answered in
+/// 2,000 rounds). Now a checkpoint under way wakes nobody before its end.
+#[test]
+fn a_checkpoint_that_waits_for_the_log_keeps_nobody_awake() {
+    let disk = SimDisk::new(1);
+    let mut options = options().memtable_bytes(2 << 10);
+    options.checkpoint.rest_us = 1;
+    let mut db = SimulatedDb::open(&disk, &options, 1).expect("a new disk opens");
+    let mut rounds = 0;
+    for number in 0..8 {
+        // Each fills the memtable, and the fourth waits until the log of the first is durable.
+        let (key, value) = (Bytes::from(format!("key{number}")), vec![number; 100_000].into());
+        let mut answer = db.write(&LogOperation::Put(Put { key, value, ..Put::default() }));
+        while is_pending(&mut answer) {
+            assert!(db.step(1_000_000));
+            rounds += 1;
+            assert!(rounds < 1_000, "put {number} after {rounds} rounds: {:?}", db.checkpoint_stats());
+        }
+    }
+    assert!(db.checkpoint_stats().checkpoints_count > 3, "{:?}", db.checkpoint_stats());
+}
+
+fn is_pending<F: Future + Unpin>(future: &mut F) -> bool {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    std::pin::Pin::new(future).poll(&mut context).is_pending()
+}

@@ -228,11 +228,14 @@ fn every_power_cut_leaves_a_whole_backup_or_one_that_says_it_is_not() {
     eprintln!(
         "{disks} disks, {whole} whole; {during} writes, {checkpoints} checkpoints, {recycled} segments of the log used again meanwhile"
     );
-    assert!(whole > seeds as usize && disks > 5 * seeds as usize, "{disks}, {whole}");
-    assert!(
-        during as u64 >= 10 * seeds && checkpoints >= 2 * seeds && recycled > 0,
-        "{during} {checkpoints} {recycled}"
-    );
+    // What many seeds reach together; one that is replayed need not.
+    if seeds >= SEEDS_DEFAULT {
+        assert!(whole > seeds as usize && disks > 5 * seeds as usize, "{disks}, {whole}");
+        assert!(
+            during as u64 >= 10 * seeds && checkpoints >= 2 * seeds && recycled > 0,
+            "{during} {checkpoints} {recycled}"
+        );
+    }
 }
 
 /// The backups of a bug, until one is caught.

@@ -8,6 +8,7 @@ mod db_support;
 
 use db_support::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use sternpost_engine::base::clock::Clock;
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::db::SimulatedDb;
@@ -15,7 +16,7 @@ use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::mvcc::Put;
 use sternpost_engine::mvcc::encoding::LogOperation;
-use sternpost_engine::{Bytes, Error, Options};
+use sternpost_engine::{Bytes, DurabilityLevel, Error, Options};
 
 const OPERATIONS: usize = 50;
 
@@ -216,6 +217,43 @@ fn an_error_of_the_device_at_any_operation_of_the_log_loses_nothing() {
     }
     println!("{hits} operations failed");
     assert!(hits * stride > 50, "{hits}");
+}
+
+/// At the lazy levels runs wait for the log. When it failed while three of them did, nothing was taken from the queue any more, and
+/// whoever wrote waited for ever. Now each write is answered with the failure.
+#[test]
+fn a_log_that_fails_while_memory_is_full_answers_every_write() {
+    let life = Life::new(16);
+    let (mut failed, mut full) = (0, 0);
+    for level in [DurabilityLevel::Manual, DurabilityLevel::Interval(Duration::from_secs(3_600))] {
+        for (kind, nth) in (0..6).flat_map(|nth| [(OperationKind::Write, nth), (OperationKind::Sync, nth)]) {
+            let story = format!("{level:?}, {kind:?} {nth} of the log fails");
+            let options = busy(64 << 10).durability(level);
+            let disk = SimDisk::new(1);
+            let mut db = SimulatedDb::open(&disk, &options, 1).expect("a new disk opens");
+            disk.add_fault(Fault::nth(kind, nth, Effect::Fail).on("wal"));
+            let mut has_failed = false;
+            for operation in &life.operations {
+                match write(&mut db, operation) {
+                    Err(error) if !is_refusal(&error) => {
+                        assert!(matches!(error, Error::LogPoisoned(_)), "{story}: {error}");
+                        full += u64::from(!has_failed && db.checkpoint_stats().runs_count == 3);
+                        has_failed = true;
+                    }
+                    _ => assert!(!has_failed, "{story}: a write was taken behind the failure"),
+                }
+            }
+            failed += u64::from(has_failed);
+            life.check_reads(&db, &story);
+            drop(db);
+            let db = SimulatedDb::open(&disk.crash(&CrashPolicy::DropAll), &options, 2)
+                .unwrap_or_else(|error| panic!("{story}: does not open again: {error}"));
+            db.verify().unwrap_or_else(|error| panic!("{story}: does not verify: {error}"));
+            assert_same(&dump(db.store()), &life.dumps[db.store().applied().0 as usize], &story);
+        }
+    }
+    println!("{failed} logs failed, {full} of them while memory was full");
+    assert!(full >= 4, "{failed}, {full}");
 }
 
 /// A read fails three times before its failure is believed. A wrong bit that is read once is read again.

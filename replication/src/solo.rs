@@ -489,6 +489,7 @@ impl<M: StateMachine> SoloCore<M> {
 
     /// Moves what is queued into entries of the log. Returns whether the thread shall end.
     fn take_queue(&mut self) -> bool {
+        let refusal = self.checkpointer.refusal();
         let (commands, closing) = {
             let mut queue = self.shared.queue();
             if std::mem::take(&mut queue.stats_wanted) {
@@ -497,16 +498,16 @@ impl<M: StateMachine> SoloCore<M> {
             }
             // While memory waits for the disk nothing more is taken; what is queued fills up to its bound, and then
             // proposers hear of it.
-            if self.checkpointer.is_full() && self.checkpointer.failing().is_none() {
+            if self.checkpointer.is_full() && refusal.is_none() {
                 return queue.closing;
             }
             let closing = queue.closing;
             let bytes_of = |(_, command): &(Class, Vec<u8>)| command.len();
             (self.checkpointer.take(&mut queue.commands, bytes_of, closing), closing)
         };
-        if self.checkpointer.is_full() {
-            // The disk takes nothing more, and memory is full: the device decides what the proposers hear.
-            self.refuse(commands);
+        if let Some(error) = refusal {
+            // Nothing more can be held: the proposers hear why.
+            self.refuse(commands, &error);
             return closing;
         }
         let mut entry = Vec::new();
@@ -528,10 +529,10 @@ impl<M: StateMachine> SoloCore<M> {
         closing
     }
 
-    fn refuse(&mut self, commands: VecDeque<(Class, Vec<u8>)>) {
-        let rejection = match self.checkpointer.failing() {
-            Some(Error::NoSpace(_)) | None => Rejection::NoSpace,
-            Some(other) => Rejection::Stopped(other.to_string()),
+    fn refuse(&mut self, commands: VecDeque<(Class, Vec<u8>)>, error: &Error) {
+        let rejection = match error {
+            Error::NoSpace(_) => Rejection::NoSpace,
+            other => Rejection::Stopped(other.to_string()),
         };
         let commands: Vec<_> = commands.into_iter().map(|(_, command)| command).collect();
         for command in &commands {

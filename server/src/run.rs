@@ -411,6 +411,9 @@ fn log_checkpoint(event: CheckpointEvent<'_>) {
             %error,
             "a checkpoint failed and is tried again; until one is made the log and the memory grow"
         ),
+        CheckpointEvent::Broken(error) => {
+            tracing::error!(%error, "no further checkpoint is made and writes are refused; restart the server")
+        }
     }
 }
 

@@ -112,6 +112,8 @@ pub enum CheckpointEvent<'a> {
     Upkeep(&'a CheckpointReport),
     /// Checkpoints fail; they are tried again. Told once until one is made.
     Failing(&'a Error),
+    /// There will be no further checkpoint: a broken invariant ended their thread. Writes are refused from now on.
+    Broken(&'a Error),
 }
 
 /// Hears of events on the thread that owns the [`Checkpointer`].
@@ -398,8 +400,12 @@ impl Checkpointer {
         }
         if let Some(error) = worker.failing().filter(|_| !self.told_failing) {
             self.told_failing = true;
+            let event = match worker.broken() {
+                Some(error) => CheckpointEvent::Broken(error),
+                None => CheckpointEvent::Failing(&error),
+            };
             if let Some(on_event) = &mut self.on_event {
-                on_event(CheckpointEvent::Failing(&error));
+                on_event(event);
             }
         }
         replay
@@ -447,6 +453,15 @@ impl Checkpointer {
     pub fn sleep_us_max(&self) -> u64 {
         let rest_us = self.rest.sleep_us_max(self.options.rest_us);
         self.intake.sleep_us_max(self.is_left && !self.is_full()).min(rest_us)
+    }
+
+    /// Why the owner shall refuse what it is asked to write, instead of applying it or letting it wait: memory is full and
+    /// the disk does not take what is in it, or there will be no further checkpoint. What was appended before is applied and
+    /// answered.
+    pub fn refusal(&self) -> Option<Error> {
+        let worker = self.worker.as_ref()?;
+        let is_full_for_long = || self.is_full().then(|| worker.failing()).flatten();
+        worker.broken().cloned().or_else(is_full_for_long)
     }
 
     /// Why checkpoints fail at the moment, if they do.

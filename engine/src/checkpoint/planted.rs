@@ -39,6 +39,9 @@ pub enum PlantedBug {
     DropUnswept,
     /// What is noted for a replay is one version more than there was.
     NoteOneMore,
+    /// An invariant does not hold when everything of a checkpoint is written but the superblock: no wrong state, but the end of
+    /// the thread.
+    BrokenInvariant,
 }
 
 /// The bug of this database, if one is planted.

@@ -22,6 +22,8 @@ pub(super) struct Rest {
 enum State {
     /// Nothing was seen yet.
     New,
+    /// No rest: a checkpoint was under way at the last look. Its end wakes the owner.
+    Busy,
     /// Nothing happened since.
     SinceUs(u64),
     /// Long enough.
@@ -38,11 +40,10 @@ impl Rest {
     /// Looks. `progress`: index of the last entry applied, and what is durable; `busy`: a checkpoint is under way or waits.
     pub(super) fn look(&mut self, progress: (u64, Lsn), busy: bool, now_us: u64, rest_us: u64) {
         self.state = match self.state {
-            State::SinceUs(_) | State::Due | State::Taken if busy || progress != self.progress => {
-                State::SinceUs(now_us)
-            }
+            _ if busy => State::Busy,
+            State::New | State::Busy => State::SinceUs(now_us),
+            _ if progress != self.progress => State::SinceUs(now_us),
             State::SinceUs(since_us) if now_us.saturating_sub(since_us) >= rest_us => State::Due,
-            State::New => State::SinceUs(now_us),
             state => state,
         };
         (self.progress, self.looked_us) = (progress, now_us);
@@ -63,7 +64,7 @@ impl Rest {
         match self.state {
             State::SinceUs(since_us) => since_us.saturating_add(rest_us).saturating_sub(self.looked_us),
             State::Due => 0,
-            State::New | State::Taken => u64::MAX,
+            State::New | State::Busy | State::Taken => u64::MAX,
         }
     }
 }
@@ -90,9 +91,10 @@ mod tests {
         assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (false, u64::MAX));
         // A checkpoint is no rest, and what comes behind it is another one.
         rest.look((2, Lsn(8)), true, 1_010, 50);
+        assert_eq!(rest.sleep_us_max(50), u64::MAX, "nothing is due before the checkpoint has ended");
         rest.look((2, Lsn(8)), false, 1_020, 50);
-        assert!(!rest.is_due());
-        rest.look((2, Lsn(8)), false, 1_060, 50);
+        assert_eq!((rest.is_due(), rest.sleep_us_max(50)), (false, 50));
+        rest.look((2, Lsn(8)), false, 1_070, 50);
         assert!(rest.is_due());
     }
 }

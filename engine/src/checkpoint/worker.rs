@@ -4,6 +4,9 @@
 //! second to thirty: nothing of a failed attempt is referred to, everything that it wrote is in memory still, and the
 //! next attempt writes it to new files. Only a superblock that could not be written ends it for good.
 //!
+//! A broken invariant ends the thread. Nothing that it was about is durable and nothing of the log has gone, but no checkpoint
+//! will follow: the owner asks for it ([`Worker::broken`]) and takes nothing more.
+//!
 //! **Upkeep.** With no run to write, a state that is not in order is made over: a checkpoint of nothing new, which sweeps the next part
 //! of a compaction and cleans. So space comes back without writes. One at a time, and the next only when its result was taken.
 //!
@@ -14,9 +17,11 @@ use crate::disk_state::DiskState;
 use crate::error::{Error, Result};
 use crate::io::{Io, Waker};
 use crate::mvcc::{CutPosition, Run};
+use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -123,6 +128,8 @@ struct Shared {
     is_done: AtomicBool,
     /// The same for `failing`.
     is_failing: AtomicBool,
+    /// Which invariant ended the thread, if one did. It is `failing` too, for good.
+    broken: OnceLock<Error>,
     /// A job was added or one has come to its end, a result was taken, or it is time to end.
     changed: Condvar,
 }
@@ -137,6 +144,19 @@ impl Shared {
         mailbox.failing = Some(error);
         self.is_failing.store(true, Ordering::Release);
         self.changed.notify_all();
+    }
+
+    /// The thread has ended with this panic.
+    fn end_broken(&self, panic: &(dyn Any + Send)) {
+        let words = panic.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no words");
+        let error = Error::Refused(format!(
+            "nothing more is written: a broken invariant ended the thread of the checkpoints ({words}). What was \
+             acknowledged is in the log; reopen to go on"
+        ));
+        // Only this thread sets it, and it has ended.
+        let _ = self.broken.set(error.clone());
+        self.fail(error);
     }
 }
 
@@ -159,12 +179,22 @@ impl Worker {
             mailbox: Mutex::default(),
             is_done: AtomicBool::new(false),
             is_failing: AtomicBool::new(false),
+            broken: OnceLock::new(),
             changed: Condvar::new(),
         });
         let thread_shared = shared.clone();
         let thread = std::thread::Builder::new()
             .name("checkpoint".into())
-            .spawn(move || work(&thread_shared, maker, open_device, &wake))
+            .spawn(move || {
+                // The owner must hear of a panic, it would wait for ever otherwise. What that may have left half done is dropped with
+                // the closure.
+                let worked =
+                    catch_unwind(AssertUnwindSafe(|| work(&thread_shared, maker, open_device, &wake)));
+                if let Err(panic) = worked {
+                    thread_shared.end_broken(&*panic);
+                    wake();
+                }
+            })
             .map_err(|error| {
                 Error::Refused(format!("cannot start the thread of the checkpoints: {error}"))
             })?;
@@ -231,13 +261,22 @@ impl Worker {
         }
     }
 
+    /// Why there will be no further checkpoint, if a broken invariant has ended the thread.
+    pub(crate) fn broken(&self) -> Option<&Error> {
+        match self {
+            Self::Thread(worker) => worker.shared.broken.get(),
+            // There a panic is the caller's own.
+            Self::Here(_) => None,
+        }
+    }
+
     /// Ends after the attempt that is under way; runs that were not begun are in the log.
     pub(crate) fn close(&mut self) {
         if let Self::Thread(worker) = self {
             worker.shared.mailbox().closing = true;
             worker.shared.changed.notify_all();
             if let Some(thread) = worker.thread.take() {
-                // A panic has been reported by the thread; what is durable is durable.
+                // It catches its panics.
                 let _ = thread.join();
             }
         }
@@ -270,21 +309,7 @@ impl HereWorker {
     }
 }
 
-/// When a broken invariant ends the thread, its owner hears of it like of any failure: it would wait for ever.
-struct TellPanic<'a>(&'a Shared, &'a Waker);
-
-impl Drop for TellPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let what = "the thread of the checkpoints ended with a broken invariant, see its message; reopen to go on";
-            self.0.fail(Error::Refused(what.into()));
-            (self.1)();
-        }
-    }
-}
-
 fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &Waker) {
-    let _tell_panic = TellPanic(shared, wake);
     let mut device: Option<Box<dyn Io>> = None;
     let mut pause = PAUSE_MIN;
     loop {

@@ -389,9 +389,11 @@ impl Core {
             // A run waits for the log; who would ask for a sync may wait for the run.
             self.push_to = self.push_to.max(self.last_lsn);
         }
-        let failing = if full { self.checkpointer.failing() } else { None };
-        // While memory waits for the disk nothing more is taken; once the disk refuses it, writes hear so.
-        let closing = self.take_queue(!full || failing.is_some(), failing.as_ref());
+        let refusal = self.checkpointer.refusal();
+        // While memory waits for the disk nothing more is taken. Once the disk refuses it, writes hear so; and so they do when
+        // nothing is written any more, where they would wait for ever.
+        let takes = !full || refusal.is_some() || self.stopped().is_some();
+        let closing = self.take_queue(takes, refusal.as_ref());
         if let Some(error) = self.stopped() {
             self.answer_all(&error);
             // Reads go on; writes are refused one by one until the database is closed.

@@ -9,7 +9,7 @@ use super::kept_names::KeptNames;
 use super::read_ahead::ReadAhead;
 use super::repair::Repairs;
 use crate::base::ids::{Revision, SegmentId};
-use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class, Kind};
+use crate::cache::{Cache, CacheKey, CacheStats, Cached, Class, Kind, VALUE_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::io::AlignedBytes;
 use crate::io::files::{Files, ReadFile};
@@ -21,8 +21,6 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
-/// Longer values are not kept in the cache: one would push out many.
-const VALUE_BYTES_CACHED_MAX: usize = 16 << 10;
 /// Segments are numbered from 1.
 const NO_SEGMENT: SegmentId = SegmentId(0);
 
@@ -221,7 +219,7 @@ impl Shelf {
 
     /// Keeps the value of a revision, unless it is so long that it would push out many.
     pub(super) fn keep_value(&self, revision: Revision, value: &Bytes) {
-        if let Some(key) = value_key(revision).filter(|_| value.len() <= VALUE_BYTES_CACHED_MAX) {
+        if let Some(key) = value_key(revision).filter(|_| value.len() <= VALUE_BYTES_MAX) {
             self.cache.insert_bytes(key, Class::Value, value);
         }
     }

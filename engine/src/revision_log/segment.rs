@@ -1,7 +1,7 @@
 //! Reads one sealed revision segment, from any number of threads.
 //!
 //! **What is kept.** The trailer and the top from their first use, 40 bytes for some 550 records. Index blocks,
-//! the dictionary, and records up to [`RECORD_BYTES_CACHED_MAX`] that were read one by one are in the cache while it keeps them.
+//! the dictionary, and records up to [`VALUE_BYTES_MAX`] that were read one by one are in the cache while it keeps them.
 //!
 //! **What a reader trusts.** The summary, which the caller read from a verified page; through its checksum the trailer,
 //! and so on down (V3). A record is compared with its [`Entry`] too: an entry never leads to another record.
@@ -13,7 +13,7 @@ use super::trailer::{Extent, Trailer};
 use super::{Entries, Entry, OwnedRecord, Records, SegmentSummary};
 use crate::base::checksum::crc32;
 use crate::base::ids::Revision;
-use crate::cache::{Cache, CacheKey, Cached, Class, Kind};
+use crate::cache::{Cache, CacheKey, Cached, Class, Kind, VALUE_BYTES_MAX};
 use crate::error::{Error, Result};
 use crate::io::disk::BLOCK_BYTES;
 use crate::io::{Files, IoErrorKind, ReadFile};
@@ -23,8 +23,6 @@ use std::cell::OnceCell;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
-/// Longer records (key and value) are not kept in the cache: one would push out many.
-pub const RECORD_BYTES_CACHED_MAX: u32 = 16 << 10;
 /// Uncompressed records from this length on share the memory they were read into instead of being copied.
 const SHARED_BYTES_MIN: usize = 64 << 10;
 /// Records that are no farther apart are read together: on an SSD a gap of this length costs less than a request.
@@ -348,7 +346,7 @@ impl RevisionSegment {
 
     /// Where the cache keeps a record; `None` if it is too long for it.
     fn record_key(&self, entry: &Entry) -> Option<CacheKey> {
-        let small = entry.key_bytes.checked_add(entry.value_bytes)? <= RECORD_BYTES_CACHED_MAX;
+        let small = entry.key_bytes.checked_add(entry.value_bytes)? as usize <= VALUE_BYTES_MAX;
         small.then_some(CacheKey { segment: self.summary.id, block: u64::from(entry.ordinal) })
     }
 

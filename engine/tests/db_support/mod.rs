@@ -254,7 +254,7 @@ pub(crate) fn write(
             return answer;
         }
     }
-    panic!("a write was not answered: {:?}", db.checkpoint_stats());
+    panic!("a write was not answered: {:?} {:?}", db.checkpoint_stats(), db.wal_stats());
 }
 
 /// True if the data model refuses the operation, on every replay alike.
