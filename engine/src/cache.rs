@@ -178,7 +178,8 @@ impl Cache {
         self.put_used(key.of_type::<T>(), class, Value::Shared(value), bytes, uses);
     }
 
-    /// Says that what is kept for this place is being replaced. Returns how often it was used, if it is there, and drops it if there is no room for both.
+    /// Says that what is kept for this place is being replaced. Returns how often it was used, if it is there, and drops it if
+    /// there is no room for both.
     pub fn retire<T: Cached>(&self, key: CacheKey) -> Option<u8> {
         let key = key.of_type::<T>();
         let (uses, gone) = self.shard(&key).retire(&key)?;

@@ -65,7 +65,7 @@ use planted::Planted;
 use sink::Sink;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use sweep::Swept;
 
 /// What one checkpoint did, for statistics and logs.
@@ -145,6 +145,28 @@ pub(crate) struct Checkpoints {
     /// See [`CheckpointOptions::dictionary_records_min`].
     pub(crate) dictionary_records_min: usize,
     pub(crate) planted: Planted,
+    /// Memory for pages that only old states refer to.
+    pub(crate) superseded: SupersededPages,
+}
+
+/// Pages that a state refers to and the one behind it does not, by state. They leave the cache when nobody reads that state any
+/// more. Earlier
+/// would be worse than never: who still reads it would have them read and kept again, in front of everything of a lower class.
+#[derive(Default)]
+pub(crate) struct SupersededPages(Vec<(Weak<DiskState>, Vec<PageRef>)>);
+
+impl SupersededPages {
+    fn add(&mut self, state: &Arc<DiskState>, freed: Vec<PageRef>) {
+        if !freed.is_empty() {
+            self.0.push((Arc::downgrade(state), freed));
+        }
+    }
+
+    fn forget_unread(&mut self, shelf: &Shelf) {
+        for (_, freed) in self.0.extract_if(.., |(state, _)| state.strong_count() == 0) {
+            shelf.forget_pages(freed.iter());
+        }
+    }
 }
 
 /// See the module.
@@ -155,6 +177,7 @@ pub(crate) fn make(
     run: &Run,
 ) -> Result<(Arc<DiskState>, CheckpointReport)> {
     let begun_us = io.now_us();
+    checkpoints.superseded.forget_unread(&checkpoints.shelf);
     #[cfg(feature = "planted-bugs")]
     let io = &mut planted::Device::new(io, checkpoints.planted);
     let mut attempt = Attempt::new(checkpoints, io, base, run);
@@ -165,7 +188,7 @@ pub(crate) fn make(
             let freed = std::mem::take(&mut attempt.freed);
             checkpoints.shelf.repairs.rewritten(&repaired);
             report.duration_us = io.now_us().saturating_sub(begun_us);
-            checkpoints.shelf.forget_pages(freed.iter());
+            checkpoints.superseded.add(base, freed);
             let gone = unreferenced(base, &state);
             report.segments_removed = remove(io, &gone, &checkpoints.shelf);
             if checkpoints.planted.has(PlantedBug::ReuseSegmentIds) {

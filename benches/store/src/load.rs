@@ -17,6 +17,9 @@ pub(crate) struct Load {
     /// How often as many puts as there are keys follow, nine of ten to a twentieth of the keys
     #[arg(long, default_value_t = 1)]
     overwrites: u64,
+    /// The directory holds the keys already: nothing is loaded
+    #[arg(long)]
+    existing: bool,
     /// Puts of one batch, which becomes durable as one
     #[arg(long, default_value_t = 1_000)]
     batch: u64,
@@ -89,22 +92,23 @@ impl<'a> Phase<'a> {
 
 impl Load {
     pub(crate) fn run(&self) -> Result<(), String> {
-        let Self { place, overwrites, batch, gets } = self;
+        let Self { place, overwrites, existing, batch, gets } = self;
         let memory = MemorySampler::start();
         let db = Db::open(&place.dir, place.options()).map_err(text)?;
         let mut rng = Rng::new(7);
         let keys = place.keys;
 
-        let mut phase = Phase::begin("load", &memory);
-        for first in (0..keys).step_by(*batch as usize) {
+        let mut phase = Phase::begin(if *existing { "open" } else { "load" }, &memory);
+        let loaded = if *existing { 0 } else { keys };
+        for first in (0..loaded).step_by(*batch as usize) {
             let mut puts = Batch::new();
-            for number in first..(first + batch).min(keys) {
+            for number in first..(first + batch).min(loaded) {
                 puts = puts.put(key(number), value(number, place.value, &mut rng));
             }
             phase.time(|| db.write(puts)).map_err(text)?;
-            phase.progress(first, keys);
+            phase.progress(first, loaded);
         }
-        phase.end(keys, keys * place.user_bytes());
+        phase.end(loaded, loaded * place.user_bytes());
 
         for round in 1..=*overwrites {
             let mut phase = Phase::begin(&format!("overwrite {round}"), &memory);
@@ -144,7 +148,8 @@ impl Load {
     fn sums(&self, db: &Db) {
         let Place { dir, keys, .. } = &self.place;
         let stats = db.stats();
-        let user_bytes = (self.overwrites + 1) * keys * self.place.user_bytes();
+        let rounds = self.overwrites + u64::from(!self.existing);
+        let user_bytes = rounds * keys * self.place.user_bytes();
         let part = |name: &str, bytes: u64| {
             println!("written: {name:<10} {:>8} MiB = {:.2}x", bytes >> 20, bytes as f64 / user_bytes as f64);
         };

@@ -174,7 +174,8 @@ impl Shard {
         self.find(key).map(|slot| self.remove(slot))
     }
 
-    /// Adds an entry of `bytes`, which counts as used so often, if the place is free and it fits. Returns what must be freed, behind the lock.
+    /// Adds an entry of `bytes`, which counts as used so often, if the place is free and it fits. Returns what must be freed,
+    /// behind the lock.
     pub(super) fn insert(
         &mut self,
         key: Key,

@@ -17,7 +17,7 @@ use super::pacing::{Intake, Pacer};
 use super::planted::{Planted, PlantedBug};
 use super::rest::Rest;
 use super::worker::{Done, Maker, OpenDevice, Worker};
-use super::{CheckpointReport, Checkpoints, SegmentIds, remove_orphans};
+use super::{CheckpointReport, Checkpoints, SegmentIds, SupersededPages, remove_orphans};
 use crate::base::ids::Lsn;
 use crate::cache::CacheStats;
 use crate::disk_state::{DiskState, NamesKept, Positions, Shelf, ShelfOptions};
@@ -191,6 +191,7 @@ impl Checkpointer {
             sweep_changes_max: options.sweep_changes_max,
             dictionary_records_min: options.dictionary_records_min,
             planted: options.planted(),
+            superseded: SupersededPages::default(),
         };
         Ok(Self {
             options: options.clone(),
