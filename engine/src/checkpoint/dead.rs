@@ -11,9 +11,10 @@ use crate::disk_state::{
     DEAD_CHUNK_RECORDS, DiskState, RevisionsFile, Shelf, dead_chunk, dead_chunk_key, encode_revisions,
     segment_key,
 };
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::memtable::record_bytes;
 use crate::revision_log::{Entries, Entry, SegmentSummary};
+use crate::segment::{self, SegmentKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -125,6 +126,17 @@ impl<'a> DeadRecords<'a> {
             }
             if let Some((number, bits)) = chunk {
                 edits.insert(dead_chunk_key(id, number), Some(bits));
+            }
+            // Sizes come from the index, sums from the trailer: both verify, and need not agree. A table that says so is not written,
+            // nobody would open it.
+            if !info.sums_hold() {
+                return Err(Error::Corruption {
+                    file: segment::path(id, SegmentKind::Revisions).display().to_string(),
+                    offset: 0,
+                    what: format!(
+                        "D5: no more dead records and bytes than there are expected, {info:?} found"
+                    ),
+                });
             }
             if info.dead_records != dead_before {
                 killed += info.dead_records - dead_before;

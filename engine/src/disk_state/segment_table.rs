@@ -13,10 +13,11 @@
 //! they cannot know themselves, and are counted by a walk over the inner pages of the table at open.
 //!
 //! Invariant D5: the dead numbers of a descriptor are the sums over its dead bits.
+use super::shelf::revisions_name;
 use super::{Shelf, TreeId, undecodable};
 use crate::base::codec::{Reader, put_varint};
 use crate::base::ids::SegmentId;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::revision_log::SegmentSummary;
 use crate::tree::{PageRef, Tree};
 use std::collections::BTreeMap;
@@ -38,6 +39,15 @@ pub(crate) struct RevisionsInfo {
     pub(crate) dead_record_bytes: u64,
     /// As stored in the segment.
     pub(crate) dead_stored_bytes: u64,
+}
+
+impl RevisionsInfo {
+    /// No more is dead than there is (D5).
+    pub(crate) fn sums_hold(&self) -> bool {
+        self.dead_records <= u64::from(self.summary.records)
+            && self.dead_record_bytes <= self.summary.record_bytes
+            && self.dead_stored_bytes <= self.summary.stored_bytes
+    }
 }
 
 /// A k segment and what is live in it.
@@ -98,10 +108,7 @@ fn decode(payload: &[u8]) -> Option<SegmentInfo> {
                 dead_record_bytes: reader.varint().ok()?,
                 dead_stored_bytes: reader.varint().ok()?,
             };
-            let sums_hold = info.dead_records <= u64::from(info.summary.records)
-                && info.dead_record_bytes <= info.summary.record_bytes
-                && info.dead_stored_bytes <= info.summary.stored_bytes;
-            if !sums_hold {
+            if !info.sums_hold() {
                 return None;
             }
             SegmentInfo::Revisions(info)
@@ -127,7 +134,10 @@ pub(crate) fn decode_descriptor(key: &[u8], payload: &[u8]) -> Option<RevisionsI
     }
 }
 
-/// All descriptors.
+/// All descriptors, those of r segments in the order of their revisions.
+///
+/// # Errors
+/// Also if these overlap.
 pub(super) fn decode_segments(
     shelf: &Shelf,
     root: Option<PageRef>,
@@ -152,7 +162,30 @@ pub(super) fn decode_segments(
         }
         cursor.next()?;
     }
+    revisions.sort_by_key(|info| info.summary.first);
+    check_order(&revisions)?;
     Ok((revisions, pages))
+}
+
+/// Segments follow one another, each from its first to its last revision: that is how a revision is looked up.
+fn check_order(revisions: &[RevisionsInfo]) -> Result<()> {
+    let mut before: Option<&SegmentSummary> = None;
+    for RevisionsInfo { summary, .. } in revisions {
+        if summary.first > summary.last || before.is_some_and(|before| before.last >= summary.first) {
+            let behind =
+                before.map_or(String::new(), |it| format!(" behind {} of segment {}", it.last, it.id));
+            let (first, last) = (summary.first, summary.last);
+            return Err(Error::Corruption {
+                file: revisions_name(summary.id),
+                offset: 0,
+                what: format!(
+                    "revisions in order{behind} expected, {first} to {last} found in the segment table"
+                ),
+            });
+        }
+        before = Some(summary);
+    }
+    Ok(())
 }
 
 /// The chunk of dead bits that holds some records of a segment, all zeros if it is not there.

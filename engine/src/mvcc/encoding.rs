@@ -54,7 +54,7 @@ pub enum LogOperation {
 pub enum DecodeError {
     /// It ends too early, or bytes follow the operation.
     Length,
-    /// A tag or format version this build does not know.
+    /// A tag, a byte of flags or a format version this build does not know.
     Unknown(u8),
     /// Transactions nest too deep.
     Depth,
@@ -71,7 +71,7 @@ impl std::fmt::Display for DecodeError {
         match self {
             Self::Length => f.write_str("the operation's length does not fit its body"),
             Self::Unknown(tag) => {
-                write!(f, "the operation has a tag or format version {tag} that is not known")
+                write!(f, "the operation has a tag, flags or a format version {tag} that is not known")
             }
             Self::Depth => write!(f, "transactions nest deeper than {DEPTH_MAX}"),
         }
@@ -132,6 +132,12 @@ fn flags(bits: &[bool]) -> u8 {
     bits.iter().enumerate().fold(0, |flags, (index, &bit)| flags | u8::from(bit) << index)
 }
 
+/// A byte of which `count` bits mean something. The others are refused, not passed by: they would change what is applied.
+fn take_flags(reader: &mut Reader<'_>, count: u32) -> Result<u8, DecodeError> {
+    let flags = reader.u8()?;
+    if flags >> count == 0 { Ok(flags) } else { Err(DecodeError::Unknown(flags)) }
+}
+
 fn bytes(reader: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
     Ok(Bytes::copy_from_slice(reader.bytes()?))
 }
@@ -158,7 +164,7 @@ fn encode_put(put: &Put, out: &mut Vec<u8>) {
 }
 
 fn decode_put(reader: &mut Reader<'_>) -> Result<Put, DecodeError> {
-    let flags = reader.u8()?;
+    let flags = take_flags(reader, 3)?;
     let lease = reader.i64()?;
     Ok(Put {
         key: bytes(reader)?,
@@ -177,7 +183,7 @@ fn encode_delete_range(delete: &DeleteRange, out: &mut Vec<u8>) {
 }
 
 fn decode_delete_range(reader: &mut Reader<'_>) -> Result<DeleteRange, DecodeError> {
-    let flags = reader.u8()?;
+    let flags = take_flags(reader, 1)?;
     Ok(DeleteRange { range: decode_key_range(reader)?, prev_kv: flags & 1 != 0 })
 }
 
@@ -223,7 +229,7 @@ fn decode_range(reader: &mut Reader<'_>) -> Result<Range, DecodeError> {
         4 => SortTarget::Value,
         tag => return Err(DecodeError::Unknown(tag)),
     };
-    let flags = reader.u8()?;
+    let flags = take_flags(reader, 2)?;
     Ok(Range {
         sort_order,
         sort_target,
@@ -433,6 +439,30 @@ mod tests {
                 let at = rng.below(bad.len() as u64) as usize;
                 bad[at] = rng.next_u64() as u8;
                 let _ = decode(&bad);
+            }
+        }
+    }
+
+    /// Unknown flags were passed by: a build that does not know one would have applied something else. The fuzzer of operations
+    /// found it when it compared bytes. They are refused.
+    #[test]
+    fn unknown_flags_are_refused() {
+        let put = Put { key: Bytes::from_static(b"a"), ..Put::default() };
+        let delete = DeleteRange { range: key_range(b"a", b"b"), prev_kv: true };
+        let range = Range { range: key_range(b"a", b"b"), ..Range::default() };
+        let range = Txn { success: vec![TxnOperation::Range(range)], ..Txn::default() };
+        // Where the flags are: behind version and tag; in the transaction also behind three counts, tag, order and target.
+        for (operation, at, known) in [
+            (LogOperation::Put(put), 2, 7),
+            (LogOperation::DeleteRange(delete), 2, 1),
+            (LogOperation::Txn(range), 13, 3),
+        ] {
+            let mut body = Vec::new();
+            encode(&operation, &mut body).unwrap();
+            for flags in 0..=u8::MAX {
+                body[at] = flags;
+                let expected = if flags <= known { None } else { Some(DecodeError::Unknown(flags)) };
+                assert_eq!(decode(&body).err(), expected, "{operation:?} with flags {flags:#x}");
             }
         }
     }

@@ -337,7 +337,8 @@ impl Store {
 fn retained_bytes(view: &ViewSet) -> u64 {
     let killed_bytes: u64 = view.tables.iter().map(|table| table.killed_bytes()).sum();
     let memory_bytes: u64 = view.tables.iter().map(|table| live_bytes(table)).sum();
-    view.disk.retained_bytes().saturating_sub(killed_bytes) + memory_bytes
+    // What is on disk is as its trailers say, whoever wrote them.
+    view.disk.retained_bytes().saturating_sub(killed_bytes).saturating_add(memory_bytes)
 }
 
 /// The main revision that a read asking for `revision` reads at.
