@@ -11,6 +11,9 @@ pub mod replicator;
 pub mod solo;
 pub mod state_machine;
 
-pub use replicator::{Class, Genesis, ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
+pub use replicator::{
+    Answer, Answerer, Class, Genesis, PeerStatus, ProposeError, ReadBarrier, ReadError, Replicator,
+    ReplicatorStatus, Reply, TransferError,
+};
 pub use solo::{Solo, SoloOptions};
 pub use state_machine::{Announce, Entry, Rejection, StateMachine};
