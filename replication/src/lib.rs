@@ -8,6 +8,7 @@ pub mod entry_format;
 pub mod replicator;
 pub mod solo;
 pub mod state_machine;
+pub mod transport;
 
 pub use replicator::{Class, Genesis, ProposeError, ReadBarrier, ReadError, Replicator, ReplicatorStatus};
 pub use solo::{Solo, SoloOptions};
