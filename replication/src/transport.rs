@@ -22,7 +22,7 @@
 //! a log lane that is full, or whose peer does not read, never holds up a heartbeat. Lane 3 is kept for snapshots.
 //!
 //! **Bounds** ([`Limits`]): bytes queued for each lane of a peer (at the bound the frame is dropped and the caller told: it reports the peer
-//! to Raft as unreachable, corrections R11), bytes of one frame, unauthenticated connections and the time of each.
+//! to Raft as unreachable), bytes of one frame, unauthenticated connections and the time of each.
 //!
 //! **Failure.** A lost connection is made again after a short pause with jitter; a refused one too, since what is wrong may be put right. A
 //! name is resolved at every attempt. Whatever a peer or a stranger sends, the worst is a closed connection and one [`Notice`].
@@ -94,11 +94,11 @@ pub trait Inbound: Send + Sync + 'static {
     fn position(&self) -> Position;
 
     /// Whether a peer whose ids and genesis are right may connect, in either direction: not if it was removed
-    /// ([`RefusalCode::Removed`]), is unknown, cannot do what the cluster uses, or holds less than it acknowledged (corrections R22). A member that is not a
+    /// ([`RefusalCode::Removed`]), is unknown, cannot do what the cluster uses, or holds less than it acknowledged: lost or rolled back data. A member that is not a
     /// peer yet may be admitted: somebody who was away while it was added then still hears it. Must not block.
     fn admit(&self, hello: &MemberHello) -> Result<(), RefusalCode>;
 
-    /// The members, for somebody who wants to join (corrections R27): at most 1 MiB. Must not block.
+    /// The members, for somebody who wants to join: at most 1 MiB. Must not block.
     fn member_table(&self) -> Bytes;
 
     /// Something for the log; said once for each peer and reason until a connection with it stands.
@@ -110,7 +110,7 @@ pub trait Inbound: Send + Sync + 'static {
 pub struct Limits {
     /// Bytes queued for one peer's control lane.
     pub control_queue_bytes_max: u64,
-    /// Bytes queued for one peer's log lane: a window of 32 MiB of appends (corrections R11) and as much of forwarded proposals (R15).
+    /// Bytes queued for one peer's log lane: a window of 32 MiB of appends and as much of forwarded proposals.
     pub log_queue_bytes_max: u64,
     /// Bytes of a frame's body on the control lane.
     pub control_body_bytes_max: usize,

@@ -33,7 +33,7 @@ pub(super) struct SocketTimers {
 const LOG_USER_TIMEOUT_MS: u32 = 30_000;
 
 impl SocketTimers {
-    /// Corrections R29: an election timeout lies below the least retransmission time of Linux (200 ms), so the control lane's
+    /// An election timeout lies below the least retransmission time of Linux (200 ms), so the control lane's
     /// patience is max(1 s, 3 election timeouts); who is alive is decided by Raft. A log lane is made anew together with a control lane that
     /// was given up for silence (`lane.rs`).
     pub(super) fn new(lane: Lane, election_ms: u32) -> Self {
@@ -211,7 +211,7 @@ impl Dial<'_> {
     }
 }
 
-/// Asks whoever answers at `address` (`host:port`) who the members of its cluster are (corrections R27). Blocks, at most a few seconds
+/// Asks whoever answers at `address` (`host:port`) who the members of its cluster are. Blocks, at most a few seconds
 /// for each address of the name and for the name itself as long as the machine's resolver takes.
 pub fn discover(address: &str) -> Result<Discovery, HandshakeError> {
     let clock = MonotonicClock::default();

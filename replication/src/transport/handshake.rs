@@ -184,7 +184,7 @@ impl fmt::Display for RefusalCode {
     }
 }
 
-/// Where a member's log and vote stand, as its handshake says (corrections R22: a disk that was rolled back shows here).
+/// Where a member's log and vote stand, as its handshake says: a disk that was rolled back shows here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Position {
     /// Term of the hard state.
@@ -441,7 +441,7 @@ impl MemberHello {
         Ok(())
     }
 
-    /// Whether timers differ more than twofold (corrections R28): the cluster then elects by the hastiest member.
+    /// Whether timers differ more than twofold: the cluster then elects by the hastiest member.
     pub fn timers_differ(&self, local: &MemberHello) -> bool {
         let differ = |a: u32, b: u32| u64::from(a) > 2 * u64::from(b) || u64::from(b) > 2 * u64::from(a);
         differ(self.heartbeat_ms, local.heartbeat_ms) || differ(self.election_ms, local.election_ms)

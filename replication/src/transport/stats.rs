@@ -14,6 +14,7 @@ pub(super) struct LaneCounters {
     pub(super) connect_failures: AtomicU64,
     pub(super) accepts: AtomicU64,
     pub(super) losses: AtomicU64,
+    pub(super) round_trips: AtomicU64,
     pub(super) round_trip_us: AtomicU64,
     pub(super) round_trip_us_smoothed: AtomicU64,
 }
@@ -33,6 +34,7 @@ impl LaneCounters {
         // 0 means "not measured".
         let us = us.max(1);
         self.round_trip_us.store(us, Ordering::Relaxed);
+        add(&self.round_trips, 1);
         let smoothed = match self.round_trip_us_smoothed.load(Ordering::Relaxed) {
             0 => us,
             before => (before * 7 + us) / 8,
@@ -55,6 +57,7 @@ impl LaneCounters {
             connect_failures: get(&self.connect_failures),
             accepts: get(&self.accepts),
             losses: get(&self.losses),
+            round_trips: get(&self.round_trips),
             round_trip_us: get(&self.round_trip_us),
             round_trip_us_smoothed: get(&self.round_trip_us_smoothed),
         }
@@ -88,6 +91,8 @@ pub struct LaneStats {
     pub accepts: u64,
     /// Connections in either direction that ended by themselves.
     pub losses: u64,
+    /// Pings that were answered, one a second at most.
+    pub round_trips: u64,
     /// Newest round trip of a ping, measured from before it is written to after its answer is read; 0 before the first.
     pub round_trip_us: u64,
     /// The same, smoothed.

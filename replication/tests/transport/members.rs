@@ -4,7 +4,8 @@ use bytes::Bytes;
 use std::net::TcpListener;
 use std::sync::Arc;
 use sternpost_replication::transport::{
-    Direction, Dropped, Frame, Lane, Limits, Notice, Position, RefusalCode, StartError, Transport, discover,
+    Direction, Dropped, Frame, Lane, LaneStats, Limits, Notice, Position, RefusalCode, StartError, Transport,
+    discover,
 };
 
 fn numbered(count: u32) -> Vec<Bytes> {
@@ -100,6 +101,29 @@ fn a_blocked_log_lane_drops_at_its_bound_and_holds_up_no_heartbeat() {
     let dropped: u64 = members[0].transport.lane_stats().iter().map(|(_, _, lane)| lane.frames_dropped).sum();
     assert_eq!(dropped, refused);
     assert!(!members[0].heard.events().contains(&Event::Lost(2, Lane::Log, Direction::Out)));
+}
+
+/// The control lane's patience with a silent network is a second here, and Linux takes a window of zero for silence. The log lane, whose
+/// reader may be blocked, is not cut for it.
+#[test]
+fn a_log_lane_outlives_a_blocked_reader_beyond_the_control_lanes_patience() {
+    let members = cluster(2, |config| config.limits.log_queue_bytes_max = 64 << 20);
+    members[1].heard.block(Lane::Log);
+    while members[0].transport.send(2, Lane::Log, frame(vec![0; 64 << 10])).is_ok() {}
+    members[1].heard.wait_until_blocked();
+    // Pings go once a second, so five of them are four seconds.
+    let round_trips = || {
+        let control = |row: &&(u64, Lane, LaneStats)| (row.0, row.1) == (2, Lane::Control);
+        members[0].transport.lane_stats().iter().find(control).map_or(0, |row| row.2.round_trips)
+    };
+    let before = round_trips();
+    while round_trips() < before + 5 {
+        std::thread::yield_now();
+    }
+    let queued = members[0].transport.queued_bytes(2, Lane::Log);
+    assert!(queued > 32 << 20, "{queued} bytes are queued: the kernel took more than the test thinks");
+    assert!(!members[0].heard.events().contains(&Event::Lost(2, Lane::Log, Direction::Out)));
+    members[1].heard.unblock();
 }
 
 #[test]
