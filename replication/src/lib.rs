@@ -10,6 +10,7 @@ pub mod raft;
 pub mod replicator;
 pub mod solo;
 pub mod state_machine;
+pub mod transport;
 
 pub use replicator::{
     Answer, Answerer, Class, Genesis, PeerStatus, ProposeError, ReadBarrier, ReadError, Replicator,

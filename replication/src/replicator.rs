@@ -152,6 +152,18 @@ pub struct Genesis {
     pub state: Vec<u8>,
 }
 
+impl Genesis {
+    /// What the handshake compares: XXH3-64 (seed 0) over cluster id, count of voters, voters, state. Not over the member's own id, so that it is
+    /// the same on every member that was started with the same first members. It finds mistakes; it proves nothing.
+    pub fn hash(&self) -> u64 {
+        let mut bytes = self.cluster_id.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&(self.voters.len() as u64).to_le_bytes());
+        self.voters.iter().for_each(|voter| bytes.extend_from_slice(&voter.to_le_bytes()));
+        bytes.extend_from_slice(&self.state);
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+}
+
 /// Puts commands into one durable order and applies them to the state machine it was started with.
 ///
 /// A proposed command's result comes out of the state machine, which knows it by an id inside the command.
@@ -206,4 +218,24 @@ pub trait Replicator: Send + Sync {
 
     /// Stops: refuses new commands, finishes what is queued, closes the log. Blocks until that is done.
     fn shutdown(&self) -> Result<(), String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_genesis_is_the_same_on_all_its_members_and_differs_with_anything_else() {
+        let genesis = Genesis { cluster_id: 1, member_id: 2, voters: vec![2, 3], state: b"state".to_vec() };
+        assert_eq!(genesis.hash(), Genesis { member_id: 3, ..genesis.clone() }.hash());
+        for other in [
+            Genesis { cluster_id: 2, ..genesis.clone() },
+            Genesis { voters: vec![2], ..genesis.clone() },
+            Genesis { state: b"other".to_vec(), ..genesis.clone() },
+        ] {
+            assert_ne!(genesis.hash(), other.hash());
+        }
+        // It is compared across builds, so it is for ever.
+        assert_eq!(genesis.hash(), 15_935_220_403_524_066_948);
+    }
 }
