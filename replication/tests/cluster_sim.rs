@@ -80,24 +80,22 @@ fn is_found(bug: PlantedBug, seed: u64) -> Option<String> {
     }
 }
 
-fn must_find(bug: PlantedBug) {
+/// The first seed that finds `bug`, and how it shows.
+fn find(bug: PlantedBug, tries: u64) -> Option<(u64, String)> {
     // What the planted bug makes panic is expected, and a thousand backtraces help nobody.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let tries = seeds("STERNPOST_PLANTED_SEEDS", 400);
     let found = (0..tries).find_map(|seed| Some((seed, is_found(bug, seed)?)));
     std::panic::set_hook(hook);
-    match found {
-        Some((seed, what)) => println!("{bug:?}: seed {seed}: {what}"),
-        None => panic!("{bug:?} was not found with {tries} seeds"),
-    }
+    found
 }
 
 /// One test, because the panic hook is the process's.
 #[test]
 fn every_planted_bug_is_found() {
+    let tries = seeds("STERNPOST_PLANTED_SEEDS", 400);
+    let mut missed = Vec::new();
     for bug in [
-        PlantedBug::ReuseReadContext,
         PlantedBug::SkipReadRound,
         PlantedBug::ForgetVote,
         PlantedBug::AcknowledgeEarly,
@@ -107,7 +105,12 @@ fn every_planted_bug_is_found() {
         PlantedBug::TakeForwardsTwice,
         PlantedBug::CommitOfHardState,
         PlantedBug::ReadBeforeApplied,
+        PlantedBug::ReuseReadContext,
     ] {
-        must_find(bug);
+        match find(bug, tries) {
+            Some((seed, what)) => println!("{bug:?}: seed {seed}: {what}"),
+            None => missed.push(bug),
+        }
     }
+    assert!(missed.is_empty(), "{tries} seeds do not find {missed:?}");
 }

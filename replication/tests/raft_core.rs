@@ -5,7 +5,8 @@ use raft::eraftpb::{
     ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
 };
 use sternpost_replication::raft::{
-    Body, Core, CoreOptions, CoreStart, Frame, Input, Output, Planted, Proposal, Quarantine, Refusal,
+    Body, Core, CoreOptions, CoreStart, Frame, Input, Output, Planted, PlantedBug, Proposal, Quarantine,
+    Refusal,
 };
 
 const ELECTION_TICKS: usize = 15;
@@ -51,11 +52,18 @@ struct Bench {
     frames: Vec<Frame>,
     durable: Vec<(u64, u64)>,
     answers: Vec<Output>,
+    /// Nobody hears this member, and it hears nobody.
+    cut: u64,
 }
 
 impl Bench {
     fn new(voters: &[u64]) -> Self {
-        let cores = voters.iter().map(|id| Core::new(options(*id), start(voters)).unwrap()).collect();
+        Self::with(voters, Planted::default())
+    }
+
+    fn with(voters: &[u64], planted: Planted) -> Self {
+        let core = |id: &u64| Core::new(CoreOptions { planted, ..options(*id) }, start(voters)).unwrap();
+        let cores = voters.iter().map(core).collect();
         Self {
             cores,
             outputs: Vec::new(),
@@ -64,6 +72,7 @@ impl Bench {
             frames: Vec::new(),
             durable: Vec::new(),
             answers: Vec::new(),
+            cut: 0,
         }
     }
 
@@ -118,7 +127,8 @@ impl Bench {
             self.is_instant = false;
             self.all_durable();
             for frame in std::mem::take(&mut self.frames) {
-                if self.cores.iter().any(|core| core_id(core) == frame.to) {
+                let is_cut = self.cut != 0 && (frame.from == self.cut || frame.to == self.cut);
+                if !is_cut && self.cores.iter().any(|core| core_id(core) == frame.to) {
                     self.input(frame.to, Input::Frame(frame));
                 }
             }
@@ -182,7 +192,7 @@ fn message(kind: MessageType, from: u64, to: u64, term: u64) -> Message {
 
 fn frame(message: Message) -> Input {
     let (from, to) = (message.from, message.to);
-    Input::Frame(Frame { from, to, disk_ms: 0, body: Body::Raft(message) })
+    Input::Frame(Frame { from, to, disk_ms: 0, body: Body::Raft(Box::new(message)) })
 }
 
 fn is_applied(outputs: &[Output], id: u64) -> bool {
@@ -483,6 +493,51 @@ fn r14_a_forward_for_another_term_is_refused_and_proposed_once_more_with_proof()
     bench.input(1, Input::Frame(forward));
     bench.ticks(2, 3);
     assert_eq!(bench.core(2).status().committed, before, "R14: the late forward does nothing");
+}
+
+/// A leader that was deposed without knowing reads while a late acknowledgement of an earlier round arrives: true if the read is answered.
+fn is_answered_by_a_late_acknowledgement(planted: Planted) -> bool {
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    bench.elect(1);
+    bench.is_instant = false;
+    bench.input(1, Input::Read { token: 1 });
+    let asked = bench.frames.iter().position(|frame| frame.to == 2).unwrap();
+    let asked = bench.frames.swap_remove(asked);
+    bench.frames.clear();
+    bench.input(2, Input::Frame(asked));
+    let acknowledged = bench.frames.pop().unwrap();
+    bench.input(1, Input::Frame(acknowledged.clone()));
+    let answers = |bench: &mut Bench, token: u64| {
+        bench
+            .take()
+            .iter()
+            .any(|output| matches!(output, Output::ReadAt { tokens, .. } if *tokens == [token]))
+    };
+    assert!(answers(&mut bench, 1));
+    // The others elect and commit; it hears nothing.
+    bench.cut = 1;
+    bench.is_instant = true;
+    for _ in 0..ELECTION_TICKS * 4 {
+        if bench.core(2).status().role.is_leader() || bench.core(3).status().role.is_leader() {
+            break;
+        }
+        bench.ticks(2, 1);
+        bench.ticks(3, 1);
+    }
+    bench.propose(2, 200);
+    assert!(is_applied(&bench.take(), 200));
+    assert!(bench.core(1).status().role.is_leader(), "as far as it knows");
+    bench.input(1, Input::Read { token: 2 });
+    bench.is_instant = false;
+    bench.input(1, Input::Frame(acknowledged));
+    answers(&mut bench, 2)
+}
+
+#[test]
+fn rule_2_a_late_acknowledgement_releases_no_read() {
+    assert!(!is_answered_by_a_late_acknowledgement(Planted::default()), "a stale read");
+    let reused = Planted::new(Some(PlantedBug::ReuseReadContext));
+    assert!(is_answered_by_a_late_acknowledgement(reused), "with the bug planted it would");
 }
 
 #[test]

@@ -104,7 +104,7 @@ impl<M: StateMachine> Applier<M> {
             is_closing = self.take_items(is_idle);
             self.poll();
             let applied = self.apply(is_closing);
-            is_idle = !applied && !(self.waiting.is_empty() && self.machine.maintain());
+            is_idle = !(applied || self.waiting.is_empty() && self.machine.maintain());
         }
         let durable = Lsn(self.queue.durable_lsn.load(Ordering::Acquire));
         if let Some(storage) = self.machine.storage()

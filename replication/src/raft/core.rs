@@ -29,6 +29,11 @@
 //! each once.
 //!
 //! **Does not know** what a command means: it knows its id by a function it is given.
+//!
+//! Reading order: here, `library`, `committed`.
+mod committed;
+mod library;
+
 use super::frame::{Body, Frame};
 use super::guards::{self, Situation, Verdict};
 use super::input::{Input, Output, Proposal, Quarantine, Refusal, Role};
@@ -38,13 +43,11 @@ use super::proposals::Proposals;
 use super::reads::Reads;
 use super::stall::Watchdog;
 use super::terms::Terms;
-use crate::entry_format::{add_command, decode_entry, start_entry};
+use crate::entry_format::{add_command, start_entry};
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
-use raft_proto::decode_conf_change;
 use std::collections::{BTreeMap, VecDeque};
-use sternpost_engine::base::rng::Rng;
 
 /// An entry takes no further command once it holds this much; with [`ENTRY_COMMANDS_MAX`] the bounds of one step of the log.
 pub const ENTRY_BYTES_MAX: usize = 256 << 10;
@@ -501,7 +504,7 @@ impl Core {
             (peer.disk_ms, peer.heard_tick) = (disk_ms, tick);
         }
         match body {
-            Body::Raft(message) => self.message(from, message, out),
+            Body::Raft(message) => self.message(from, *message, out),
             Body::Forward { term, boot, number, proposals } => {
                 self.forwarded(from, term, boot, number, proposals, out);
             }
@@ -749,292 +752,6 @@ impl Core {
             if !std::mem::replace(&mut peer.needs_snapshot, true) {
                 out.push(Output::NeedsSnapshot { id });
             }
-        }
-    }
-
-    // ---- the library
-
-    /// After every call into the library, before anything else.
-    fn settle(&mut self, out: &mut Vec<Output>) {
-        self.note_role(out);
-        self.drain(out);
-    }
-
-    /// Rule 1: the library draws its timeouts from a generator of its own; ours overrule them, always. Seed, member, term and
-    /// the number of changes seen make the timeout, so a run is a function of its seed.
-    fn draw_timeout(&mut self) {
-        let Role { term, .. } = self.role;
-        let mut rng = Rng::new(
-            self.options.seed
-                ^ self.options.member.wrapping_mul(0x9E37_79B9_7F4A_7C15)
-                ^ term.wrapping_mul(0xBF58_476D_1CE4_E5B9)
-                ^ self.draws.wrapping_mul(0x94D0_49BB_1331_11EB),
-        );
-        let ticks = self.options.election_ticks;
-        let timeout = ticks + (rng.next_u64() % ticks as u64) as usize;
-        self.node.raft.set_randomized_election_timeout(timeout);
-    }
-
-    fn note_role(&mut self, out: &mut Vec<Output>) {
-        let raft = &self.node.raft;
-        let role = Role { term: raft.term, role: raft.state, leader: raft.leader_id };
-        assert!(
-            role.term >= self.role.term,
-            "the term does not go back, from {} to {}",
-            self.role.term,
-            role.term
-        );
-        if role != self.role {
-            self.draws += 1;
-            self.role = role;
-            self.proved_term = None;
-            if role.is_leader() {
-                self.proposals.lead(role.term);
-                self.peers.values_mut().for_each(|peer| peer.needs_snapshot = false);
-            }
-            if self.options.planted.has(PlantedBug::ReproposeUnproved) && role.leader != 0 {
-                self.proposals.wait_again_unproved();
-            }
-            self.reads.role_changed();
-            out.push(Output::Role(role));
-        }
-        self.draw_timeout();
-    }
-
-    /// Takes everything out of the library that it has ready, and lets go of what is durable.
-    fn drain(&mut self, out: &mut Vec<Output>) {
-        loop {
-            while self.node.has_ready() {
-                self.take_ready(out);
-            }
-            if !self.release(out) {
-                break;
-            }
-        }
-    }
-
-    fn take_ready(&mut self, out: &mut Vec<Output>) {
-        let planted = self.options.planted;
-        let mut ready = self.node.ready();
-        let number = ready.number();
-        assert!(ready.snapshot().is_empty(), "rule 12: no snapshot was stepped");
-        if let Some(hard_state) = ready.hs() {
-            self.hard_state = hard_state.clone();
-        }
-        let changes_vote =
-            (self.hard_state.term, self.hard_state.vote) != (self.written.term, self.written.vote);
-        let entries = ready.take_entries();
-        let read_states = ready.take_read_states();
-        let committed = ready.take_committed_entries();
-        let messages = ready.take_messages();
-        let waiting = ready.take_persisted_messages();
-        // Rule 7: readable before it is said to be taken over.
-        self.node.mut_store().append(&entries);
-        let persist = (!entries.is_empty() || changes_vote).then(|| {
-            self.persist_number += 1;
-            self.persist_number
-        });
-        self.outstanding.push_back(Outstanding {
-            ready: Some(number),
-            persist,
-            changes_vote,
-            messages: Vec::new(),
-            held: Vec::new(),
-        });
-        // D1: in a term, or by a vote, that is not durable nothing is said.
-        let is_vote_durable = !self.outstanding.iter().any(|outstanding| outstanding.changes_vote);
-        let is_early = |message: &Message| {
-            planted.has(PlantedBug::AcknowledgeEarly)
-                || is_vote_durable
-                    && matches!(
-                        message.get_msg_type(),
-                        // R18: these promise nothing that a disk could lose.
-                        MessageType::MsgHeartbeatResponse
-                            | MessageType::MsgRequestPreVote
-                            | MessageType::MsgRequestPreVoteResponse
-                    )
-        };
-        let mut held = Vec::new();
-        for message in messages {
-            // A leader sends while it writes (thesis 10.2.1).
-            if is_vote_durable { self.send_message(message, out) } else { held.push(message) }
-        }
-        for message in waiting {
-            if is_early(&message) { self.send_message(message, out) } else { held.push(message) }
-        }
-        if let Some(outstanding) = self.outstanding.back_mut() {
-            outstanding.messages = held;
-        }
-        if let Some(number) = persist {
-            let mut hard_state = (self.hard_state != self.written).then(|| self.hard_state.clone());
-            if let Some(hard_state) = &mut hard_state {
-                // It stands before the entries, as a term must before its first one, so it commits none of them.
-                if let Some(first) = entries.first() {
-                    hard_state.commit = hard_state.commit.min(first.index - 1);
-                }
-                self.written = hard_state.clone();
-                self.written_commits.push_back((number, hard_state.commit));
-                if planted.has(PlantedBug::ForgetVote) {
-                    hard_state.vote = 0;
-                }
-            }
-            if planted.has(PlantedBug::ApplyUncommitted) && !entries.is_empty() {
-                out.push(Output::Apply(entries.clone()));
-            }
-            out.push(Output::Persist { number, hard_state, entries });
-        }
-        for state in read_states {
-            self.round_done(&state.request_ctx, state.index, out);
-        }
-        self.hand_over(committed, out);
-        self.node.advance_append_async(ready);
-    }
-
-    fn send_message(&self, message: Message, out: &mut Vec<Output>) {
-        debug_assert_ne!(message.get_msg_type(), MessageType::MsgSnapshot, "rule 12");
-        self.send(message.to, Body::Raft(message), out);
-    }
-
-    fn durable(&mut self, number: u64, out: &mut Vec<Output>) {
-        assert!(
-            number <= self.persist_number,
-            "D2: write {number} is durable, {} were made",
-            self.persist_number
-        );
-        assert!(number >= self.durable_number, "D2: write {number} is durable after {}", self.durable_number);
-        self.durable_number = number;
-        while let Some((_, commit)) = self.written_commits.pop_front_if(|(written, _)| *written <= number) {
-            self.durable_commit = commit;
-        }
-        self.drain(out);
-    }
-
-    /// Lets go of what waits for nothing any more; true if there was something.
-    fn release(&mut self, out: &mut Vec<Output>) -> bool {
-        let (mut last, mut messages, mut held) = (None, Vec::new(), Vec::new());
-        let durable = self.durable_number;
-        let is_durable =
-            |outstanding: &mut Outstanding| outstanding.persist.is_none_or(|number| number <= durable);
-        while let Some(outstanding) = self.outstanding.pop_front_if(is_durable) {
-            last = outstanding.ready.or(last);
-            messages.extend(outstanding.messages);
-            held.extend(outstanding.held);
-        }
-        for message in messages {
-            self.send_message(message, out);
-        }
-        let is_something = last.is_some() || !held.is_empty();
-        if !held.is_empty() {
-            self.give(held, out);
-        }
-        if let Some(number) = last {
-            self.node.on_persist_ready(number);
-            self.note_role(out);
-        }
-        is_something
-    }
-
-    // ---- the state machine
-
-    /// Committed entries, which the library gives only when they are durable here (rule 5).
-    fn hand_over(&mut self, entries: Vec<Entry>, out: &mut Vec<Output>) {
-        let mut now = Vec::new();
-        for entry in entries {
-            assert_eq!(entry.index, self.handed + 1, "D3: entries are handed over in order, each once");
-            self.handed = entry.index;
-            self.decide(&entry);
-            let is_change = entry.get_entry_type() != EntryType::EntryNormal;
-            if is_change {
-                // Our own encoding, or the library's empty one: what does not decode was never proposed by this build.
-                let change = decode_conf_change(&entry).unwrap_or_default();
-                self.changes.push_back((entry.index, change));
-            }
-            if let Some(waiting) =
-                self.outstanding.iter_mut().rfind(|outstanding| !outstanding.held.is_empty())
-            {
-                waiting.held.push(entry);
-            } else if is_change && self.durable_commit < entry.index {
-                // R1: a restart must not find a configuration newer than its commit index.
-                self.persist_number += 1;
-                let number = self.persist_number;
-                self.written = self.hard_state.clone();
-                self.written_commits.push_back((number, self.written.commit));
-                out.push(Output::Persist {
-                    number,
-                    hard_state: Some(self.written.clone()),
-                    entries: Vec::new(),
-                });
-                self.outstanding.push_back(Outstanding {
-                    ready: None,
-                    persist: Some(number),
-                    changes_vote: false,
-                    messages: Vec::new(),
-                    held: vec![entry],
-                });
-            } else {
-                now.push(entry);
-            }
-        }
-        self.give(now, out);
-    }
-
-    fn give(&mut self, entries: Vec<Entry>, out: &mut Vec<Output>) {
-        if !entries.is_empty() && !self.options.planted.has(PlantedBug::ApplyUncommitted) {
-            out.push(Output::Apply(entries));
-        }
-    }
-
-    /// R14: what a committed entry says of the proposals that are open here.
-    fn decide(&mut self, entry: &Entry) {
-        let commands = match entry.get_entry_type() {
-            EntryType::EntryNormal if !entry.data.is_empty() && self.proposals.open_count() > 0 => {
-                decode_entry(&entry.data).unwrap_or_default()
-            }
-            _ => Vec::new(),
-        };
-        let command_id = self.options.command_id;
-        self.proposals.committed(entry.term, commands.into_iter().filter_map(command_id));
-    }
-
-    fn applied(&mut self, index: u64, accepted: Option<bool>, out: &mut Vec<Output>) {
-        assert!(index >= self.applied, "D3: applied goes from {} to {index}", self.applied);
-        let bounds = &self.node.raft.raft_log;
-        let index = if self.options.planted.has(PlantedBug::ApplyUncommitted) {
-            index.min(bounds.committed.min(bounds.persisted)).max(self.applied)
-        } else {
-            assert!(index <= self.handed, "D3: {index} is applied, {} was handed over", self.handed);
-            index
-        };
-        if let Some((_, change)) = self.changes.pop_front_if(|(at, _)| *at <= index) {
-            let accepted = accepted.unwrap_or_else(|| panic!("R8: the change at {index} has no verdict"));
-            if accepted {
-                self.apply_change(&change);
-            }
-        }
-        assert!(self.changes.front().is_none_or(|(at, _)| *at > index), "R8: a change is confirmed alone");
-        self.applied = index;
-        self.node.advance_apply_to(index);
-        self.node.mut_store().shrink(index);
-        if self.role.is_leader()
-            && self.proved_term.is_none()
-            && self.node.store().term_at(index) == Some(self.role.term)
-        {
-            self.proved_term = Some(self.role.term);
-            out.push(Output::LeaderProved { term: self.role.term });
-        }
-        self.settle(out);
-    }
-
-    fn apply_change(&mut self, change: &ConfChangeV2) {
-        // A change that the library refuses was refused on every member: they have the same configuration.
-        let Ok(configuration) = self.node.apply_conf_change(change) else { return };
-        self.configuration = sorted(configuration);
-        let is_member = self.configuration.voters.contains(&self.options.member)
-            || self.configuration.voters_outgoing.contains(&self.options.member);
-        if !is_member && self.node.raft.state == StateRole::Leader {
-            // R7 (rule 9): before any other call, else the library looks for its own progress and finds none.
-            let term = self.node.raft.term;
-            self.node.raft.become_follower(term, raft::INVALID_ID);
         }
     }
 }

@@ -59,7 +59,7 @@ pub struct Frame {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Body {
     /// A message of the library. Snapshots and what is local to a member do not travel.
-    Raft(Message),
+    Raft(Box<Message>),
     /// Proposals for the receiver, as leader of `term` and of no other.
     Forward {
         /// The term it is addressed to.
@@ -263,7 +263,7 @@ impl Frame {
         let from = input.u64()?;
         let to = input.u64()?;
         let body = match kind {
-            1 => Body::Raft(input.message(from, to)?),
+            1 => Body::Raft(Box::new(input.message(from, to)?)),
             2 => {
                 let (term, boot, number) = (input.u64()?, input.u64()?, input.u64()?);
                 let proposals_count = input.count(PROPOSAL_BYTES_MIN)?;
@@ -456,7 +456,7 @@ mod tests {
             Proposal { id: 8, is_privileged: false, only_term: None, command: Bytes::new() },
         ];
         let bodies = [
-            Body::Raft(append),
+            Body::Raft(Box::new(append)),
             Body::Forward { term: 4, boot: 5, number: 6, proposals },
             Body::ForwardTaken { term: 4, boot: 5, number: 6 },
             Body::ForwardRefused { term: 4, boot: 5, number: 0 },
