@@ -34,8 +34,8 @@ use crate::options::LogOptions;
 pub use crate::superblock::Mode;
 use crate::superblock::{SharedSuperblock, Stage, Superblock};
 use crate::wal::{
-    LogExtent, Record, RecordKind, RecordMeta, RecoveryProgress, RecoveryReport, Reserve, StallProbe,
-    SyncMethod, Wal, WalOptions, WalStats, format,
+    LogExtent, LogReader, Record, RecordKind, RecordMeta, RecoveryProgress, RecoveryReport, Reserve,
+    StallProbe, SyncMethod, Wal, WalOptions, WalStats, format,
 };
 use calibration::{CalibrationJob, SyncSwitch};
 use hold::Holds;
@@ -89,6 +89,8 @@ pub struct Log {
     submitted_durable: Lsn,
     /// From where on recovery needs the log.
     replay_lsn: Lsn,
+    /// See [`LogOptions::retain_bytes`].
+    retain_bytes: u64,
     holds: Arc<Holds>,
     /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
     calibration: Option<CalibrationJob>,
@@ -218,6 +220,7 @@ impl PreparedLog {
             completions: Vec::new(),
             submitted_durable: Lsn(0),
             replay_lsn: known.wal_replay_lsn,
+            retain_bytes: options.retain_bytes,
             holds: Arc::default(),
             calibration: None,
             io_backend: options.io_backend,
@@ -274,6 +277,11 @@ impl Log {
     /// Lets `checkpointer`, of the same directory, make checkpoints from now on: on a thread with a device handle of its
     /// own that wakes a waiting [`Log::wait`]; on a simulated disk within its calls.
     pub fn start_checkpoints(&self, checkpointer: &mut Checkpointer) -> Result<()> {
+        self.start_checkpoints_waking(checkpointer, self.waker())
+    }
+
+    /// The same, where another thread than the log's owns `checkpointer`: it is woken by `wake`.
+    pub fn start_checkpoints_waking(&self, checkpointer: &mut Checkpointer, wake: Waker) -> Result<()> {
         match &self.place {
             Place::Directory { path, lock } => {
                 let (path, lock, choice) = (path.clone(), lock.clone(), self.io_backend);
@@ -282,7 +290,7 @@ impl Log {
                     let io = crate::io::open_backend(&path, Some(&lock), choice)?;
                     Ok(Box::new(YieldingDevice::new(io, age.clone())))
                 };
-                checkpointer.start(Box::new(open), self.waker())
+                checkpointer.start(Box::new(open), wake)
             }
             #[cfg(feature = "sim")]
             Place::Simulated(disk) => {
@@ -305,8 +313,38 @@ impl Log {
     }
 
     fn give_back(&mut self) {
-        let lsn = self.holds.lowest().map_or(self.replay_lsn, |held| held.min(self.replay_lsn));
+        let retained = Lsn(self.wal.durable_lsn().0.saturating_sub(self.retain_bytes));
+        let lsn = self.replay_lsn.min(retained);
+        let lsn = self.holds.lowest().map_or(lsn, |held| held.min(lsn));
         self.wal.set_replay_lsn(lsn);
+    }
+
+    /// Whether a record of `body_bytes` would be taken now.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if the device is full.
+    pub fn check_room(&self, body_bytes: usize, reserve: Reserve) -> Result<()> {
+        self.wal.check_room(body_bytes, reserve)
+    }
+
+    /// Where what is kept of the log begins: a record at or behind this position can be read by [`Log::reader`].
+    pub fn begin_lsn(&self) -> Lsn {
+        self.wal.begin_lsn()
+    }
+
+    /// Reads records again, on other threads. None for a simulated disk.
+    ///
+    /// # Errors
+    /// If the directory is gone.
+    pub fn reader(&self) -> Result<Option<LogReader>> {
+        match &self.place {
+            Place::Directory { path, .. } => {
+                let segment_bytes = u64::from(self.superblock.read().segment_bytes);
+                Ok(Some(LogReader::new(open_files(path)?, segment_bytes)))
+            }
+            #[cfg(feature = "sim")]
+            Place::Simulated(_) => Ok(None),
+        }
     }
 
     /// The superblock in force, and what is durable of the log from its replay position on, kept as long as the hold lives:
@@ -487,6 +525,7 @@ fn wal_options(options: &LogOptions, superblock: &Superblock, device: Option<&st
     WalOptions {
         segment_bytes: u64::from(superblock.segment_bytes),
         groups_in_flight_max: options.groups_in_flight_max,
+        retain_bytes: options.retain_bytes,
         sync: options.wal_sync.or_else(|| measured(superblock, device)).unwrap_or(SyncMethod::Linked),
         ..WalOptions::default()
     }

@@ -38,6 +38,9 @@ pub struct LogOptions {
     pub calibrate: bool,
     /// Groups in flight, 1 to 4.
     pub groups_in_flight_max: usize,
+    /// So many bytes of the log are kept behind its end at least, over a restart too, though no checkpoint needs them: for members of a
+    /// group that were away. 0, the default, for none. A start reads them.
+    pub retain_bytes: u64,
     /// How long to wait for another process that has the directory open. A killed process holds its lock until its
     /// last write has landed, so a little patience is part of every restart.
     pub lock_wait: Duration,
@@ -51,6 +54,7 @@ impl Default for LogOptions {
             wal_sync: None,
             calibrate: true,
             groups_in_flight_max: WalOptions::default().groups_in_flight_max,
+            retain_bytes: 0,
             lock_wait: Duration::from_secs(30),
         }
     }

@@ -26,13 +26,14 @@
 //! **Source.** Two groups in flight, greedy closing of groups and the choice of what a group repeats: the design
 //! notes in `docs/durability.md`. Torn tail or damage: `docs/recovery.md`.
 //!
-//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `recovery`, `recovery_scan`, `tail_copy`,
+//! Reading order: [`format`], `writer`, `group_commit`, `pool`, `reader`, `recovery`, `recovery_scan`, `tail_copy`,
 //! `cut_file`, [`calibrate`].
 pub mod calibrate;
 mod cut_file;
 pub mod format;
 mod group_commit;
 mod pool;
+mod reader;
 mod recovery;
 mod recovery_scan;
 mod stall;
@@ -41,6 +42,7 @@ mod tail_copy;
 mod writer;
 
 pub use format::{RecordKind, RecordMeta};
+pub use reader::LogReader;
 pub use recovery::{CutReport, LogReport, Record, RecoveryProgress, RecoveryReport, inspect};
 pub use stall::StallProbe;
 pub use stats::{StageLatency, WalStats};
@@ -175,6 +177,8 @@ pub struct WalOptions {
     pub sync: SyncMethod,
     /// Zero-filled spares kept ahead: at least 1.
     pub spares_min: usize,
+    /// Recovery keeps and delivers so many bytes before the replay position, as far as they are there.
+    pub retain_bytes: u64,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -190,6 +194,7 @@ impl Default for WalOptions {
             group_records_max: 4096,
             sync: SyncMethod::Linked,
             spares_min: 2,
+            retain_bytes: 0,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -442,22 +447,35 @@ impl Wal {
         if meta.kind.is_state() {
             self.tail.check_state_room(&meta, body)?;
         }
-        if let Some(full) = self.pool.full() {
-            let claimed = self.tail.seq - self.commit.current.seq;
-            let left = self.pool.available().saturating_sub(claimed);
-            let usable = match reserve {
-                Reserve::Ordinary => left.saturating_sub(1),
-                Reserve::Privileged => left,
-            };
-            let in_the_last = reserve == Reserve::Ordinary && left == 0;
-            if in_the_last || self.tail.rotations_for(body.len()) > usable {
-                return Err(Error::NoSpace(format!("no new segment of the log can be made ({full})")));
-            }
-        }
+        self.check_room(body.len(), reserve)?;
         self.tail.state(meta.group)?;
         self.stats.records_count += 1;
         self.stats.body_bytes += body.len() as u64;
         Ok(self.tail.append(&meta, body))
+    }
+
+    /// Whether a record of `body_bytes` would be taken now.
+    ///
+    /// # Errors
+    /// [`Error::NoSpace`] if the device is full, see [`Reserve`].
+    pub fn check_room(&self, body_bytes: usize, reserve: Reserve) -> Result<()> {
+        let Some(full) = self.pool.full() else { return Ok(()) };
+        let claimed = self.tail.seq - self.commit.current.seq;
+        let left = self.pool.available().saturating_sub(claimed);
+        let usable = match reserve {
+            Reserve::Ordinary => left.saturating_sub(1),
+            Reserve::Privileged => left,
+        };
+        let in_the_last = reserve == Reserve::Ordinary && left == 0;
+        if in_the_last || self.tail.rotations_for(body_bytes) > usable {
+            return Err(Error::NoSpace(format!("no new segment of the log can be made ({full})")));
+        }
+        Ok(())
+    }
+
+    /// Start of the oldest segment that is kept.
+    pub fn begin_lsn(&self) -> Lsn {
+        self.pool.live.front().map_or(Lsn(0), |segment| Lsn(segment.seq * self.options.segment_bytes))
     }
 
     /// Says that the entries of a replication group are committed up to `index`; see the module documentation.

@@ -6,6 +6,7 @@ mod database;
 mod log;
 mod page;
 mod revisions;
+mod transport;
 
 use crate::damage;
 use sternpost_engine::base::envelope::{EnvelopeKind, open, seal};
@@ -100,6 +101,20 @@ pub(crate) const TARGETS: &[Target] = &[
         run: database::database,
         canary: false,
         memory_bytes_max: IMAGES,
+    },
+    Target {
+        name: "frames",
+        seeds: transport::frames_seed,
+        run: transport::frames,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "greeting",
+        seeds: transport::greeting_seed,
+        run: transport::greeting,
+        canary: false,
+        memory_bytes_max: SMALL,
     },
     Target { name: "canary", seeds: entry_seed, run: canary, canary: true, memory_bytes_max: SMALL },
 ];

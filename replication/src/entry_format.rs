@@ -6,6 +6,8 @@
 //! | record of the log | its index | its term | body |
 //! |---|---|---|---|
 //! | `RaftEntry`, entry type 0 | log index | term | format version u8 (1) · for each command: length u32 · bytes |
+//! | `RaftEntry`, entry type 0, of a new leader | log index | term | nothing |
+//! | `RaftEntry`, entry type 2 | log index | term | format version u8 (1) · change (length u32 · protobuf of raft's `ConfChangeV2`) · context (the rest) |
 //! | `HardState` | commit index | term | format version u8 (1) · vote u64 (member id, 0 for none) |
 //! | `SnapshotMark` | index of the checkpoint | its term | format version u8 (1) · cluster id u64 · member id u64 · feature level u32 · voters u32 · for each: member id u64 · state (length u32 · bytes) |
 //!
@@ -76,6 +78,21 @@ pub fn decode_entry(body: &[u8]) -> Result<Vec<&[u8]>, FormatError> {
         commands.push(reader.bytes()?);
     }
     Ok(commands)
+}
+
+/// Body of an entry that changes the configuration.
+pub fn encode_change(change: &[u8], context: &[u8]) -> Vec<u8> {
+    let mut out = vec![FORMAT_VERSION];
+    put_bytes(&mut out, change);
+    out.extend_from_slice(context);
+    out
+}
+
+/// Change and context of such an entry.
+pub fn decode_change(body: &[u8]) -> Result<(&[u8], &[u8]), FormatError> {
+    let mut reader = versioned(body)?;
+    let change = reader.bytes()?;
+    Ok((change, reader.rest()))
 }
 
 /// Body of a `HardState` record.
@@ -154,5 +171,8 @@ mod tests {
         let body = encode_hard_state(7);
         assert_eq!(decode_hard_state(&body), Ok(7));
         assert!((0..body.len()).all(|cut| decode_hard_state(&body[..cut]).is_err()));
+        let body = encode_change(b"change", b"context");
+        assert_eq!(decode_change(&body), Ok((&b"change"[..], &b"context"[..])));
+        assert!((0..11).all(|cut| decode_change(&body[..cut]).is_err()));
     }
 }

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 pub enum ProposeError {
     /// More is queued than the bounds allow; the caller answers overload and may try again.
     TooManyRequests,
+    /// This member takes no part in its group: what it has is not what it said it had.
+    Quarantined,
     /// The replicator is stopping or its log failed; holds the reason.
     Stopped(String),
 }
@@ -18,6 +20,7 @@ impl fmt::Display for ProposeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TooManyRequests => f.write_str("too many requests are queued"),
+            Self::Quarantined => f.write_str("this member is quarantined"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }
     }
@@ -29,8 +32,12 @@ impl std::error::Error for ProposeError {}
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// No leader is known.
+    /// No leader was known in time.
     NoLeader,
+    /// A leader was known, and did not answer in time.
+    TimedOut,
+    /// More wait than the bounds allow.
+    TooManyRequests,
     /// The replicator is stopping.
     Stopped,
 }
@@ -80,6 +87,47 @@ pub struct ReplicatorStatus {
     pub applied_index: u64,
     /// Commands queued and not yet applied.
     pub pending_count: u64,
+    /// Last index of this member's log.
+    pub last_index: u64,
+    /// The term in which this member has proved to lead: it has applied everything that was acknowledged in earlier ones. None for who
+    /// does not lead.
+    pub proved_term: Option<u64>,
+    /// Why this member takes no part in its group, if so.
+    pub quarantine: Option<String>,
+}
+
+/// How far another member is, as the leader sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PeerStatus {
+    /// The member.
+    pub id: u64,
+    /// Last index known to be durable there.
+    pub matched_index: u64,
+    /// It was heard of within the last election timeout.
+    pub is_active: bool,
+    /// It needs entries that this member's log does not hold any more.
+    pub needs_snapshot: bool,
+}
+
+/// See [`Replicator::ask_leader`].
+pub type Answer = Pin<Box<dyn Future<Output = Option<Vec<u8>>> + Send>>;
+
+/// Gives an answer to who asked; may be dropped instead.
+pub type Reply = Box<dyn FnOnce(Vec<u8>) + Send>;
+
+/// Answers questions of other members: called with the question and the way back, on a thread of the transport; must not block.
+pub type Answerer = Box<dyn Fn(Vec<u8>, Reply) + Send + Sync>;
+
+/// Why leadership was not handed over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This member does not lead.
+    NotLeader,
+    /// The other one is no voter of the group.
+    BadTransferee,
+    /// It did not take over in time.
+    TimedOut,
 }
 
 /// Which reserve a command may use when the device is full.
@@ -104,6 +152,18 @@ pub struct Genesis {
     pub state: Vec<u8>,
 }
 
+impl Genesis {
+    /// What the handshake compares: XXH3-64 (seed 0) over cluster id, count of voters, voters, state. Not over the member's own id, so that it is
+    /// the same on every member that was started with the same first members. It finds mistakes; it proves nothing.
+    pub fn hash(&self) -> u64 {
+        let mut bytes = self.cluster_id.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&(self.voters.len() as u64).to_le_bytes());
+        self.voters.iter().for_each(|voter| bytes.extend_from_slice(&voter.to_le_bytes()));
+        bytes.extend_from_slice(&self.state);
+        xxhash_rust::xxh3::xxh3_64(&bytes)
+    }
+}
+
 /// Puts commands into one durable order and applies them to the state machine it was started with.
 ///
 /// A proposed command's result comes out of the state machine, which knows it by an id inside the command.
@@ -117,9 +177,65 @@ pub trait Replicator: Send + Sync {
     /// A snapshot of positions and roles.
     fn status(&self) -> ReplicatorStatus;
 
+    /// Begins to hand leadership over to a voter, 0 for the best one; who leads then is seen in [`Self::status`].
+    ///
+    /// # Errors
+    /// If this member does not lead, or the other is no voter. A single node always leads.
+    fn transfer_leader(&self, to: u64) -> Result<(), TransferError> {
+        let status = self.status();
+        if to == 0 || to == status.leader { Ok(()) } else { Err(TransferError::BadTransferee) }
+    }
+
+    /// As [`Self::propose`], but only by this member as leader of `term`: never given to another leader, and rejected when the term is over.
+    /// A single node leads always.
+    ///
+    /// # Errors
+    /// Those of [`Self::propose`].
+    fn propose_in_term(&self, command: Vec<u8>, class: Class, term: u64) -> Result<(), ProposeError> {
+        let _ = term;
+        self.propose(command, class)
+    }
+
+    /// Asks the server of the leader something; resolves to its answer, or to nothing if no leader is known or nothing could be sent. An
+    /// answer may never come: the caller has a time-out. A single node has nobody to ask.
+    fn ask_leader(&self, question: Vec<u8>) -> Answer {
+        let _ = question;
+        Box::pin(std::future::ready(None))
+    }
+
+    /// Sets who answers the questions of other members' servers; once.
+    fn answer_with(&self, answerer: Answerer) {
+        drop(answerer);
+    }
+
+    /// As leader: the others, by id.
+    fn peers(&self) -> Vec<PeerStatus> {
+        Vec::new()
+    }
+
     /// Age in microseconds of the oldest write in flight, 0 if none: readable while the disk hangs.
     fn oldest_write_age_us(&self) -> u64;
 
     /// Stops: refuses new commands, finishes what is queued, closes the log. Blocks until that is done.
     fn shutdown(&self) -> Result<(), String>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_genesis_is_the_same_on_all_its_members_and_differs_with_anything_else() {
+        let genesis = Genesis { cluster_id: 1, member_id: 2, voters: vec![2, 3], state: b"state".to_vec() };
+        assert_eq!(genesis.hash(), Genesis { member_id: 3, ..genesis.clone() }.hash());
+        for other in [
+            Genesis { cluster_id: 2, ..genesis.clone() },
+            Genesis { voters: vec![2], ..genesis.clone() },
+            Genesis { state: b"other".to_vec(), ..genesis.clone() },
+        ] {
+            assert_ne!(genesis.hash(), other.hash());
+        }
+        // It is compared across builds, so it is for ever.
+        assert_eq!(genesis.hash(), 15_935_220_403_524_066_948);
+    }
 }

@@ -45,7 +45,7 @@ pub const PENDING_BYTES_MAX: u64 = 64 << 20;
 /// An entry takes no further command once it holds this much, so that one entry does not hold up the log.
 const ENTRY_BYTES_MAX: usize = 256 << 10;
 /// Group of the log's records: there is one.
-const GROUP: GroupId = GroupId(0);
+pub(crate) const GROUP: GroupId = GroupId(0);
 
 /// What a single node is started with.
 pub struct SoloOptions {
@@ -89,7 +89,7 @@ pub struct Solo {
 }
 
 /// The measurement of the device: not wanted or over, to be made, under way.
-enum Calibration {
+pub(crate) enum Calibration {
     None,
     Wanted(CalibrationJob),
     UnderWay(#[expect(dead_code, reason = "dropping it is what ends it")] Calibrator),
@@ -257,7 +257,7 @@ impl Solo {
 
 /// A broken invariant on the thread that applies leaves the state in doubt: the process ends before anybody is served
 /// from it. The panic's own message has been printed by then.
-struct AbortOnPanic;
+pub(crate) struct AbortOnPanic;
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
@@ -267,7 +267,7 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn identity(genesis: &Genesis) -> LogIdentity {
+pub(crate) fn identity(genesis: &Genesis) -> LogIdentity {
     LogIdentity { mode: Mode::Replicated, cluster_id: genesis.cluster_id, member_id: genesis.member_id }
 }
 
@@ -287,6 +287,9 @@ impl Replicator for Solo {
             committed_index: self.shared.committed_index.load(Ordering::Acquire),
             applied_index: self.shared.applied_index.load(Ordering::Acquire),
             pending_count: self.shared.pending_count.load(Ordering::Relaxed),
+            last_index: self.shared.committed_index.load(Ordering::Acquire),
+            proved_term: Some(GENESIS_TERM),
+            quarantine: None,
         }
     }
 

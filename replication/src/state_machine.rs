@@ -21,6 +21,12 @@ pub enum Rejection {
     NoSpace,
     /// The log failed or is closing; holds the reason. Whether the command is durable is unknown.
     Stopped(String),
+    /// No leader took it in time. It is not in the log.
+    NoLeader,
+    /// A leader was given it, and its fate was not known in time: it may still be applied.
+    Unknown,
+    /// More is under way than the bounds allow. It is not in the log.
+    TooManyRequests,
 }
 
 /// See [`StateMachine::announcer`].
@@ -65,6 +71,11 @@ pub trait StateMachine: Send + 'static {
     /// A command that was taken over will never be in the log; its proposer has to hear it. Called on the thread that
     /// applies. Nothing was changed.
     fn rejected(&mut self, command: &[u8], rejection: &Rejection);
+
+    /// The same where only its id is at hand: see [`crate::raft::RaftOptions::command_id`]. A single node never calls it.
+    fn given_up(&mut self, id: u64, rejection: &Rejection) {
+        let _ = (id, rejection);
+    }
 
     /// The log takes no more writes: every result that somebody still waits for is unknown. Called at most once.
     fn stopped(&mut self, reason: &str);

@@ -36,7 +36,7 @@ use command::Command;
 use lease::LeaseTable;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use sternpost_engine::mvcc::{DeleteRange, Put, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
+use sternpost_engine::mvcc::{DeleteRange, Put, Store, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
 use sternpost_replication::{Announce, Entry, Rejection, StateMachine};
 
 /// See the module.
@@ -89,6 +89,11 @@ impl Machine {
         };
         machine.load();
         machine
+    }
+
+    /// The store that it fills.
+    pub fn store(&self) -> &Store {
+        self.writer.store()
     }
 
     /// Fills what is kept in memory from the system records.
@@ -294,13 +299,20 @@ impl StateMachine for Machine {
     }
 
     fn rejected(&mut self, command: &[u8], rejection: &Rejection) {
+        if let Some(id) = command::id(command) {
+            self.given_up(id, rejection);
+        }
+    }
+
+    fn given_up(&mut self, id: u64, rejection: &Rejection) {
         let error = match rejection {
             Rejection::NoSpace => ApiError::NoSpace,
             Rejection::Stopped(_) => ApiError::Stopped,
+            Rejection::TooManyRequests => ApiError::TooManyRequests,
+            // etcd's proposals wait for a leader until their time is up.
+            Rejection::NoLeader | Rejection::Unknown => ApiError::Timeout,
         };
-        if let Some(id) = command::id(command) {
-            self.results.deliver(id, Applied::refused(error));
-        }
+        self.results.deliver(id, Applied::refused(error));
     }
 
     fn stopped(&mut self, _reason: &str) {

@@ -267,11 +267,7 @@ async fn start_member(
 ) -> Result<(Server, Arc<Diagnostics>, Arc<Solo>), String> {
     let options = ServerOptions {
         name: config.name.clone(),
-        initial_cluster: config
-            .initial_cluster
-            .iter()
-            .map(|(name, urls)| (name.clone(), urls.iter().map(ToString::to_string).collect()))
-            .collect(),
+        initial_cluster: first_members(config),
         initial_cluster_token: config.initial_cluster_token.clone(),
         advertise_client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
         quota_bytes: config.quota_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
@@ -348,6 +344,16 @@ async fn start_member(
         wal_stats: Box::new(move || Some(stats_solo.stats()?.0)),
     };
     Ok((server, Arc::new(diagnostics), solo))
+}
+
+/// The initial cluster, by name. Flags that no longer fit are no reason not to start on data that is there, as in etcd: then it is this
+/// member alone, and nothing comes of it. A new directory does not get here with them (`prepare_directory`).
+fn first_members(config: &Config) -> Vec<(String, Vec<String>)> {
+    let texts = |urls: &[url::Url]| urls.iter().map(ToString::to_string).collect();
+    if !config.initial_cluster.iter().any(|(name, _)| *name == config.name) {
+        return vec![(config.name.clone(), texts(&config.initial_advertise_peer_urls))];
+    }
+    config.initial_cluster.iter().map(|(name, urls)| (name.clone(), texts(urls))).collect()
 }
 
 /// Logs what the measurement of the device gave.

@@ -213,15 +213,15 @@ impl Server {
         tasks.spawn(run_ticks(waiters));
         tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
         tasks.spawn(Arc::clone(&watch).run());
-        let server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
+        let mut server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;
         server.health.set_serving(true);
         Ok(server)
     }
 
-    /// Tells the cluster this member's name and client URLs, if they are not what it knows. A failure is no reason not to serve: a
-    /// full device must not keep readers away.
-    async fn publish(&self, options: &ServerOptions, store: &Store) {
+    /// Tells the cluster this member's name and client URLs, if they are not what it knows. A failure is no reason not to serve: a full
+    /// device or a cluster without a leader must not keep readers away. It is then tried in the background until it is taken.
+    async fn publish(&mut self, options: &ServerOptions, store: &Store) {
         let known = records::member(store, self.header.member_id());
         if known.is_some_and(|known| {
             known.name == options.name && known.client_ur_ls == options.advertise_client_urls
@@ -234,8 +234,9 @@ impl Server {
             client_ur_ls: options.advertise_client_urls.clone(),
             ..Member::default()
         };
-        if let Err(error) = self.pipeline.publish_member(member).await {
-            tracing::warn!(%error, "failed to publish local member to cluster");
+        if let Err(error) = self.pipeline.publish_member(member.clone()).await {
+            tracing::warn!(%error, "failed to publish local member to cluster; it is tried again");
+            self.tasks.spawn(publish_until_taken(Arc::clone(&self.pipeline), member));
         }
     }
 
@@ -270,6 +271,19 @@ impl Notices for ServerNotices {
         match notice {
             Notice::Compacting => self.watch.before_compaction(),
             lease => self.leases.notice(lease),
+        }
+    }
+}
+
+/// Between two attempts to publish: an attempt may fail at once.
+const PUBLISH_PAUSE: Duration = Duration::from_secs(1);
+
+async fn publish_until_taken(pipeline: Arc<Pipeline>, member: Member) {
+    loop {
+        tokio::time::sleep(PUBLISH_PAUSE).await;
+        match pipeline.publish_member(member.clone()).await {
+            Ok(()) => return tracing::info!("published local member to cluster"),
+            Err(error) => tracing::debug!(%error, "failed to publish local member to cluster"),
         }
     }
 }

@@ -243,7 +243,8 @@ impl Pool {
 
     /// The prepared segment when the log is closed.
     pub(super) fn abandon_next(&mut self) -> Option<FileId> {
-        self.next.take().map(|next| next.file)
+        // One that is still being opened has no file yet: it is given up when the log fails.
+        self.next.take().filter(|next| next.stage != NextStage::Opening).map(|next| next.file)
     }
 
     /// Segments below `seq` are obsolete: back into the pool, or away if there are enough.

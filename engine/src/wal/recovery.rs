@@ -366,17 +366,24 @@ pub(super) fn recover(
         }
         result => result?,
     };
-    let first = (replay_lsn.0 / segment_bytes).max(1);
-    let Some((&last, _)) = inventory.segments.range(first..).next_back() else {
-        return Err(missing(display(&segment_name(first)), first));
+    let needed = (replay_lsn.0 / segment_bytes).max(1);
+    let Some((&last, _)) = inventory.segments.range(needed..).next_back() else {
+        return Err(missing(display(&segment_name(needed)), needed));
     };
-    if !inventory.segments.contains_key(&first) {
-        return Err(missing(display(&segment_name(first)), first));
+    if !inventory.segments.contains_key(&needed) {
+        return Err(missing(display(&segment_name(needed)), needed));
     }
+    let mut first = first_retained(&inventory.segments, needed, replay_lsn, &options);
     let place = tail_copy::Place { database: &database, segments: &inventory.segments, segment_bytes };
     tail_copy::restore(io, &place, &inventory.tails)?;
     let bytes_total = (last + 1 - first) * segment_bytes;
-    let end = scan(io, &inventory.segments, first, &options, replay_lsn, bytes_total, visit, progress)?;
+    let from = if first < needed { Lsn(first * segment_bytes) } else { replay_lsn };
+    let mut end = scan(io, &inventory.segments, first, &options, from, bytes_total, visit, progress)?;
+    if end.seq < needed {
+        // What is only kept for others does not verify: it is let go, and the log begins where it is needed.
+        first = needed;
+        end = scan(io, &inventory.segments, first, &options, replay_lsn, bytes_total, visit, progress)?;
+    }
     if end.states.len() > GROUP_IDS_MAX {
         return Err(Error::Refused(format!("the log holds more than {GROUP_IDS_MAX} replication groups")));
     }
@@ -476,11 +483,19 @@ pub(super) fn recover(
     (tail.states, tail.index) = (states, index);
     let segments_count = pool.live.len() as u64;
     let current = Current { seq: end.seq, file, salt_lo };
-    let mut wal = Wal::assemble(io, options, tail, pool, current, chain, replay_lsn);
+    let kept = if first < needed { Lsn(first * segment_bytes) } else { replay_lsn };
+    let mut wal = Wal::assemble(io, options, tail, pool, current, chain, kept);
     (wal.commit.promised, wal.commit.records_end) = (promised, records_end);
     let report =
         RecoveryReport { end_lsn, records_count, bytes, segments_count, cut, unproven_bytes, rewritten };
     Ok((wal, report))
+}
+
+/// The oldest segment that is kept beyond what is needed: its number follows down from `needed` without a gap. A file is used again only
+/// after its header was written over, so one with its old header has its old content.
+fn first_retained(segments: &Segments, needed: u64, replay_lsn: Lsn, options: &WalOptions) -> u64 {
+    let lowest = (replay_lsn.0.saturating_sub(options.retain_bytes) / options.segment_bytes).max(1);
+    (lowest..needed).rev().take_while(|seq| segments.contains_key(seq)).last().unwrap_or(needed)
 }
 
 fn missing(file: String, seq: u64) -> Error {

@@ -125,6 +125,15 @@ pub fn cluster_id(store: &Store) -> Option<u64> {
     body(CLUSTER_KEY, &record).u64().ok()
 }
 
+/// The cluster as it is now; none before the genesis.
+pub fn cluster(store: &Store) -> Option<GenesisState> {
+    let record = store.system_get(CLUSTER_KEY)?;
+    let mut reader = body(CLUSTER_KEY, &record);
+    let cluster_id = reader.u64().ok()?;
+    let feature_level = reader.u32().ok()?;
+    Some(GenesisState { cluster_id, feature_level, members: members(store) })
+}
+
 pub(crate) fn put_member(writer: &mut StoreWriter, member: &Member) {
     let mut record = value();
     member.encode(&mut record).expect("a buffer grows");

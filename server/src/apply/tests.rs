@@ -195,3 +195,38 @@ fn a_rejected_command_is_heard_by_its_proposer() {
     machine.rejected(&put(7, "a", 0), &Rejection::NoSpace);
     assert_eq!(take(&heard), [(7, Applied::refused(ApiError::NoSpace))]);
 }
+
+#[test]
+fn the_member_table_is_the_genesis_and_what_members_have_said_since() {
+    let heard = Arc::new(Heard::default());
+    let (_, writer) = StoreWriter::new(StoreOptions::default());
+    let notices = Box::new(NoticeList(Arc::clone(&heard.notices)));
+    let mut machine =
+        Machine::new(writer, Arc::default(), Arc::clone(&heard) as _, notices, Quota::new(None));
+    assert_eq!(records::cluster(machine.writer.store()), None);
+    assert!(crate::identity::member_table(machine.writer.store()).is_empty());
+    let member = |id: u64| Member {
+        id,
+        name: format!("m{id}"),
+        peer_ur_ls: vec![format!("http://a:{id}")],
+        ..Member::default()
+    };
+    let genesis =
+        GenesisState { cluster_id: 9, feature_level: 1, members: vec![member(3), member(4), member(5)] };
+    machine.restore(1, 1, &genesis.encode());
+    assert_eq!(crate::identity::member_table(machine.writer.store()), genesis.encode());
+
+    let said =
+        Member { id: 4, name: "m4".into(), client_ur_ls: vec!["http://c:1".into()], ..Member::default() };
+    apply(&mut machine, &[encode(Kind::MemberPublish, Origin::RootInternal, 1, &said)], false);
+    let mut expected = genesis.clone();
+    expected.members[1].client_ur_ls = vec!["http://c:1".into()];
+    let table = crate::identity::member_table(machine.writer.store());
+    assert_eq!(GenesisState::decode(&table), Some(expected));
+
+    // Somebody who is no member changes nothing.
+    let stranger = Member { id: 6, ..said };
+    apply(&mut machine, &[encode(Kind::MemberPublish, Origin::RootInternal, 2, &stranger)], false);
+    assert_eq!(take(&heard)[1].1.result, Err(ApiError::MemberNotFound));
+    assert_eq!(records::members(machine.writer.store()).len(), 3);
+}

@@ -278,7 +278,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "initial-cluster",
         Kind::Text,
         "",
-        "Members as name=url,name=url; empty means this member alone.",
+        "Members as name=url,name=url; this member alone if it is not given.",
     ),
     option(
         Clustering,

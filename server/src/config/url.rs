@@ -133,6 +133,11 @@ fn split_host_port(address: &str) -> Option<(&str, &str)> {
     (!port.contains(':')).then_some((host, port))
 }
 
+/// Reads one URL.
+pub fn parse_one(text: &str) -> Result<Url, String> {
+    Url::parse(text)
+}
+
 /// Reads a comma-separated list; sorted, without duplicates.
 pub fn parse_list(text: &str) -> Result<Vec<Url>, String> {
     if text.is_empty() {

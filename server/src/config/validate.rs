@@ -91,6 +91,8 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// Election timeout, from which others derive.
     pub election_timeout: Duration,
+    /// True if one of the two was given.
+    pub timers_are_given: bool,
     /// Time between progress notifications of watches.
     pub watch_progress_interval: Duration,
     /// A slower unary request is logged.
@@ -133,7 +135,8 @@ impl Config {
         self.request_bytes_max.saturating_add(512 * 1024)
     }
 
-    /// Checks that count only while the data directory is empty.
+    /// Checks that count only while the data directory is empty: etcd's, in etcd's order, then what is not served yet. May look names
+    /// up, where the same URLs are written differently.
     pub fn check_bootstrap(&self) -> Result<(), String> {
         let Some((_, urls)) = self.initial_cluster.iter().find(|(name, _)| *name == self.name) else {
             return Err(format!(
@@ -141,45 +144,114 @@ impl Config {
                 self.name
             ));
         };
-        let resolved = |urls: &[Url]| {
-            let mut addresses: Vec<String> =
-                urls.iter().map(|url| url.to_string().replace("://localhost:", "://127.0.0.1:")).collect();
-            addresses.sort_unstable();
-            addresses
-        };
-        if resolved(urls) != resolved(&self.initial_advertise_peer_urls) {
-            let (mut there, mut here) = (Vec::new(), Vec::new());
-            for url in urls.iter().filter(|url| !self.initial_advertise_peer_urls.contains(url)) {
-                there.push(format!("{}={url}", self.name));
-            }
-            for url in self.initial_advertise_peer_urls.iter().filter(|url| !urls.contains(url)) {
-                here.push(url.to_string());
-            }
-            return Err(if there.is_empty() {
-                format!(
-                    "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
-                    here.join(","),
-                    join(urls)
-                )
-            } else {
-                format!(
-                    "--initial-cluster has {} but missing from --initial-advertise-peer-urls={}",
-                    there.join(","),
-                    join(&self.initial_advertise_peer_urls)
-                )
-            });
+        // A member that joins is known by the URLs it was added with, which its own flag need not repeat.
+        if !self.initial_cluster_existing {
+            self.check_own_peer_urls(urls)?;
         }
-        if self.initial_cluster.len() > 1 {
+        let mut all: Vec<&Url> = self.initial_cluster.iter().flat_map(|(_, urls)| urls).collect();
+        all.sort();
+        if all.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(format!("initial cluster {} has duplicate url", self.initial_cluster_text()));
+        }
+        if !super::CLUSTERS_ARE_SERVED && self.initial_cluster.len() > 1 {
             return Err(format!(
                 "--initial-cluster has {} members: a cluster of more than one member is not served yet",
                 self.initial_cluster.len()
             ));
         }
-        if self.initial_cluster_existing {
+        if !super::CLUSTERS_ARE_SERVED && self.initial_cluster_existing {
             return Err("--initial-cluster-state=existing: joining a cluster is not served yet".into());
         }
         Ok(())
     }
+
+    /// The initial cluster says of this member what the member says of itself.
+    fn check_own_peer_urls(&self, urls: &[Url]) -> Result<(), String> {
+        let own = &self.initial_advertise_peer_urls;
+        let Err(difference) = same_addresses(own, urls) else { return Ok(()) };
+        let not_in = |these: &[Url], those: &[Url], prefix: &str| {
+            let missing = these.iter().filter(|url| !those.contains(url));
+            missing.map(|url| format!("{prefix}{url}")).collect::<Vec<_>>().join(",")
+        };
+        let missing = not_in(urls, own, &format!("{}=", self.name));
+        if !missing.is_empty() {
+            return Err(format!(
+                "--initial-cluster has {missing} but missing from --initial-advertise-peer-urls={} ({difference})",
+                join(own)
+            ));
+        }
+        let mut said: Vec<String> = own.iter().map(|url| format!("{}={url}", self.name)).collect();
+        said.sort();
+        Err(format!(
+            "--initial-advertise-peer-urls has {} but missing from --initial-cluster={}",
+            not_in(own, urls, ""),
+            said.join(",")
+        ))
+    }
+
+    /// The initial cluster as its flag would say it, in order.
+    fn initial_cluster_text(&self) -> String {
+        let pairs =
+            self.initial_cluster.iter().flat_map(|(name, urls)| urls.iter().map(move |url| (name, url)));
+        let mut pairs: Vec<String> = pairs.map(|(name, url)| format!("{name}={url}")).collect();
+        pairs.sort();
+        pairs.join(",")
+    }
+
+    /// Heartbeat and election timeout between members, in milliseconds: as given, the other one then being etcd's default;
+    /// if neither is given, 30 and 150.
+    pub fn raft_timers_ms(&self) -> (u32, u32) {
+        if !self.timers_are_given {
+            return (30, 150);
+        }
+        let ms = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
+        (ms(self.heartbeat_interval), ms(self.election_timeout))
+    }
+
+    /// Where to listen for peers.
+    pub fn peer_listen_addresses(&self) -> Result<Vec<std::net::SocketAddr>, String> {
+        let listen = |url: &Url| {
+            url.check_bind()?
+                .ok_or_else(|| format!("--listen-peer-urls has {url}: peers are served over TCP alone"))
+        };
+        self.listen_peer_urls.iter().map(listen).collect()
+    }
+}
+
+/// Whether two sorted lists of URLs name the same addresses; the error is the difference as etcd says it. Names are looked up only if the
+/// texts differ.
+fn same_addresses(own: &[Url], given: &[Url]) -> Result<(), String> {
+    if own == given {
+        return Ok(());
+    }
+    let quoted =
+        |urls: &[Url]| urls.iter().map(|url| format!("{:?}", url.to_string())).collect::<Vec<_>>().join(" ");
+    if own.len() != given.len() {
+        return Err(format!("len([{}]) != len([{}])", quoted(own), quoted(given)));
+    }
+    let resolved = |urls: &[Url]| -> Result<Vec<String>, String> {
+        let mut resolved = urls.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+        resolved.sort_unstable();
+        Ok(resolved)
+    };
+    let (own, given) = (resolved(own)?, resolved(given)?);
+    match own.iter().zip(&given).find(|(own, given)| own != given) {
+        None => Ok(()),
+        Some((own, given)) => Err(format!("resolved urls: {own:?} != {given:?}")),
+    }
+}
+
+/// A URL with its name as an address; the first of IPv4 if there is one, as Go's resolver prefers them.
+fn resolve(url: &Url) -> Result<String, String> {
+    use std::net::ToSocketAddrs;
+    if url.scheme.is_unix() {
+        return Ok(url.to_string());
+    }
+    let found = url.address.to_socket_addrs().map_err(|error| format!("failed to resolve {url}: {error}"))?;
+    let mut found: Vec<_> = found.collect();
+    found.sort_by_key(|address| !address.is_ipv4());
+    let first = found.first().ok_or_else(|| format!("failed to resolve {url}: it has no address"))?;
+    Ok(format!("{}://{first}", url.scheme.name()))
 }
 
 fn join(urls: &[Url]) -> String {
@@ -355,6 +427,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         reuse_port: settings.flag("socket-reuse-port"),
         heartbeat_interval: Duration::from_millis(heartbeat_ms),
         election_timeout: Duration::from_millis(election_ms),
+        timers_are_given: settings.is_given("heartbeat-interval") || settings.is_given("election-timeout"),
         watch_progress_interval: watch_progress_interval(settings, notices),
         warning_unary_request_duration: positive(settings.duration_ns("warning-unary-request-duration"))
             .unwrap_or(Duration::from_millis(300)),
@@ -482,20 +555,17 @@ fn feature_gates(
 
 fn initial_cluster(settings: &Settings, name: &str, own: &[Url]) -> Result<Vec<(String, Vec<Url>)>, String> {
     let text = settings.text("initial-cluster");
-    if text.is_empty() {
+    if !settings.is_given("initial-cluster") {
         return Ok(vec![(name.to_string(), own.to_vec())]);
     }
     let mut members: Vec<(String, Vec<Url>)> = Vec::new();
     for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
         let (member, url) = part.split_once('=').unwrap_or((part, ""));
-        if url.is_empty() {
-            return Err(format!("error setting up initial cluster: empty URL given for {member:?}"));
-        }
-        let urls =
-            url::parse_list(url).map_err(|reason| format!("error setting up initial cluster: {reason}"))?;
+        let url =
+            url::parse_one(url).map_err(|reason| format!("error setting up initial cluster: {reason}"))?;
         match members.iter_mut().find(|(known, _)| known == member) {
-            Some((_, known)) => known.extend(urls),
-            None => members.push((member.to_string(), urls)),
+            Some((_, known)) => known.push(url),
+            None => members.push((member.to_string(), vec![url])),
         }
     }
     for (_, urls) in &mut members {
@@ -587,7 +657,10 @@ mod tests {
                 &["--discovery-fallback=proxy"],
                 "v2 proxy is deprecated, and --discovery-fallback can't be configured as \"proxy\"",
             ),
-            (&["--initial-cluster=a="], "error setting up initial cluster: empty URL given for \"a\""),
+            (
+                &["--initial-cluster=a="],
+                "error setting up initial cluster: URL scheme must be http, https, unix, or unixs: ",
+            ),
             (
                 &["--feature-gates=LeaseCheckpointPersist=true"],
                 "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint",
@@ -612,7 +685,28 @@ mod tests {
         );
         assert_eq!(
             complaint(&["--name=a", "--initial-cluster=a=http://localhost:1"]),
-            "--initial-cluster has a=http://localhost:1 but missing from --initial-advertise-peer-urls=http://localhost:2380"
+            "--initial-cluster has a=http://localhost:1 but missing from --initial-advertise-peer-urls=http://localhost:2380 \
+             (resolved urls: \"http://127.0.0.1:2380\" != \"http://127.0.0.1:1\")"
+        );
+        let one = "--initial-advertise-peer-urls=http://1.1.1.1:1";
+        let two = "--initial-advertise-peer-urls=http://1.1.1.1:1,http://1.1.1.1:2";
+        assert_eq!(
+            complaint(&["--name=a", one, "--initial-cluster=a=http://1.1.1.1:1,a=http://1.1.1.1:2"]),
+            "--initial-cluster has a=http://1.1.1.1:2 but missing from --initial-advertise-peer-urls=http://1.1.1.1:1 \
+             (len([\"http://1.1.1.1:1\"]) != len([\"http://1.1.1.1:1\" \"http://1.1.1.1:2\"]))"
+        );
+        assert_eq!(
+            complaint(&["--name=a", two, "--initial-cluster=a=http://1.1.1.1:1"]),
+            "--initial-advertise-peer-urls has http://1.1.1.1:2 but missing from \
+             --initial-cluster=a=http://1.1.1.1:1,a=http://1.1.1.1:2"
+        );
+        assert_eq!(
+            complaint(&[
+                "--name=a",
+                one,
+                "--initial-cluster=b=http://1.1.1.1:2,a=http://1.1.1.1:1,c=http://1.1.1.1:2"
+            ]),
+            "initial cluster a=http://1.1.1.1:1,b=http://1.1.1.1:2,c=http://1.1.1.1:2 has duplicate url"
         );
         assert!(
             complaint(&["--name=a", "--initial-cluster=a=http://localhost:2380,b=http://localhost:3380"])
@@ -620,6 +714,15 @@ mod tests {
         );
         let (config, _) = attempt(&["--name=a", "--initial-cluster=a=http://127.0.0.1:2380"]).unwrap();
         config.check_bootstrap().unwrap();
+    }
+
+    #[test]
+    fn timers_between_members_are_short_unless_one_is_given() {
+        let timers = |arguments: &[&str]| attempt(arguments).unwrap().0.raft_timers_ms();
+        assert_eq!(timers(&[]), (30, 150));
+        assert_eq!(timers(&["--heartbeat-interval=100"]), (100, 1000));
+        assert_eq!(timers(&["--election-timeout=500"]), (100, 500));
+        assert_eq!(timers(&["--heartbeat-interval=50", "--election-timeout=250"]), (50, 250));
     }
 
     #[test]

@@ -35,6 +35,8 @@ impl Pipeline {
         match reached {
             Ok(_) => Ok(()),
             Err(ReadError::NoLeader) => Err(ApiError::NoLeader),
+            Err(ReadError::TimedOut) => Err(ApiError::Timeout),
+            Err(ReadError::TooManyRequests) => Err(ApiError::TooManyRequests),
             Err(_) => Err(ApiError::Stopped),
         }
     }

@@ -86,6 +86,9 @@ impl Replicator for Immediate {
             committed_index: index,
             applied_index: index,
             pending_count: 0,
+            last_index: index,
+            proved_term: Some(1),
+            quarantine: None,
         }
     }
 

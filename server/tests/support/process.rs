@@ -145,6 +145,11 @@ impl Server {
         format!("127.0.0.1:{}", self.client_port)
     }
 
+    /// Other flags from the next start on.
+    pub fn set_flags(&mut self, flags: &[String]) {
+        self.flags = flags.to_vec();
+    }
+
     /// Starts the stopped server on what it left behind.
     pub fn start_again(&mut self) {
         let lines = self.launch();

@@ -1,0 +1,389 @@
+//! The thread of the log and the core: the only one that touches either.
+//!
+//! **A round**: take what has arrived, feed it to the core and carry out what comes out; start the I/O of the log; tell the core what has
+//! become durable. Nothing here blocks but the wait at the end of a round in which nothing happened. What has to be read from the log's
+//! files is read by a thread of its own.
+//!
+//! **Time.** Ticks come from the device's clock. A round that is late by more than two ticks (the process was stopped, or starved) makes up for
+//! none of them: what has arrived is looked at first, and then one tick passes. A member that slept must not conclude from its own sleep
+//! that nobody speaks.
+use super::apply::{ApplyQueue, Item};
+use super::core::{Core, ENTRY_BYTES_MAX};
+use super::inbox::Reader;
+use super::input::{Input, Output, Refusal, Role};
+use super::log_view::LOAD_BYTES;
+use super::node::{RaftEvent, Shared};
+use super::open::{decode_record, note_lsn, take_lsn};
+use super::positions::Positions;
+use crate::entry_format::{encode_change, encode_hard_state};
+use crate::replicator::ReadError;
+use crate::solo::GROUP;
+use crate::state_machine::Rejection;
+use raft::eraftpb::{Entry, EntryType, HardState};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::{Arc, PoisonError};
+use sternpost_engine::Result;
+use sternpost_engine::base::ids::Lsn;
+use sternpost_engine::log::Log;
+use sternpost_engine::wal::{LogReader, RecordKind, RecordMeta, Reserve};
+
+/// Entries to be read from the log's files.
+pub(super) struct LoadJob {
+    low: u64,
+    high: u64,
+    from: Lsn,
+    end: Lsn,
+}
+
+/// Jobs that wait for the reading thread: each follower has one at a time.
+pub(super) const LOAD_JOBS_MAX: usize = 64;
+
+/// See the module.
+pub(super) struct LogThread {
+    pub(super) log: Log,
+    pub(super) core: Core,
+    pub(super) shared: Arc<Shared>,
+    pub(super) apply: Arc<ApplyQueue>,
+    pub(super) positions: Positions,
+    /// Places of entries that are not handed to the state machine yet.
+    pub(super) lsns: VecDeque<(u64, Lsn)>,
+    /// Writes of the core that are not durable: number, place of the last record.
+    pub(super) writes: VecDeque<(u64, Lsn)>,
+    pub(super) outputs: Vec<Output>,
+    pub(super) readers: BTreeMap<u64, Vec<Reader>>,
+    pub(super) next_token: u64,
+    pub(super) loader: SyncSender<LoadJob>,
+    pub(super) tick_us: u64,
+    pub(super) next_tick_us: u64,
+    pub(super) has_room: bool,
+    pub(super) told_applied: u64,
+    /// Changes of the configuration handed over and not confirmed.
+    pub(super) changes: VecDeque<u64>,
+    pub(super) told_replay: u64,
+    /// Why nothing is written any more.
+    pub(super) failed: Option<String>,
+}
+
+impl LogThread {
+    /// Until closed or failed.
+    pub(super) fn run(mut self) -> Result<()> {
+        self.next_tick_us = self.log.now_us() + self.tick_us;
+        self.publish();
+        while self.round() {}
+        let stopped = self.failed.clone().unwrap_or_else(|| "the server has stopped".into());
+        self.give_up(&stopped);
+        self.apply.durable_lsn.store(self.log.durable_lsn().0, Ordering::Release);
+        if let Some(reason) = &self.failed {
+            self.apply.push([Item::Stopped(reason.clone())]);
+        }
+        self.apply.close();
+        self.shared.join_apply();
+        if self.failed.is_some() {
+            return Ok(());
+        }
+        self.take_replay_position();
+        self.log.close()
+    }
+
+    fn round(&mut self) -> bool {
+        let (arrived, is_closing) = self.shared.inbox.take();
+        if is_closing {
+            self.shared.inbox.stop("the server has stopped");
+        }
+        let is_something = !arrived.is_empty();
+        // Votes and heartbeats before entries, entries before what clients want.
+        arrived.control.into_iter().chain(arrived.log).for_each(|frame| self.feed(Input::Frame(frame)));
+        arrived.unreachable.into_iter().for_each(|id| self.feed(Input::Unreachable { id }));
+        arrived.connected.into_iter().for_each(|id| self.feed(Input::Connected { id }));
+        arrived.loaded.into_iter().for_each(|(low, entries)| self.feed(Input::Loaded { low, entries }));
+        self.tell_applied();
+        self.tick();
+        if !arrived.proposals.is_empty() {
+            self.feed(Input::Propose(arrived.proposals));
+        }
+        if !arrived.readers.is_empty() {
+            // One token for all that came together.
+            let token = self.next_token;
+            self.next_token += 1;
+            self.readers.insert(token, arrived.readers);
+            self.feed(Input::Read { token });
+        }
+        arrived.transfers.into_iter().for_each(|to| self.feed(Input::TransferLeader { to }));
+        self.take_replay_position();
+        self.log.submit();
+        let has_durable = self.tell_durable();
+        self.publish();
+        if let Some(reason) = self.log.poisoned() {
+            let reason = reason.to_owned();
+            self.failed.get_or_insert(reason);
+        }
+        if self.failed.is_some() || is_closing && self.writes.is_empty() {
+            return false;
+        }
+        if !is_something && !has_durable {
+            let now_us = self.log.now_us();
+            self.log.wait(self.next_tick_us.saturating_sub(now_us));
+        }
+        true
+    }
+
+    fn tick(&mut self) {
+        let now_us = self.log.now_us();
+        if now_us < self.next_tick_us {
+            return;
+        }
+        let is_late = now_us - self.next_tick_us > 2 * self.tick_us;
+        self.next_tick_us = if is_late { now_us } else { self.next_tick_us } + self.tick_us;
+        let has_room = self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary).is_ok();
+        if has_room != self.has_room {
+            self.has_room = has_room;
+            self.feed(Input::Room { is_left: has_room });
+        }
+        let write_age_us = self.shared.write_age_us();
+        self.feed(Input::Tick { write_age_us });
+    }
+
+    /// What the state machine has applied since it was told last.
+    fn tell_applied(&mut self) {
+        let applied = self.apply.applied.load(Ordering::Acquire);
+        while self.told_applied < applied {
+            let change = self.changes.pop_front_if(|index| *index <= applied);
+            if let Some(index) = change {
+                if index - 1 > self.told_applied {
+                    self.feed(Input::Applied { index: index - 1, change: None });
+                }
+                self.told_applied = index;
+                self.feed(Input::Applied { index, change: Some(true) });
+            } else {
+                self.told_applied = applied;
+                self.feed(Input::Applied { index: applied, change: None });
+            }
+        }
+    }
+
+    fn take_replay_position(&mut self) {
+        let replay = self.apply.replay_lsn.load(Ordering::Acquire);
+        if replay > self.told_replay && Lsn(replay) <= self.log.durable_lsn() {
+            self.told_replay = replay;
+            self.log.set_replay_lsn(Lsn(replay));
+            let first = self.positions.forget_before(self.log.begin_lsn());
+            self.feed(Input::FilesBeginAt { first });
+        }
+        if self.apply.has_rested.swap(false, Ordering::AcqRel) {
+            self.log.trim();
+        }
+    }
+
+    fn tell_durable(&mut self) -> bool {
+        let durable = self.log.durable_lsn();
+        self.apply.durable_lsn.store(durable.0, Ordering::Release);
+        let mut last = None;
+        while let Some((number, _)) = self.writes.pop_front_if(|(_, lsn)| *lsn < durable) {
+            last = Some(number);
+        }
+        if let Some(number) = last {
+            self.feed(Input::Durable { number });
+        }
+        last.is_some()
+    }
+
+    fn feed(&mut self, input: Input) {
+        if self.failed.is_some() {
+            return;
+        }
+        let now_us = self.log.now_us();
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.core.handle(now_us, input, &mut outputs);
+        outputs.drain(..).for_each(|output| self.carry_out(output));
+        self.outputs = outputs;
+    }
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Send(frame) => self.shared.send(&frame),
+            Output::Persist { number, entries, hard_state } => {
+                if let Err(error) = self.persist(number, &entries, hard_state.as_ref()) {
+                    // What the library holds is not in the log: this member can promise nothing any more.
+                    self.failed.get_or_insert(error.to_string());
+                }
+            }
+            Output::Apply(entries) => self.hand_over(entries),
+            Output::ReadAt { tokens, .. } => {
+                let applied = self.apply.applied.load(Ordering::Acquire);
+                self.answer(&tokens, &Ok(applied));
+            }
+            Output::ReadFailed { tokens, why } => {
+                let error = match why {
+                    Refusal::NoLeader => ReadError::NoLeader,
+                    Refusal::TooMany => ReadError::TooManyRequests,
+                    Refusal::Quarantined => ReadError::Stopped,
+                    _ => ReadError::TimedOut,
+                };
+                self.answer(&tokens, &Err(error));
+            }
+            Output::Rejected { ids, why } => {
+                let rejection = rejection(why);
+                self.apply.push(ids.into_iter().map(|id| Item::GivenUp(id, rejection.clone())));
+            }
+            Output::Load { low, high } => self.load(low, high),
+            Output::Role(role) => self.shared.tell(RaftEvent::Role(role)),
+            Output::LeaderProved { term } => self.shared.tell(RaftEvent::LeaderProved { term }),
+            Output::NeedsSnapshot { id } => self.shared.tell(RaftEvent::NeedsSnapshot { id }),
+            Output::Quarantined(quarantine) => {
+                self.shared.tell(RaftEvent::Quarantined(quarantine.to_string()));
+            }
+            // Nobody proposes one here.
+            Output::ChangeProposed { .. } => {}
+        }
+    }
+
+    fn answer(&mut self, tokens: &[u64], answer: &std::result::Result<u64, ReadError>) {
+        for token in tokens {
+            for reader in self.readers.remove(token).unwrap_or_default() {
+                if !reader.is_dropped() {
+                    reader.answer(answer.clone());
+                }
+            }
+        }
+    }
+
+    fn persist(&mut self, number: u64, entries: &[Entry], hard_state: Option<&HardState>) -> Result<()> {
+        let mut last = None;
+        if let Some(HardState { term, vote, commit }) = hard_state {
+            let meta = RecordMeta {
+                kind: RecordKind::HardState,
+                entry_type: 0,
+                group: GROUP,
+                term: *term,
+                index: *commit,
+            };
+            last = Some(self.log.append(meta, &encode_hard_state(*vote), Reserve::Privileged)?);
+        }
+        for entry in entries {
+            let meta = RecordMeta {
+                kind: RecordKind::RaftEntry,
+                entry_type: entry.entry_type as u8,
+                group: GROUP,
+                term: entry.term,
+                index: entry.index,
+            };
+            // The reserve is for the log's own needs; whether a client's command may use it was asked before.
+            let lsn = if entry.get_entry_type() == EntryType::EntryNormal {
+                self.log.append(meta, &entry.data, Reserve::Privileged)?
+            } else {
+                let body = encode_change(&entry.data, &entry.context);
+                self.log.append(meta, &body, Reserve::Privileged)?
+            };
+            self.positions.note(entry.index, lsn);
+            note_lsn(&mut self.lsns, entry.index, lsn);
+            last = Some(lsn);
+        }
+        let last = last.unwrap_or_else(|| panic!("D2: write {number} writes nothing"));
+        self.writes.push_back((number, last));
+        Ok(())
+    }
+
+    fn hand_over(&mut self, entries: Vec<Entry>) {
+        let Some(last) = entries.last().map(|entry| entry.index) else { return };
+        let mut items = Vec::with_capacity(entries.len());
+        for entry in entries {
+            if entry.get_entry_type() != EntryType::EntryNormal {
+                self.changes.push_back(entry.index);
+            }
+            let lsn = take_lsn(&mut self.lsns, entry.index);
+            items.push(Item::Entry(entry, lsn));
+        }
+        self.apply.push(items);
+        // So that an idle group witnesses it.
+        self.log.note_commit(GROUP, last);
+    }
+
+    fn load(&mut self, low: u64, high: u64) {
+        let end = self.log.durable_lsn();
+        let job = self.positions.before(low).map(|from| LoadJob { low, high, from, end });
+        let is_taken = job.is_some_and(|job| self.loader.try_send(job).is_ok());
+        if !is_taken {
+            // Asked for again at the follower's next word.
+            self.shared.inbox.loaded(low, Vec::new());
+        }
+    }
+
+    /// Nothing more will be decided: everybody who waits hears so.
+    fn give_up(&mut self, reason: &str) {
+        let arrived = self.shared.inbox.stop(reason);
+        let readers = std::mem::take(&mut self.readers).into_values().flatten();
+        readers.chain(arrived.readers).for_each(|reader| reader.answer(Err(ReadError::Stopped)));
+        let rejection = Rejection::Stopped(reason.to_owned());
+        let waiting = arrived.proposals.into_iter().map(|proposal| proposal.id).chain(self.core.give_up());
+        self.apply.push(waiting.map(|id| Item::GivenUp(id, rejection.clone())));
+    }
+
+    /// For who asks from other threads.
+    fn publish(&mut self) {
+        let status = self.core.status();
+        let open = self.core.open_proposals_count() as u64;
+        self.shared.inbox.open_count.store(open, Ordering::Relaxed);
+        self.shared.publish(status);
+        let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut stats.is_wanted) {
+            stats.wal = Some(self.log.wal_stats());
+        }
+    }
+}
+
+fn rejection(why: Refusal) -> Rejection {
+    match why {
+        Refusal::NoSpace => Rejection::NoSpace,
+        Refusal::NoLeader | Refusal::NotLeader | Refusal::ChangeRefused => Rejection::NoLeader,
+        Refusal::TooMany => Rejection::TooManyRequests,
+        Refusal::Quarantined => Rejection::Stopped("this member is quarantined".into()),
+        Refusal::Unknown => Rejection::Unknown,
+    }
+}
+
+/// The thread that reads the log's files for followers that are behind.
+pub(super) fn load_entries(reader: &LogReader, jobs: &Receiver<LoadJob>, shared: &Shared) {
+    while let Ok(LoadJob { low, high, from, end }) = jobs.recv() {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        let read = reader.read(from, end, &mut |record| {
+            let RecordMeta { kind, entry_type, term, index, .. } = record.meta;
+            if kind != RecordKind::RaftEntry || index < low {
+                return ControlFlow::Continue(());
+            }
+            let next = entries.last().map_or(low, |last| last.index + 1);
+            if index > next {
+                return ControlFlow::Break(());
+            }
+            // A suffix was overwritten.
+            entries.retain(|entry| entry.index < index);
+            let Some(entry) = decode_record(entry_type, term, index, record.body) else {
+                return ControlFlow::Break(());
+            };
+            bytes += entry.data.len() as u64;
+            entries.push(entry);
+            if index + 1 >= high || bytes >= LOAD_BYTES {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        });
+        if let Err(error) = read {
+            shared.tell(RaftEvent::LogUnreadable { index: low, error: error.to_string() });
+        }
+        shared.inbox.loaded(low, entries);
+    }
+}
+
+/// What a role is called in logs.
+pub fn describe_role(role: &Role) -> &'static str {
+    match role.role {
+        raft::StateRole::Follower => "follower",
+        raft::StateRole::Candidate => "candidate",
+        raft::StateRole::Leader => "leader",
+        raft::StateRole::PreCandidate => "pre-candidate",
+    }
+}

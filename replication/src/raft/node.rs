@@ -1,0 +1,600 @@
+//! A running member: threads around a core, and the [`Replicator`] that a server sees.
+//!
+//! **Threads.** `raft`: log and core. `apply`: state machine and checkpoints. `raft-load`: reads the log's files for followers that are behind.
+//! The transport has its own; it gives frames to [`Raft::inbox`] and takes them by [`Carrier`].
+//!
+//! **Start.** The directory is opened and replayed as far as entries are known to be committed; then the member takes part, alone until
+//! [`Raft::connect`]. **Stop.** Leadership is handed over, what is under way is finished, a checkpoint is made, the log is closed.
+//!
+//! **Failure.** When the log fails, nothing more is acknowledged: the machine is told once, the member says nothing any more, and
+//! the others elect another leader. A member whose log and checkpoint do not fit together does not start.
+use super::apply::{Applier, ApplyQueue};
+use super::barrier::Slot;
+use super::core::{Core, CoreOptions, CoreStatus};
+use super::frame::{Body, Frame, Lane};
+use super::inbox::{Inbox, Questions, Reader};
+use super::input::{Proposal, Role};
+use super::log_thread::{LOAD_JOBS_MAX, LogThread, load_entries};
+use super::open::{OpenedMember, open};
+use super::planted::Planted;
+use crate::replicator::{
+    Answer, Answerer, Class, Genesis, PeerStatus, ProposeError, ReadBarrier, ReadError, Replicator,
+    ReplicatorStatus, TransferError,
+};
+use crate::solo::{AbortOnPanic, Calibration, Opened, identity};
+use crate::state_machine::StateMachine;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use sternpost_engine::base::clock::{Clock, MonotonicClock};
+use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
+use sternpost_engine::log::calibration::CalibrationReport;
+use sternpost_engine::log::{OpenProgress, PreparedLog, WriteAge};
+use sternpost_engine::options::LogOptions;
+use sternpost_engine::wal::WalStats;
+use sternpost_engine::{Error, Result};
+
+/// Length of a tick: heartbeats and election timeouts are multiples of it.
+pub const TICK: Duration = Duration::from_millis(10);
+/// Bytes of the log that are kept for members that were away, whatever the checkpoints need: see [`LogOptions::retain_bytes`].
+pub const RETAIN_BYTES: u64 = 128 << 20;
+/// Bytes of entries that are kept in memory for followers that are a little behind.
+pub const CACHE_BYTES_MAX: usize = 64 << 20;
+
+/// Takes frames to other members. Never blocks.
+pub trait Carrier: Send + Sync {
+    /// Queues a frame; false if it was dropped, and then the peer counts as unreachable.
+    fn send(&self, to: u64, lane: Lane, frame: Bytes) -> bool;
+}
+
+/// What is worth a line in a log, or somebody's attention.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RaftEvent {
+    /// Term, role or leader have changed.
+    Role(Role),
+    /// This member leads, and has applied everything that was acknowledged before.
+    LeaderProved {
+        /// The term.
+        term: u64,
+    },
+    /// A member is so far behind that the log does not reach back to it.
+    NeedsSnapshot {
+        /// The member.
+        id: u64,
+    },
+    /// This member takes no part any more.
+    Quarantined(String),
+    /// The log's files could not be read for a follower.
+    LogUnreadable {
+        /// From this entry on.
+        index: u64,
+        /// Why.
+        error: String,
+    },
+}
+
+/// What a member is started with.
+pub struct RaftOptions {
+    /// The data directory.
+    pub directory: PathBuf,
+    /// The log and its device; what it retains is set here.
+    pub log: LogOptions,
+    /// What is on disk beside the log, and its cache.
+    pub checkpoint: CheckpointOptions,
+    /// Used when the directory is new; an existing directory keeps its own.
+    pub genesis: Genesis,
+    /// Time between heartbeats, rounded to ticks.
+    pub heartbeat: Duration,
+    /// Least time without a leader before an election; each is between this and twice this.
+    pub election: Duration,
+    /// Proposals and reads are given up after this.
+    pub request_timeout: Duration,
+    /// Finds the id in a command, by which its result is delivered; unique in the cluster and over restarts.
+    pub command_id: fn(&[u8]) -> Option<u64>,
+    /// See [`LogOptions::retain_bytes`]; [`RETAIN_BYTES`] unless a test wants less.
+    pub retain_bytes: u64,
+    /// Bytes of entries kept in memory for followers; [`CACHE_BYTES_MAX`] unless a test wants less.
+    pub cache_bytes_max: usize,
+    /// Called while the log is replayed, every few MiB.
+    pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
+    /// Hears of checkpoints, on the thread that applies; must not block.
+    pub on_checkpoint: Option<OnCheckpoint>,
+    /// Hears of events, on several threads; must not block.
+    pub on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
+}
+
+/// A running member of a group.
+pub struct Raft {
+    shared: Arc<Shared>,
+    opened: Opened,
+    genesis: Genesis,
+    calibration: Mutex<Calibration>,
+    thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    election: Duration,
+    command_id: fn(&[u8]) -> Option<u64>,
+}
+
+/// Statistics that somebody asked for.
+#[derive(Default)]
+pub(super) struct Stats {
+    pub(super) is_wanted: bool,
+    pub(super) wal: Option<WalStats>,
+}
+
+/// Questions that wait for their answer at most; those that nobody waits for any more make room first.
+const ASKED_MAX: usize = 65_536;
+
+/// What this member's server asked others.
+struct Asked {
+    member: u64,
+    boot: u64,
+    answerer: OnceLock<Answerer>,
+    waiting: Mutex<Waiting>,
+}
+
+type AnswerSlot = Slot<Option<Vec<u8>>>;
+
+#[derive(Default)]
+struct Waiting {
+    last_number: u64,
+    by_number: BTreeMap<u64, AnswerSlot>,
+}
+
+impl Asked {
+    /// A number and its slot; none if too many wait.
+    fn register(&self) -> Option<(u64, AnswerSlot)> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.by_number.len() >= ASKED_MAX {
+            waiting.by_number.retain(|_, slot| !slot.is_dropped());
+            if waiting.by_number.len() >= ASKED_MAX {
+                return None;
+            }
+        }
+        waiting.last_number += 1;
+        let number = waiting.last_number;
+        let slot = Slot::default();
+        waiting.by_number.insert(number, slot.clone());
+        Some((number, slot))
+    }
+
+    fn take(&self, number: u64) -> Option<AnswerSlot> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).by_number.remove(&number)
+    }
+}
+
+/// The inbox's way to the servers.
+struct Correspondence(std::sync::Weak<Shared>);
+
+impl Questions for Correspondence {
+    fn question(&self, from: u64, boot: u64, number: u64, bytes: Bytes) {
+        let Some(shared) = self.0.upgrade() else { return };
+        let Some(answerer) = shared.asked.answerer.get() else { return };
+        let back = self.0.clone();
+        let reply = move |answer: Vec<u8>| {
+            if let Some(shared) = back.upgrade() {
+                let body = Body::Answer { boot, number, bytes: Bytes::from(answer) };
+                shared.send(&Frame { from: shared.asked.member, to: from, disk_ms: 0, body });
+            }
+        };
+        answerer(bytes.to_vec(), Box::new(reply));
+    }
+
+    fn answer(&self, boot: u64, number: u64, bytes: Bytes) {
+        let Some(shared) = self.0.upgrade() else { return };
+        if boot == shared.asked.boot
+            && let Some(slot) = shared.asked.take(number)
+        {
+            slot.answer(Some(bytes.to_vec()));
+        }
+    }
+}
+
+/// What the threads and callers share.
+pub(super) struct Shared {
+    pub(super) inbox: Arc<Inbox>,
+    apply: Arc<ApplyQueue>,
+    carrier: OnceLock<Box<dyn Carrier>>,
+    status: Mutex<CoreStatus>,
+    status_changed: Condvar,
+    write_age: OnceLock<WriteAge>,
+    pub(super) stats: Mutex<Stats>,
+    apply_thread: Mutex<Option<JoinHandle<()>>>,
+    asked: Asked,
+    on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
+}
+
+impl Shared {
+    fn status(&self) -> MutexGuard<'_, CoreStatus> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn publish(&self, status: CoreStatus) {
+        let mut known = self.status();
+        if *known != status {
+            *known = status;
+            drop(known);
+            self.status_changed.notify_all();
+        }
+    }
+
+    pub(super) fn send(&self, frame: &Frame) {
+        if !self.carry(frame) {
+            self.inbox.unreachable(frame.to);
+        }
+    }
+
+    fn carry(&self, frame: &Frame) -> bool {
+        // Before the transport stands, everything is lost, as on any network.
+        self.carrier.get().is_none_or(|carrier| carrier.send(frame.to, frame.lane(), frame.encode()))
+    }
+
+    pub(super) fn tell(&self, event: RaftEvent) {
+        (self.on_event)(event);
+    }
+
+    pub(super) fn write_age_us(&self) -> u64 {
+        self.write_age.get().map_or(0, WriteAge::oldest_us)
+    }
+
+    pub(super) fn join_apply(&self) {
+        let thread = self.apply_thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread {
+            // A panic there aborts the process.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ticks(time: Duration) -> usize {
+    usize::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(usize::MAX).max(1)
+}
+
+impl Raft {
+    /// Opens the directory, replays its log into `machine` and begins to take part. Until [`Raft::connect`] nobody hears it.
+    ///
+    /// # Errors
+    /// Those of opening; and a member whose log and checkpoint do not fit together.
+    pub fn start(options: RaftOptions, machine: impl StateMachine) -> Result<Self> {
+        let election = options.election;
+        let command_id = options.command_id;
+        let (report, opened) = mpsc::sync_channel(1);
+        // A ring belongs to the thread that made it, so the log is opened where it will be driven.
+        let thread = std::thread::Builder::new()
+            .name("raft".into())
+            .spawn(move || match prepare(options, machine) {
+                Ok((thread, opened, genesis, calibration)) => {
+                    let _abort = AbortOnPanic;
+                    let _ = report.send(Ok((Arc::clone(&thread.shared), opened, genesis, calibration)));
+                    thread.run()
+                }
+                Err(error) => {
+                    let _ = report.send(Err(error));
+                    Ok(())
+                }
+            })
+            .map_err(|error| Error::Refused(format!("cannot start the thread of the log: {error}")))?;
+        let (shared, opened, genesis, calibration) = opened.recv().unwrap_or_else(|_| {
+            Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
+        })?;
+        let calibration = Mutex::new(calibration.map_or(Calibration::None, Calibration::Wanted));
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { shared, opened, genesis, calibration, thread, election, command_id })
+    }
+
+    /// Where the transport brings frames and news of peers.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        Arc::clone(&self.shared.inbox)
+    }
+
+    /// From now on frames go out by `carrier`. Called once.
+    pub fn connect(&self, carrier: Box<dyn Carrier>) {
+        let _ = self.shared.carrier.set(carrier);
+    }
+
+    /// What was found at the start.
+    pub fn opened(&self) -> &Opened {
+        &self.opened
+    }
+
+    /// What the group was made with, from the directory.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// Of this start: no other start of this member has it.
+    pub fn boot(&self) -> u64 {
+        self.shared.asked.boot
+    }
+
+    /// Everything the core says of itself.
+    pub fn core_status(&self) -> CoreStatus {
+        self.shared.status().clone()
+    }
+
+    /// Waits until `is_it` holds for the status, at most `time`; true if it does.
+    pub fn wait_for(&self, time: Duration, is_it: impl Fn(&CoreStatus) -> bool) -> bool {
+        let status = self.shared.status();
+        let waited = self.shared.status_changed.wait_timeout_while(status, time, |status| !is_it(status));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    /// See [`crate::Solo::calibrate`].
+    pub fn calibrate(
+        &self,
+        delay: Duration,
+        report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
+    ) {
+        let mut calibration = self.calibration();
+        *calibration = match std::mem::replace(&mut *calibration, Calibration::None) {
+            Calibration::Wanted(job) => {
+                job.start(delay, report).map_or(Calibration::None, Calibration::UnderWay)
+            }
+            other => other,
+        };
+    }
+
+    fn calibration(&self) -> MutexGuard<'_, Calibration> {
+        self.calibration.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Statistics of the log and of the checkpoints as of the last time the threads had a moment; asks for fresher ones.
+    pub fn stats(&self) -> Option<(WalStats, CheckpointStats)> {
+        let wal = {
+            let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            stats.is_wanted = true;
+            stats.wal.clone()
+        };
+        self.shared.inbox.wake();
+        let checkpoints = self.shared.apply.stats.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        Some((wal?, checkpoints))
+    }
+
+    /// Hands leadership to somebody else, if this member leads and somebody can take it; waits for one election timeout at most.
+    pub fn hand_over(&self) {
+        let leads = |status: &CoreStatus| status.role.is_leader();
+        if leads(&self.shared.status()) && !self.core_status().peers.is_empty() {
+            self.shared.inbox.transfer(0);
+            self.wait_for(self.election, |status| !leads(status) && status.role.leader != 0);
+        }
+    }
+}
+
+type Prepared = (LogThread, Opened, Genesis, Option<sternpost_engine::log::calibration::CalibrationJob>);
+
+fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared> {
+    let mut progress = options.progress;
+    let log_options = LogOptions { retain_bytes: options.retain_bytes, ..options.log };
+    let prepared = PreparedLog::in_directory(
+        &options.directory,
+        &log_options,
+        &identity(&options.genesis),
+        &mut *progress,
+    )?;
+    let member = open(prepared, &options.checkpoint, &mut *progress, &options.genesis, machine)?;
+    let OpenedMember { mut log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis } =
+        member;
+    if let Some(on_checkpoint) = options.on_checkpoint {
+        checkpointer.set_on_event(on_checkpoint);
+    }
+    let boot = boot_nonce();
+    let core_options = CoreOptions {
+        member: opened.member_id,
+        boot,
+        seed: boot,
+        heartbeat_ticks: ticks(options.heartbeat),
+        election_ticks: ticks(options.election).max(ticks(options.heartbeat) + 1),
+        tick_us: TICK.as_micros() as u64,
+        request_timeout_us: options.request_timeout.as_micros() as u64,
+        stall_us: options.election.as_micros() as u64,
+        cache_bytes_max: options.cache_bytes_max,
+        command_id: options.command_id,
+        planted: Planted::default(),
+    };
+    let applied = start.applied;
+    let core = Core::new(core_options, start)
+        .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
+    positions.forget_before(log.begin_lsn());
+    let inbox = Arc::new(Inbox::default());
+    inbox.set_waker(log.waker());
+    let apply = Arc::new(ApplyQueue::default());
+    apply.applied.store(applied, Ordering::Release);
+    apply.durable_lsn.store(log.durable_lsn().0, Ordering::Release);
+    let shared = Arc::new(Shared {
+        inbox: Arc::clone(&inbox),
+        apply: Arc::clone(&apply),
+        carrier: OnceLock::new(),
+        status: Mutex::new(core.status()),
+        status_changed: Condvar::new(),
+        write_age: OnceLock::new(),
+        stats: Mutex::default(),
+        apply_thread: Mutex::default(),
+        asked: Asked { member: opened.member_id, boot, answerer: OnceLock::new(), waiting: Mutex::default() },
+        on_event: options.on_event,
+    });
+    let _ = inbox.questions.set(Box::new(Correspondence(Arc::downgrade(&shared))));
+    let _ = shared.write_age.set(log.write_age());
+    let woken = Arc::clone(&apply);
+    log.start_checkpoints_waking(&mut checkpointer, Arc::new(move || woken.wake()))?;
+    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
+    let applier =
+        Applier { machine, checkpointer, queue: Arc::clone(&apply), inbox, clock, waiting: VecDeque::new() };
+    let no_thread = |error| Error::Refused(format!("cannot start the thread that applies: {error}"));
+    let apply_thread = std::thread::Builder::new()
+        .name("apply".into())
+        .spawn(move || {
+            let _abort = AbortOnPanic;
+            applier.run();
+        })
+        .map_err(no_thread)?;
+    *shared.apply_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(apply_thread);
+    let (loader, jobs) = mpsc::sync_channel(LOAD_JOBS_MAX);
+    if let Some(reader) = log.reader()? {
+        let shared = Arc::clone(&shared);
+        // Ends with the thread of the log, whose end of the channel is the only one.
+        std::thread::Builder::new()
+            .name("raft-load".into())
+            .spawn(move || load_entries(&reader, &jobs, &shared))
+            .map_err(no_thread)?;
+    }
+    let calibration = log.take_calibration();
+    let thread = LogThread {
+        log,
+        core,
+        shared,
+        apply,
+        positions,
+        lsns,
+        writes: VecDeque::new(),
+        outputs: Vec::new(),
+        readers: BTreeMap::new(),
+        next_token: 1,
+        loader,
+        tick_us: TICK.as_micros() as u64,
+        next_tick_us: 0,
+        has_room: true,
+        told_applied: applied,
+        changes: VecDeque::new(),
+        told_replay: 0,
+        failed: None,
+    };
+    Ok((thread, opened, genesis, calibration))
+}
+
+/// Differs from that of every other start. The standard library seeds its hash maps from the operating system.
+fn boot_nonce() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() | 1
+}
+
+impl Raft {
+    fn take_over(
+        &self,
+        command: Vec<u8>,
+        class: Class,
+        only_term: Option<u64>,
+    ) -> std::result::Result<(), ProposeError> {
+        let id = (self.command_id)(&command).expect("a command of this server has an id");
+        if self.shared.status().quarantine.is_some() {
+            return Err(ProposeError::Quarantined);
+        }
+        let is_privileged = class == Class::Privileged;
+        let command = Bytes::from(command);
+        self.shared.inbox.propose(Proposal { id, is_privileged, only_term, command })
+    }
+}
+
+impl Replicator for Raft {
+    fn propose(&self, command: Vec<u8>, class: Class) -> std::result::Result<(), ProposeError> {
+        self.take_over(command, class, None)
+    }
+
+    fn propose_in_term(
+        &self,
+        command: Vec<u8>,
+        class: Class,
+        term: u64,
+    ) -> std::result::Result<(), ProposeError> {
+        self.take_over(command, class, Some(term))
+    }
+
+    fn ask_leader(&self, question: Vec<u8>) -> Answer {
+        let leader = self.shared.status().role.leader;
+        let asked = &self.shared.asked;
+        if leader != 0
+            && leader != asked.member
+            && let Some((number, slot)) = asked.register()
+        {
+            let body = Body::Question { boot: asked.boot, number, bytes: Bytes::from(question) };
+            if self.shared.carry(&Frame { from: asked.member, to: leader, disk_ms: 0, body }) {
+                return Box::pin(slot.future());
+            }
+            asked.take(number);
+        }
+        Box::pin(std::future::ready(None))
+    }
+
+    fn answer_with(&self, answerer: Answerer) {
+        let _ = self.shared.asked.answerer.set(answerer);
+    }
+
+    fn read_barrier(&self) -> ReadBarrier {
+        let reader = Reader::default();
+        let future = reader.future();
+        if self.shared.inbox.read(reader) {
+            return ReadBarrier::pending(Box::pin(future));
+        }
+        let is_stopped = self.shared.inbox.stop_reason().is_some();
+        ReadBarrier::ready(Err(if is_stopped { ReadError::Stopped } else { ReadError::TooManyRequests }))
+    }
+
+    fn status(&self) -> ReplicatorStatus {
+        let status = self.shared.status();
+        ReplicatorStatus {
+            term: status.role.term,
+            leader: status.role.leader,
+            committed_index: status.committed,
+            applied_index: self.shared.apply.applied.load(Ordering::Acquire),
+            pending_count: self.shared.inbox.open_count.load(Ordering::Relaxed),
+            last_index: status.last,
+            proved_term: status.proved_term,
+            quarantine: status.quarantine.map(|quarantine| quarantine.to_string()),
+        }
+    }
+
+    fn transfer_leader(&self, to: u64) -> std::result::Result<(), TransferError> {
+        {
+            let status = self.shared.status();
+            if !status.role.is_leader() {
+                return Err(TransferError::NotLeader);
+            }
+            if to == self.opened.member_id {
+                return Ok(());
+            }
+            if to != 0 && !status.voters.contains(&to) {
+                return Err(TransferError::BadTransferee);
+            }
+        }
+        self.shared.inbox.transfer(to);
+        Ok(())
+    }
+
+    fn peers(&self) -> Vec<PeerStatus> {
+        let status = self.shared.status();
+        let peers = status.peers.iter();
+        peers
+            .map(|peer| PeerStatus {
+                id: peer.id,
+                matched_index: peer.matched,
+                is_active: peer.is_active,
+                needs_snapshot: peer.needs_snapshot,
+            })
+            .collect()
+    }
+
+    fn oldest_write_age_us(&self) -> u64 {
+        self.shared.write_age_us()
+    }
+
+    fn shutdown(&self) -> std::result::Result<(), String> {
+        // It has the directory open too.
+        *self.calibration() = Calibration::None;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
+        self.hand_over();
+        self.shared.inbox.close();
+        match thread.join() {
+            Ok(result) => result.map_err(|error| error.to_string()),
+            Err(_) => Err("the thread of the log ended with a broken invariant".into()),
+        }
+    }
+}
+
+impl Drop for Raft {
+    fn drop(&mut self) {
+        let _ = self.shutdown();
+    }
+}

@@ -1,0 +1,64 @@
+//! Bugs on purpose, for builds with the feature `planted-bugs`; in a product build [`Planted`] is empty and constant.
+//!
+//! The simulator must find each one; see `tests/cluster_sim.rs`.
+
+/// Which bug is planted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[cfg_attr(
+    not(feature = "planted-bugs"),
+    expect(dead_code, unreachable_pub, reason = "test builds export it and have a use for all of them")
+)]
+pub enum PlantedBug {
+    /// Every round of reads has the same context.
+    ReuseReadContext,
+    /// The leader answers reads without a round.
+    SkipReadRound,
+    /// A vote is not written.
+    ForgetVote,
+    /// Messages do not wait until what they promise is durable.
+    AcknowledgeEarly,
+    /// Entries are applied when they are appended.
+    ApplyUncommitted,
+    /// What was proposed is proposed once more when the leader changes, whatever became of it.
+    ReproposeUnproved,
+    /// A leader takes forwards of every term.
+    TakeStaleForwards,
+    /// A leader takes a forward as often as it arrives.
+    TakeForwardsTwice,
+    /// At start the commit index is that of the hard state, whatever the checkpoint holds.
+    CommitOfHardState,
+    /// A follower that answers a read does not wait until it has applied the read index.
+    ReadBeforeApplied,
+}
+
+/// The bug of this core, if one is planted.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Planted {
+    #[cfg(feature = "planted-bugs")]
+    bug: Option<PlantedBug>,
+}
+
+impl Planted {
+    /// Plants `bug`.
+    #[cfg(feature = "planted-bugs")]
+    pub fn new(bug: Option<PlantedBug>) -> Self {
+        Self { bug }
+    }
+
+    /// True if this bug is planted.
+    #[inline]
+    #[cfg_attr(
+        not(feature = "planted-bugs"),
+        expect(clippy::unused_self, reason = "it has a bug to show in test builds")
+    )]
+    pub(super) fn has(self, bug: PlantedBug) -> bool {
+        #[cfg(feature = "planted-bugs")]
+        let has = self.bug == Some(bug);
+        #[cfg(not(feature = "planted-bugs"))]
+        let has = {
+            let _ = bug;
+            false
+        };
+        has
+    }
+}

@@ -1,0 +1,570 @@
+//! The rules of `docs/raft.md` one by one, on cores that a test drives by hand: nothing is delivered, durable or applied before it says so.
+use bytes::Bytes;
+use raft::StateRole;
+use raft::eraftpb::{
+    ConfChangeType, ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType,
+};
+use sternpost_replication::raft::{
+    Body, Core, CoreOptions, CoreStart, Frame, Input, Output, Planted, PlantedBug, Proposal, Quarantine,
+    Refusal,
+};
+
+const ELECTION_TICKS: usize = 15;
+
+fn command_id(command: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(command.get(..8)?.try_into().ok()?))
+}
+
+fn options(member: u64) -> CoreOptions {
+    CoreOptions {
+        member,
+        boot: member,
+        seed: 1,
+        heartbeat_ticks: 3,
+        election_ticks: ELECTION_TICKS,
+        tick_us: 10_000,
+        request_timeout_us: 60_000_000,
+        stall_us: 150_000,
+        cache_bytes_max: 1 << 20,
+        command_id,
+        planted: Planted::default(),
+    }
+}
+
+fn start(voters: &[u64]) -> CoreStart {
+    CoreStart {
+        hard_state: HardState { term: 1, vote: 0, commit: 1 },
+        configuration: ConfState { voters: voters.to_vec(), ..ConfState::default() },
+        applied: 1,
+        base: (1, 1),
+        terms: Vec::new(),
+        tail: Vec::new(),
+    }
+}
+
+/// Cores, and what came out of them.
+struct Bench {
+    cores: Vec<Core>,
+    outputs: Vec<Output>,
+    now_us: u64,
+    /// Writes become durable, entries are applied and frames are delivered at once.
+    is_instant: bool,
+    frames: Vec<Frame>,
+    durable: Vec<(u64, u64)>,
+    answers: Vec<Output>,
+    /// Nobody hears this member, and it hears nobody.
+    cut: u64,
+}
+
+impl Bench {
+    fn new(voters: &[u64]) -> Self {
+        Self::with(voters, Planted::default())
+    }
+
+    fn with(voters: &[u64], planted: Planted) -> Self {
+        let core = |id: &u64| Core::new(CoreOptions { planted, ..options(*id) }, start(voters)).unwrap();
+        let cores = voters.iter().map(core).collect();
+        Self {
+            cores,
+            outputs: Vec::new(),
+            now_us: 0,
+            is_instant: true,
+            frames: Vec::new(),
+            durable: Vec::new(),
+            answers: Vec::new(),
+            cut: 0,
+        }
+    }
+
+    fn core(&mut self, member: u64) -> &mut Core {
+        self.cores.iter_mut().find(|core| core.member() == member).unwrap()
+    }
+
+    /// One input; what comes out is carried out at once, or kept for the test.
+    fn input(&mut self, member: u64, input: Input) {
+        let now_us = self.now_us;
+        let mut outputs = std::mem::take(&mut self.outputs);
+        self.core(member).handle(now_us, input, &mut outputs);
+        let mut follow = Vec::new();
+        for output in outputs.drain(..) {
+            match output {
+                Output::Send(frame) => self.frames.push(frame),
+                Output::Persist { number, .. } => {
+                    self.durable.push((member, number));
+                    self.answers.push(output);
+                }
+                Output::Apply(ref entries) => {
+                    let (mut last, mut alone) = (0, None);
+                    for entry in entries {
+                        if entry.entry_type == EntryType::EntryNormal as i32 {
+                            last = entry.index;
+                            continue;
+                        }
+                        if last > 0 {
+                            follow.push(Input::Applied { index: last, change: None });
+                        }
+                        follow.push(Input::Applied { index: entry.index, change: Some(true) });
+                        alone = Some(entry.index);
+                    }
+                    if last > alone.unwrap_or(0) {
+                        follow.push(Input::Applied { index: last, change: None });
+                    }
+                    self.answers.push(output);
+                }
+                other => self.answers.push(other),
+            }
+        }
+        self.outputs = outputs;
+        follow.into_iter().for_each(|input| self.input(member, input));
+        if self.is_instant {
+            self.run();
+        }
+    }
+
+    /// Until nothing is under way.
+    fn run(&mut self) {
+        while !(self.durable.is_empty() && self.frames.is_empty()) {
+            self.is_instant = false;
+            self.all_durable();
+            for frame in std::mem::take(&mut self.frames) {
+                let is_cut = self.cut != 0 && (frame.from == self.cut || frame.to == self.cut);
+                if !is_cut && self.cores.iter().any(|core| core_id(core) == frame.to) {
+                    self.input(frame.to, Input::Frame(frame));
+                }
+            }
+            self.is_instant = true;
+        }
+    }
+
+    fn all_durable(&mut self) {
+        for (member, number) in std::mem::take(&mut self.durable) {
+            self.input(member, Input::Durable { number });
+        }
+    }
+
+    fn ticks(&mut self, member: u64, count: usize) {
+        for _ in 0..count {
+            self.now_us += 10_000;
+            self.input(member, Input::Tick { write_age_us: 0 });
+        }
+    }
+
+    /// Makes `member` the leader.
+    fn elect(&mut self, member: u64) {
+        for _ in 0..ELECTION_TICKS * 4 {
+            if self.core(member).status().role.is_leader() {
+                return;
+            }
+            self.ticks(member, 1);
+        }
+        panic!("{member} is not elected");
+    }
+
+    fn propose(&mut self, member: u64, id: u64) {
+        let command = Bytes::from(id.to_le_bytes().to_vec());
+        self.input(
+            member,
+            Input::Propose(vec![Proposal { id, is_privileged: false, only_term: None, command }]),
+        );
+    }
+
+    /// What has come out since, without frames.
+    fn take(&mut self) -> Vec<Output> {
+        std::mem::take(&mut self.answers)
+    }
+
+    fn sent(&mut self) -> Vec<(u64, MessageType)> {
+        let sent = self.frames.iter().filter_map(|frame| match &frame.body {
+            Body::Raft(message) => Some((frame.to, message.get_msg_type())),
+            _ => None,
+        });
+        sent.collect()
+    }
+}
+
+fn core_id(core: &Core) -> u64 {
+    core.member()
+}
+
+fn message(kind: MessageType, from: u64, to: u64, term: u64) -> Message {
+    Message { msg_type: kind as i32, from, to, term, ..Message::default() }
+}
+
+fn frame(message: Message) -> Input {
+    let (from, to) = (message.from, message.to);
+    Input::Frame(Frame { from, to, disk_ms: 0, body: Body::Raft(Box::new(message)) })
+}
+
+fn is_applied(outputs: &[Output], id: u64) -> bool {
+    outputs.iter().any(|output| match output {
+        Output::Apply(entries) => {
+            entries.iter().any(|entry| entry.data.windows(8).any(|window| window == id.to_le_bytes()))
+        }
+        _ => false,
+    })
+}
+
+#[test]
+fn three_members_elect_commit_and_read() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.propose(1, 100);
+    bench.propose(2, 200);
+    let told = bench.take();
+    assert!(is_applied(&told, 100) && is_applied(&told, 200), "{told:?}");
+    assert!(told.iter().any(|output| matches!(output, Output::LeaderProved { .. })));
+    for (member, token) in [(1, 7), (3, 8)] {
+        bench.input(member, Input::Read { token });
+        bench.ticks(member, 1);
+        let told = bench.take();
+        assert!(
+            told.iter().any(|output| matches!(output, Output::ReadAt { tokens, .. } if *tokens == [token])),
+            "{told:?}"
+        );
+    }
+}
+
+#[test]
+fn rule_1_election_timeouts_are_a_function_of_the_seed() {
+    let ticks_to_election = |seed: u64| {
+        let mut core = Core::new(CoreOptions { seed, ..options(1) }, start(&[1, 2, 3])).unwrap();
+        let mut outputs = Vec::new();
+        for tick in 1.. {
+            core.handle(tick * 10_000, Input::Tick { write_age_us: 0 }, &mut outputs);
+            if core.status().role.role != StateRole::Follower {
+                return tick;
+            }
+        }
+        unreachable!()
+    };
+    for seed in 0..20 {
+        let first = ticks_to_election(seed);
+        assert_eq!(first, ticks_to_election(seed));
+        assert!((ELECTION_TICKS as u64..2 * ELECTION_TICKS as u64).contains(&first), "{first}");
+    }
+    assert_ne!((0..5).map(ticks_to_election).min(), (0..5).map(ticks_to_election).max());
+}
+
+#[test]
+fn d1_a_vote_and_an_acknowledgement_wait_for_the_disk_and_r18_a_heartbeats_does_not() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.is_instant = false;
+    bench.input(1, frame(Message { log_term: 1, index: 1, ..message(MessageType::MsgRequestVote, 2, 1, 5) }));
+    assert_eq!(bench.sent(), [], "D1: the vote is not durable");
+    // A heartbeat of the new leader: the term is not durable either.
+    bench.input(1, frame(message(MessageType::MsgHeartbeat, 2, 1, 5)));
+    assert_eq!(bench.sent(), [], "R18: not before the term is durable");
+    bench.all_durable();
+    let sent = bench.sent();
+    assert_eq!(sent, [(2, MessageType::MsgRequestVoteResponse), (2, MessageType::MsgHeartbeatResponse)]);
+    bench.frames.clear();
+    let entry = Entry { index: 2, term: 5, ..Entry::default() };
+    let append =
+        Message { log_term: 1, index: 1, entries: vec![entry], ..message(MessageType::MsgAppend, 2, 1, 5) };
+    bench.input(1, frame(append));
+    bench.input(1, frame(message(MessageType::MsgHeartbeat, 2, 1, 5)));
+    assert_eq!(
+        bench.sent(),
+        [(2, MessageType::MsgHeartbeatResponse)],
+        "R18: the entry waits, the heartbeat does not"
+    );
+    bench.all_durable();
+    assert_eq!(bench.sent()[1..], [(2, MessageType::MsgAppendResponse)]);
+}
+
+#[test]
+fn r1_what_the_checkpoint_holds_was_committed() {
+    let mut behind = start(&[1, 2, 3]);
+    behind.terms = vec![(9, 1)];
+    behind.applied = 8;
+    behind.tail = vec![Entry { index: 9, term: 1, ..Entry::default() }];
+    let core = Core::new(options(1), behind).unwrap();
+    assert_eq!((core.status().committed, core.status().last), (8, 9));
+}
+
+#[test]
+fn guards_at_start_keep_a_member_out_that_lost_something() {
+    let refused = |change: fn(&mut CoreStart)| {
+        let mut from = start(&[1, 2, 3]);
+        change(&mut from);
+        Core::new(options(1), from).err()
+    };
+    assert!(
+        matches!(refused(|from| from.hard_state.commit = 5), Some(Quarantine::Start(_))),
+        "commit behind the log"
+    );
+    assert!(matches!(refused(|from| from.applied = 5), Some(Quarantine::Start(_))), "applied behind the log");
+    assert!(
+        matches!(refused(|from| from.hard_state.term = 0), Some(Quarantine::Start(_))),
+        "a term below the entries'"
+    );
+    assert!(matches!(refused(|from| from.configuration.voters.clear()), Some(Quarantine::Start(_))));
+    assert!(matches!(refused(|from| from.configuration.voters = vec![1, 1]), Some(Quarantine::Start(_))));
+    assert_eq!(refused(|_| ()), None);
+}
+
+#[test]
+fn r6_what_no_member_says_is_dropped() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    let term = bench.core(1).status().role.term;
+    bench.is_instant = false;
+    let mut count = bench.core(1).status().frames_dropped_count;
+    let entries = vec![Entry::default()];
+    for (why, wrong) in [
+        ("term 0", message(MessageType::MsgHeartbeat, 2, 1, 0)),
+        ("a proposal", Message { entries: entries.clone(), ..message(MessageType::MsgPropose, 2, 1, term) }),
+        ("a read", Message { entries: entries.clone(), ..message(MessageType::MsgReadIndex, 2, 1, term) }),
+        ("a read's answer", Message { entries, ..message(MessageType::MsgReadIndexResp, 2, 1, term) }),
+        ("a transfer", message(MessageType::MsgTransferLeader, 2, 1, term)),
+        ("something local", message(MessageType::MsgHup, 2, 1, term)),
+        ("a snapshot", message(MessageType::MsgSnapshot, 2, 1, term)),
+        ("a stranger", message(MessageType::MsgRequestVote, 9, 1, term + 9)),
+        (
+            "a wish for a snapshot",
+            Message { request_snapshot: 7, ..message(MessageType::MsgAppendResponse, 2, 1, term) },
+        ),
+        ("an election called by a follower", message(MessageType::MsgTimeoutNow, 2, 1, term)),
+        (
+            "entries that nobody has",
+            Message { index: 999, ..message(MessageType::MsgAppendResponse, 2, 1, term) },
+        ),
+    ] {
+        bench.input(1, frame(wrong));
+        count += 1;
+        let status = bench.core(1).status();
+        assert_eq!(status.frames_dropped_count, count, "{why}");
+        assert!(status.role.is_leader() && status.role.term == term, "{why}");
+    }
+    for (from, to) in [(0, 1), (1, 1), (2, 3)] {
+        bench.input(1, frame(message(MessageType::MsgHeartbeat, from, to, term + 1)));
+        count += 1;
+        assert_eq!(bench.core(1).status().frames_dropped_count, count, "from {from} to {to}");
+    }
+}
+
+#[test]
+fn guards_quarantine_a_member_that_lost_what_it_had_acknowledged() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.input(1, frame(Message { commit: 7, ..message(MessageType::MsgHeartbeat, 2, 1, 5) }));
+    let told = bench.take();
+    let lost = Quarantine::AcknowledgedLost { index: 7, last: 1 };
+    assert!(told.contains(&Output::Quarantined(lost)), "{told:?}");
+    // It says nothing any more, and takes nothing.
+    bench.is_instant = false;
+    bench.input(1, frame(Message { log_term: 1, index: 1, ..message(MessageType::MsgRequestVote, 3, 1, 9) }));
+    assert_eq!(bench.sent(), []);
+    bench.propose(1, 5);
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![5], why: Refusal::Quarantined }]);
+
+    let mut bench = Bench::new(&[1, 2, 3]);
+    let append = Message { log_term: 4, index: 1, ..message(MessageType::MsgAppend, 2, 1, 5) };
+    bench.input(1, frame(append));
+    let differs = Output::Quarantined(Quarantine::CommittedDiffers { index: 1 });
+    assert!(bench.take().contains(&differs), "an entry that is committed here");
+}
+
+#[test]
+fn guards_drop_appends_that_contradict_themselves() {
+    let entry = |index, term| Entry { index, term, ..Entry::default() };
+    for entries in [
+        vec![entry(3, 5)],
+        vec![entry(2, 5), entry(4, 5)],
+        vec![entry(2, 5), entry(3, 4)],
+        vec![entry(2, 6)],
+        vec![entry(2, 0)],
+    ] {
+        let mut bench = Bench::new(&[1, 2, 3]);
+        let append = Message { log_term: 1, index: 1, entries, ..message(MessageType::MsgAppend, 2, 1, 5) };
+        bench.input(1, frame(append));
+        let status = bench.core(1).status();
+        assert_eq!((status.last, status.frames_dropped_count), (1, 1));
+    }
+}
+
+#[test]
+fn rule_15_a_lone_voter_leads_at_once_and_campaigns_only_with_a_durable_log() {
+    let mut bench = Bench::new(&[1]);
+    bench.elect(1);
+    bench.propose(1, 100);
+    assert!(is_applied(&bench.take(), 100));
+}
+
+fn change(kind: ConfChangeType, node_id: u64) -> ConfChangeV2 {
+    let mut change = ConfChangeV2::default();
+    change.mut_changes().push(raft_change(kind, node_id));
+    change
+}
+
+fn raft_change(kind: ConfChangeType, node_id: u64) -> raft::eraftpb::ConfChangeSingle {
+    raft::eraftpb::ConfChangeSingle { change_type: kind as i32, node_id }
+}
+
+#[test]
+fn r8_one_change_at_a_time_and_the_leader_alone() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.take();
+    bench.is_instant = false;
+    let add = || change(ConfChangeType::AddLearnerNode, 4);
+    bench.input(1, Input::ProposeChange { id: 1, change: add(), context: Bytes::new() });
+    assert!(bench.take().iter().any(|output| matches!(output, Output::ChangeProposed { id: 1, .. })));
+    bench.input(1, Input::ProposeChange { id: 2, change: add(), context: Bytes::new() });
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![2], why: Refusal::ChangeRefused }]);
+    bench.input(2, Input::ProposeChange { id: 3, change: add(), context: Bytes::new() });
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![3], why: Refusal::NotLeader }]);
+    bench.is_instant = true;
+    bench.run();
+    bench.take();
+    bench.input(
+        1,
+        Input::ProposeChange { id: 4, change: change(ConfChangeType::RemoveNode, 4), context: Bytes::new() },
+    );
+    assert!(
+        bench.take().iter().any(|output| matches!(output, Output::ChangeProposed { id: 4, .. })),
+        "the first is applied"
+    );
+}
+
+#[test]
+fn r1_a_change_is_applied_behind_a_hard_state_that_commits_it() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.take();
+    let add = change(ConfChangeType::AddLearnerNode, 4);
+    bench.input(1, Input::ProposeChange { id: 1, change: add, context: Bytes::new() });
+    let told = bench.take();
+    let is_change = |output: &Output| match output {
+        Output::Apply(entries) => entries.iter().find(|entry| entry.entry_type != 0).map(|entry| entry.index),
+        _ => None,
+    };
+    let (at, index) =
+        told.iter().enumerate().find_map(|(at, output)| Some((at, is_change(output)?))).unwrap();
+    let commits = |output: &Output| matches!(output, Output::Persist { hard_state: Some(state), .. } if state.commit >= index);
+    assert!(told[..at].iter().any(commits), "R1");
+}
+
+#[test]
+fn r7_a_removed_leader_steps_down_in_the_same_call() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.take();
+    // Two writes under way while the removal is applied.
+    let remove = change(ConfChangeType::RemoveNode, 1);
+    bench.input(1, Input::ProposeChange { id: 1, change: remove, context: Bytes::new() });
+    let status = bench.core(1).status();
+    assert!(!status.role.is_leader(), "R7");
+    assert_eq!(status.voters, [2, 3]);
+    bench.propose(1, 100);
+    bench.ticks(1, 100);
+    assert!(!bench.core(1).status().role.is_leader());
+    assert!(bench.core(2).status().role.leader != 1 || bench.core(3).status().voters == [2, 3]);
+    // They let their leader go when its time is up, and not before.
+    for _ in 0..ELECTION_TICKS * 4 {
+        if bench.core(2).status().role.is_leader() || bench.core(3).status().role.is_leader() {
+            break;
+        }
+        bench.ticks(2, 1);
+        bench.ticks(3, 1);
+    }
+    bench.propose(3, 200);
+    assert!(is_applied(&bench.take(), 200), "the others go on");
+}
+
+#[test]
+fn r14_a_forward_for_another_term_is_refused_and_proposed_once_more_with_proof() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    let term = bench.core(1).status().role.term;
+    bench.take();
+    bench.is_instant = false;
+    // Forwarded, and on its way when the leader changes.
+    bench.propose(3, 300);
+    let forward = bench.frames.pop().unwrap();
+    assert!(matches!(&forward.body, Body::Forward { term: addressed, .. } if *addressed == term));
+    bench.frames.clear();
+    bench.is_instant = true;
+    bench.input(1, Input::TransferLeader { to: 2 });
+    assert!(bench.core(2).status().role.is_leader());
+    bench.ticks(3, 1);
+    let told = bench.take();
+    assert!(is_applied(&told, 300), "the first entry of the new term proved that it was lost");
+    let before = bench.core(2).status().committed;
+    bench.input(1, Input::Frame(forward));
+    bench.ticks(2, 3);
+    assert_eq!(bench.core(2).status().committed, before, "R14: the late forward does nothing");
+}
+
+/// A leader that was deposed without knowing reads while a late acknowledgement of an earlier round arrives: true if the read is answered.
+fn is_answered_by_a_late_acknowledgement(planted: Planted) -> bool {
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    bench.elect(1);
+    bench.is_instant = false;
+    bench.input(1, Input::Read { token: 1 });
+    let asked = bench.frames.iter().position(|frame| frame.to == 2).unwrap();
+    let asked = bench.frames.swap_remove(asked);
+    bench.frames.clear();
+    bench.input(2, Input::Frame(asked));
+    let acknowledged = bench.frames.pop().unwrap();
+    bench.input(1, Input::Frame(acknowledged.clone()));
+    let answers = |bench: &mut Bench, token: u64| {
+        bench
+            .take()
+            .iter()
+            .any(|output| matches!(output, Output::ReadAt { tokens, .. } if *tokens == [token]))
+    };
+    assert!(answers(&mut bench, 1));
+    // The others elect and commit; it hears nothing.
+    bench.cut = 1;
+    bench.is_instant = true;
+    for _ in 0..ELECTION_TICKS * 4 {
+        if bench.core(2).status().role.is_leader() || bench.core(3).status().role.is_leader() {
+            break;
+        }
+        bench.ticks(2, 1);
+        bench.ticks(3, 1);
+    }
+    bench.propose(2, 200);
+    assert!(is_applied(&bench.take(), 200));
+    assert!(bench.core(1).status().role.is_leader(), "as far as it knows");
+    bench.input(1, Input::Read { token: 2 });
+    bench.is_instant = false;
+    bench.input(1, Input::Frame(acknowledged));
+    answers(&mut bench, 2)
+}
+
+#[test]
+fn rule_2_a_late_acknowledgement_releases_no_read() {
+    assert!(!is_answered_by_a_late_acknowledgement(Planted::default()), "a stale read");
+    let reused = Planted::new(Some(PlantedBug::ReuseReadContext));
+    assert!(is_answered_by_a_late_acknowledgement(reused), "with the bug planted it would");
+}
+
+#[test]
+fn r20_a_leader_whose_disk_hangs_hands_over() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.propose(1, 100);
+    bench.ticks(1, 4);
+    bench.input(1, Input::Tick { write_age_us: 149_000 });
+    assert!(bench.core(1).status().role.is_leader());
+    bench.input(1, Input::Tick { write_age_us: 150_000 });
+    let status = bench.core(1).status();
+    assert!(!status.role.is_leader() && status.role.leader != 1, "R20: {status:?}");
+}
+
+#[test]
+fn a_disk_without_room_refuses_what_clients_add_and_takes_the_rest() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.input(1, Input::Room { is_left: false });
+    bench.take();
+    bench.propose(1, 100);
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![100], why: Refusal::NoSpace }]);
+    bench.propose(3, 300);
+    let told = bench.take();
+    assert!(told.contains(&Output::Rejected { ids: vec![300], why: Refusal::NoSpace }), "{told:?}");
+    let command = Bytes::from(7_u64.to_le_bytes().to_vec());
+    bench.input(3, Input::Propose(vec![Proposal { id: 7, is_privileged: true, only_term: None, command }]));
+    assert!(is_applied(&bench.take(), 7));
+}

@@ -1,0 +1,340 @@
+//! Three members in one process: real threads, real directories, frames handed over in memory.
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::path::Path;
+use std::pin::pin;
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+use std::time::Duration;
+use sternpost_engine::checkpoint::CheckpointOptions;
+use sternpost_engine::options::LogOptions;
+use sternpost_replication::raft::{Carrier, CoreStatus, Inbox, Lane, Raft, RaftOptions};
+use sternpost_replication::{Class, Entry, Genesis, Rejection, Replicator, StateMachine};
+
+const MEMBERS: [u64; 3] = [11, 22, 33];
+/// Far longer than anything takes; nothing here waits for it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What one member's machine has been told.
+#[derive(Default)]
+struct Told {
+    index: u64,
+    /// Ids in the order in which they were applied.
+    ids: Vec<u64>,
+    given_up: Vec<(u64, Rejection)>,
+}
+
+#[derive(Clone, Default)]
+struct Machine(Arc<(Mutex<Told>, Condvar)>);
+
+impl Machine {
+    fn with<T>(&self, look: impl FnOnce(&mut Told) -> T) -> T {
+        let result = look(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_all();
+        result
+    }
+
+    fn wait(&self, what: &str, is_it: impl Fn(&Told) -> bool) {
+        let told = self.0.0.lock().unwrap();
+        let waited = self.0.1.wait_timeout_while(told, PATIENCE, |told| !is_it(told)).unwrap();
+        assert!(!waited.1.timed_out(), "{what}: {} ids, index {}", waited.0.ids.len(), waited.0.index);
+    }
+}
+
+impl StateMachine for Machine {
+    fn apply(&mut self, entry: &Entry<'_>) {
+        self.with(|told| {
+            assert_eq!(entry.index, told.index + 1, "entries are consecutive");
+            told.index = entry.index;
+            told.ids.extend(entry.commands.iter().filter_map(|command| command_id(command)));
+        });
+    }
+    fn restore(&mut self, index: u64, _: u64, _: &[u8]) {
+        self.with(|told| told.index = index);
+    }
+    fn applied_index(&self) -> u64 {
+        self.with(|told| told.index)
+    }
+    fn rejected(&mut self, _: &[u8], _: &Rejection) {
+        unreachable!("a member of a group gives up by id");
+    }
+    fn given_up(&mut self, id: u64, rejection: &Rejection) {
+        self.with(|told| told.given_up.push((id, rejection.clone())));
+    }
+    fn stopped(&mut self, reason: &str) {
+        panic!("the log failed: {reason}");
+    }
+}
+
+fn command_id(command: &[u8]) -> Option<u64> {
+    Some(u64::from_le_bytes(command.get(..8)?.try_into().ok()?))
+}
+
+/// The network: inboxes by member, and who is cut off.
+#[derive(Default)]
+struct Hub {
+    inboxes: Mutex<Vec<Option<Arc<Inbox>>>>,
+    cut: Mutex<BTreeSet<usize>>,
+}
+
+struct Wire {
+    from: usize,
+    hub: Arc<Hub>,
+}
+
+impl Carrier for Wire {
+    fn send(&self, to: u64, _: Lane, frame: Bytes) -> bool {
+        let to = MEMBERS.iter().position(|member| *member == to).unwrap();
+        {
+            let cut = self.hub.cut.lock().unwrap();
+            if cut.contains(&self.from) || cut.contains(&to) {
+                return false;
+            }
+        }
+        let inbox = self.hub.inboxes.lock().unwrap()[to].clone();
+        inbox.is_some_and(|inbox| inbox.frame(MEMBERS[self.from], frame).is_ok())
+    }
+}
+
+struct Cluster {
+    members: Vec<Option<(Raft, Machine)>>,
+    hub: Arc<Hub>,
+    next_id: u64,
+    /// Goes last: fields are dropped in order.
+    directory: tempfile::TempDir,
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let hub = Arc::new(Hub::default());
+        hub.inboxes.lock().unwrap().resize(MEMBERS.len(), None);
+        let directory = tempfile::tempdir().unwrap();
+        let mut cluster = Self { members: Vec::new(), hub, next_id: 1, directory };
+        cluster.members.resize_with(MEMBERS.len(), || None);
+        for member in 0..MEMBERS.len() {
+            cluster.start_member(member);
+        }
+        cluster
+    }
+
+    fn start_member(&mut self, member: usize) {
+        let machine = Machine::default();
+        let path = self.directory.path().join(member.to_string());
+        let raft = Raft::start(options(&path, MEMBERS[member]), machine.clone()).unwrap();
+        self.hub.inboxes.lock().unwrap()[member] = Some(raft.inbox());
+        raft.connect(Box::new(Wire { from: member, hub: Arc::clone(&self.hub) }));
+        self.members[member] = Some((raft, machine));
+    }
+
+    /// Cut off at once and then stopped: nobody hears that it goes.
+    fn kill(&mut self, member: usize) {
+        self.hub.cut.lock().unwrap().insert(member);
+        self.hub.inboxes.lock().unwrap()[member] = None;
+        self.members[member] = None;
+        self.hub.cut.lock().unwrap().remove(&member);
+    }
+
+    fn raft(&self, member: usize) -> &Raft {
+        &self.members[member].as_ref().unwrap().0
+    }
+
+    fn machine(&self, member: usize) -> &Machine {
+        &self.members[member].as_ref().unwrap().1
+    }
+
+    fn living(&self) -> Vec<usize> {
+        (0..MEMBERS.len()).filter(|member| self.members[*member].is_some()).collect()
+    }
+
+    /// Waits for a leader that everybody who lives knows, other than `not`; its number.
+    fn leader(&self, not: Option<usize>) -> usize {
+        let is_new = |status: &CoreStatus| {
+            status.role.leader != 0 && not.is_none_or(|not| status.role.leader != MEMBERS[not])
+        };
+        let mut leader = 0;
+        for member in self.living() {
+            assert!(self.raft(member).wait_for(PATIENCE, is_new), "a leader is elected");
+            leader = self.raft(member).core_status().role.leader;
+        }
+        let leader = MEMBERS.iter().position(|member| *member == leader).unwrap();
+        let proved = self.raft(leader).wait_for(PATIENCE, |status| status.proved_term.is_some());
+        assert!(proved || self.raft(leader).core_status().role.leader != MEMBERS[leader], "it proves itself");
+        leader
+    }
+
+    fn propose(&mut self, member: usize, bytes: usize) -> u64 {
+        let id = self.next_id;
+        self.next_id += 1;
+        let mut command = id.to_le_bytes().to_vec();
+        command.resize(8 + bytes, id as u8);
+        self.raft(member).propose(command, Class::Ordinary).unwrap();
+        id
+    }
+
+    /// Waits until all members have applied the same, and `ids` among it, each once.
+    fn agree(&self, ids: &[u64]) {
+        let living = self.living();
+        for member in &living {
+            self.machine(*member)
+                .wait("everything is applied", |told| ids.iter().all(|id| told.ids.contains(id)));
+        }
+        let last = living.iter().map(|member| self.machine(*member).with(|told| told.index)).max().unwrap();
+        let mut orders = Vec::new();
+        for member in &living {
+            self.machine(*member).wait("everybody has everything", |told| told.index >= last);
+            orders.push(self.machine(*member).with(|told| told.ids.clone()));
+        }
+        let shortest = orders.iter().map(Vec::len).min().unwrap();
+        for order in &orders {
+            assert_eq!(order[..shortest], orders[0][..shortest], "one order");
+            let once: BTreeSet<_> = order.iter().collect();
+            assert_eq!(once.len(), order.len(), "each once");
+        }
+    }
+}
+
+fn options(directory: &Path, member_id: u64) -> RaftOptions {
+    RaftOptions {
+        directory: directory.to_path_buf(),
+        log: LogOptions { segment_bytes: Some(256 << 10), calibrate: false, ..LogOptions::default() },
+        checkpoint: CheckpointOptions::default(),
+        genesis: Genesis { cluster_id: 7, member_id, voters: MEMBERS.to_vec(), state: b"members".to_vec() },
+        heartbeat: Duration::from_millis(30),
+        election: Duration::from_millis(150),
+        request_timeout: Duration::from_secs(20),
+        command_id,
+        retain_bytes: 16 << 20,
+        cache_bytes_max: 64 << 10,
+        progress: Box::new(|_| {}),
+        on_checkpoint: None,
+        on_event: Box::new(|_| {}),
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut future = pin!(future);
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[test]
+fn members_elect_write_lose_one_go_on_and_have_it_back() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader(None);
+    let mut ids: Vec<u64> = (0..90).map(|number| cluster.propose(number % 3, 100)).collect();
+    cluster.agree(&ids);
+    cluster.kill(leader);
+    let next = cluster.leader(Some(leader));
+    // More than is kept in memory for followers: the one that was away gets it from the log's files.
+    ids.extend((0..2000_usize).map(|number| {
+        let member = if number.is_multiple_of(2) {
+            next
+        } else {
+            (0..3).find(|it| *it != leader && *it != next).unwrap()
+        };
+        let id = cluster.propose(member, 1000);
+        if number % 100 == 99 {
+            cluster.machine(member).wait("applied", |told| told.ids.contains(&id));
+        }
+        id
+    }));
+    cluster.agree(&ids);
+    cluster.start_member(leader);
+    cluster.agree(&ids);
+    ids.push(cluster.propose(leader, 10));
+    cluster.agree(&ids);
+    // All at once, and back.
+    for member in 0..3 {
+        cluster.members[member] = None;
+    }
+    for member in 0..3 {
+        cluster.start_member(member);
+    }
+    cluster.leader(None);
+    ids.push(cluster.propose(1, 10));
+    cluster.agree(&ids);
+}
+
+#[test]
+fn every_member_reads_what_was_acknowledged_anywhere() {
+    let mut cluster = Cluster::start();
+    cluster.leader(None);
+    for round in 0..60 {
+        let writer = round % 3;
+        let id = cluster.propose(writer, 10);
+        cluster.machine(writer).wait("applied where it was proposed", |told| told.ids.contains(&id));
+        for reader in 0..3 {
+            block_on(cluster.raft(reader).read_barrier()).unwrap();
+            assert!(cluster.machine(reader).with(|told| told.ids.contains(&id)), "read at {reader}");
+        }
+    }
+}
+
+#[test]
+fn a_change_of_leader_loses_and_doubles_nothing_and_answers_at_once() {
+    let mut cluster = Cluster::start();
+    let mut ids = Vec::new();
+    for round in 0..10 {
+        let leader = cluster.leader(None);
+        for number in 0..30 {
+            ids.push(cluster.propose(number % 3, 50));
+        }
+        let to = MEMBERS[(leader + 1 + round % 2) % 3];
+        // The leader may have changed by itself.
+        let _ = cluster.raft(leader).transfer_leader(to);
+        for number in 0..30 {
+            ids.push(cluster.propose(number % 3, 50));
+        }
+    }
+    cluster.agree(&ids);
+    for member in 0..3 {
+        assert!(
+            cluster.machine(member).with(|told| told.given_up.is_empty()),
+            "nothing was left to its time-out"
+        );
+    }
+}
+
+#[test]
+fn a_minority_refuses_and_the_majority_goes_on() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader(None);
+    cluster.hub.cut.lock().unwrap().insert(leader);
+    let next = cluster.leader_of_others(leader);
+    let id = cluster.propose(next, 10);
+    cluster.machine(next).wait("the majority goes on", |told| told.ids.contains(&id));
+    // Cut off, it steps down, and what it is given waits for a leader.
+    assert!(cluster.raft(leader).wait_for(PATIENCE, |status| !status.role.is_leader()));
+    let waiting = cluster.propose(leader, 10);
+    cluster.hub.cut.lock().unwrap().clear();
+    cluster.agree(&[id, waiting]);
+}
+
+impl Cluster {
+    /// The leader of those who are not cut off.
+    fn leader_of_others(&self, not: usize) -> usize {
+        let others = self.living().into_iter().filter(|member| *member != not);
+        let mut leader = 0;
+        for member in others {
+            let is_new = |status: &CoreStatus| status.role.leader != 0 && status.role.leader != MEMBERS[not];
+            assert!(self.raft(member).wait_for(PATIENCE, is_new), "the majority elects");
+            leader = self.raft(member).core_status().role.leader;
+        }
+        MEMBERS.iter().position(|member| *member == leader).unwrap()
+    }
+}
