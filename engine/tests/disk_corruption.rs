@@ -4,6 +4,8 @@
 //! Then the directory is opened, everything in it is asked for, and verified; and the database goes on over the damage,
 //! with checkpoints and cleaning. Each answer must be the right one or an error that names a file: never another answer,
 //! never a panic. What verification does not complain about must be a block that no checkpoint refers to.
+//!
+//! `STERNPOST_SEEDS=40` damages the checkpoints of so many histories, `STERNPOST_SEED_FIRST=n` starts elsewhere.
 mod db_support;
 
 use db_support::*;
@@ -85,9 +87,20 @@ fn get(db: &SimulatedDb, key: &Bytes) -> Result<String, Error> {
     Ok(format!("{:?}", outcome.kvs))
 }
 
+/// Histories that the long tests damage: one, or as many as the environment asks for.
+fn seeds() -> std::ops::RangeInclusive<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let first = number("STERNPOST_SEED_FIRST").unwrap_or(1);
+    first..=first + number("STERNPOST_SEEDS").unwrap_or(1).saturating_sub(1)
+}
+
 fn whole() -> Whole {
-    let disk = SimDisk::new(4);
-    let mut operations = history(1, 600);
+    whole_of(1)
+}
+
+fn whole_of(seed: u64) -> Whole {
+    let disk = SimDisk::new(seed + 3);
+    let mut operations = history(seed, 600);
     let mut db = SimulatedDb::open(&disk, &small(1 << 20), 1).expect("a new disk opens");
     let mut older_super = Vec::new();
     let mut checkpoints_count = 0;
@@ -249,9 +262,15 @@ fn the_database_has_blocks_of_every_class() {
 
 #[test]
 fn a_damaged_block_of_a_segment_gives_right_answers_or_errors() {
-    let whole = whole();
+    for seed in seeds() {
+        damage_each_block(seed);
+    }
+}
+
+fn damage_each_block(seed: u64) {
+    let whole = whole_of(seed);
     let blocks = whole.blocks();
-    let mut rng = Rng::new(3);
+    let mut rng = Rng::new(seed + 2);
     let mut wrong = Vec::new();
     // By kind of file: blocks, and those that open, reads and verification complained about when they were zeroed.
     let mut counts: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
@@ -307,8 +326,9 @@ fn a_damaged_block_of_a_segment_gives_right_answers_or_errors() {
             }
         }
     }
-    println!("(blocks, open, reads, verification): {counts:?}");
-    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong[..wrong.len().min(12)].join("\n"));
+    eprintln!("seed {seed}, (blocks, open, reads, verification): {counts:?}");
+    let few = wrong[..wrong.len().min(12)].join("\n");
+    assert!(wrong.is_empty(), "seed {seed}, {} of them:\n{few}", wrong.len());
     let [all, open, reads, verification] = counts["r"];
     assert_eq!(open + verification, all, "nothing in a segment of records is left unverified");
     assert!(reads * 2 > all, "{counts:?}");
@@ -421,14 +441,20 @@ fn a_superblock_that_is_older_or_gone_gives_right_answers_or_errors() {
 /// damaged does not come out of a segment anew with a good checksum.
 #[test]
 fn a_database_that_goes_on_over_damage_gives_right_answers_or_errors() {
-    let whole = whole();
-    let more = history(77, 90);
+    for seed in seeds() {
+        go_on_over_each_block(seed);
+    }
+}
+
+fn go_on_over_each_block(seed: u64) {
+    let whole = whole_of(seed);
+    let more = history(seed + 76, 90);
     let mut all = whole.operations.clone();
     all.extend(more.iter().cloned());
     let head = all.len() as i64 * 2 / 3;
     all.push(LogOperation::Compact(head));
     let dumps = expected(&all);
-    let mut rng = Rng::new(4);
+    let mut rng = Rng::new(seed + 3);
     let (mut stopped, mut went_on, mut failing) = (0, 0, 0);
     let mut wrong = Vec::new();
     for (name, block) in whole.blocks() {
@@ -465,8 +491,9 @@ fn a_database_that_goes_on_over_damage_gives_right_answers_or_errors() {
             wrong.push(format!("bit {bit} of byte {byte} of block {block} of {name}: {how}"));
         }
     }
-    println!("{went_on} took all writes, {stopped} stopped, {failing} checkpoints fail");
-    assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong[..wrong.len().min(8)].join("\n"));
+    eprintln!("seed {seed}: {went_on} took all writes, {stopped} stopped, {failing} checkpoints fail");
+    let few = wrong[..wrong.len().min(8)].join("\n");
+    assert!(wrong.is_empty(), "seed {seed}, {} of them:\n{few}", wrong.len());
     assert!(went_on > 0);
     assert!(stopped + failing > 0);
 }

@@ -35,7 +35,8 @@ impl<'a> Damage<'a> {
         self.edits.len() < EDIT_BYTES
     }
 
-    fn edits(&self) -> impl Iterator<Item = (u8, u32, u32)> + use<'a> {
+    /// The edits as they are, for targets that have damage of their own: kind, place, value.
+    pub(crate) fn edits(&self) -> impl Iterator<Item = (u8, u32, u32)> + use<'a> {
         self.edits.chunks_exact(EDIT_BYTES).take(EDITS_MAX).map(|edit| {
             let number = |at: usize| u32::from_le_bytes([edit[at], edit[at + 1], edit[at + 2], edit[at + 3]]);
             (edit[0], number(1), number(5))

@@ -1,8 +1,10 @@
-//! Seeded fuzzers on the stable compiler: `fuzz <name> [first seed] [seconds]`, `fuzz smoke [seconds each]`, `fuzz list`.
+//! Seeded fuzzers on the stable compiler: `fuzz <name> [first seed] [seconds]`, `fuzz smoke [seconds each]`, `fuzz list`; with the
+//! feature `planted-bugs` also `fuzz planted [seconds each]`.
 //!
 //! A run draws an input from the target's own seeds, mutates it, and calls the target, which must not panic. A
 //! failing input is printed with the seed that makes it again. `smoke` also runs the canary, which must fail: a driver
-//! that has never failed proves nothing.
+//! that has never failed proves nothing. `planted` does the same to the target of whole databases, with every bug of the engine's
+//! test builds; what the other targets have caught is in `fuzz/planted`.
 mod damage;
 #[path = "../../engine/tests/db_support/mod.rs"]
 mod db_support;
@@ -40,6 +42,8 @@ fn main() -> ExitCode {
     };
     let result = match arguments.first().map(String::as_str) {
         Some("smoke") => number(1, 2).and_then(smoke),
+        #[cfg(feature = "planted-bugs")]
+        Some("planted") => number(1, 120).and_then(planted),
         Some("list") => {
             TARGETS.iter().for_each(|target| println!("{}", target.name));
             Ok(())
@@ -79,6 +83,21 @@ fn smoke(seconds: u64) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// The target of whole databases, with each bug in turn: it must fail within `seconds`.
+#[cfg(feature = "planted-bugs")]
+fn planted(seconds: u64) -> Result<(), String> {
+    let target = TARGETS.iter().find(|target| target.name == "database").ok_or("there is no such target")?;
+    let mut missed = Vec::new();
+    targets::each_planted(|bug| match run_for(target, 1, Duration::from_secs(seconds)) {
+        Ok(inputs) => {
+            println!("{bug}: not caught by {inputs} inputs");
+            missed.push(bug.to_owned());
+        }
+        Err(message) => println!("{bug}: {:.200}", message.lines().next().unwrap_or_default()),
+    });
+    if missed.is_empty() { Ok(()) } else { Err(format!("not caught: {missed:?}")) }
 }
 
 fn run_for(target: &Target, first_seed: u64, limit: Duration) -> Result<u64, String> {

@@ -26,6 +26,7 @@ impl Leases for FewLeases {
 }
 
 /// What the store must do.
+#[derive(Clone)]
 pub(crate) struct Model {
     pub(crate) head: i64,
     pub(crate) compact: i64,

@@ -3,15 +3,53 @@
 //!
 //! **Layout of an input.** byte 0: sizes of memtables, pages, segments and cache · then steps of 4 bytes: kind u8 · three bytes that
 //! the step's details are drawn from. Any bytes are an input.
+//!
+//! A power cut comes between two steps or at any operation of the device during a write, with the checkpoints, sweeps and
+//! cleaning that it sets off; afterwards the write was made or not, and all before it were.
 use crate::db_support::{self, all, is_refusal, one, write};
 use crate::naive::Model;
+#[cfg(feature = "planted-bugs")]
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use sternpost_engine::base::rng::Rng;
+#[cfg(feature = "planted-bugs")]
+use sternpost_engine::checkpoint::PlantedBug;
 use sternpost_engine::db::{Answer, SimulatedDb};
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::mvcc::Range;
 use sternpost_engine::mvcc::encoding::LogOperation;
 use sternpost_engine::{Bytes, Error, Options};
+
+#[cfg(feature = "planted-bugs")]
+thread_local! {
+    /// The bug in the databases of this thread.
+    static PLANTED: Cell<Option<PlantedBug>> = const { Cell::new(None) };
+}
+
+/// Calls `run` with each bug planted that a checkpoint can have; its name is given.
+#[cfg(feature = "planted-bugs")]
+pub(crate) fn each_planted(mut run: impl FnMut(&str)) {
+    use PlantedBug::*;
+    for bug in [
+        SkipSegmentSync,
+        SkipDirectorySync,
+        SuperblockFirst,
+        UnlinkEarly,
+        YoungerCompaction,
+        ReplayBehindCut,
+        HandOverEarly,
+        ReuseSegmentIds,
+        ForgetReplaced,
+        CleanByOldBits,
+        KeepLeaseKeys,
+        ForgetPurges,
+        DropUnswept,
+    ] {
+        PLANTED.set(Some(bug));
+        run(&format!("{bug:?}"));
+    }
+    PLANTED.set(None);
+}
 
 const STEP_BYTES: usize = 4;
 /// Steps behind it are left out: an input stays a matter of milliseconds.
@@ -31,6 +69,8 @@ struct Pair {
     db: Option<SimulatedDb>,
     model: Model,
     system: BTreeMap<Bytes, Bytes>,
+    /// Operations that were answered, refused ones too: the index of the last.
+    applied_count: u64,
     opened_count: u64,
 }
 
@@ -38,16 +78,27 @@ pub(crate) fn database(input: &[u8]) {
     let (sizes, steps) = input.split_at(input.len().min(1));
     let seed = u64::from(sizes.first().copied().unwrap_or(0));
     let disk = SimDisk::new(seed);
-    let options = db_support::options(seed);
+    #[cfg_attr(not(feature = "planted-bugs"), expect(unused_mut, reason = "a bug is planted in it"))]
+    let mut options = db_support::options(seed);
+    #[cfg(feature = "planted-bugs")]
+    (options.checkpoint.planted = PLANTED.get());
     let db = SimulatedDb::open(&disk, &options, seed).expect("a new disk opens");
-    let mut pair =
-        Pair { disk, options, db: Some(db), model: Model::new(), system: BTreeMap::new(), opened_count: 0 };
+    let mut pair = Pair {
+        disk,
+        options,
+        db: Some(db),
+        model: Model::new(),
+        system: BTreeMap::new(),
+        applied_count: 0,
+        opened_count: 0,
+    };
     for step in steps.chunks_exact(STEP_BYTES).take(STEPS_MAX) {
         let mut rng = Rng::new(u64::from(u32::from_le_bytes([step[1], step[2], step[3], 0])));
         match step[0] {
             0..=7 => pair.reopen(&mut rng),
             8..=15 => pair.rest(&mut rng),
             16..=23 => pair.check(&mut rng),
+            24..=39 => pair.interrupt(&mut rng),
             _ => {
                 let operation = db_support::operation(&mut rng, pair.model.head);
                 pair.apply(&operation);
@@ -91,6 +142,7 @@ impl Pair {
         };
         let expected = expected.map_err(|error| Error::from(error).to_string());
         assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{operation:?}");
+        self.applied_count += 1;
     }
 
     /// A clean close, a killed process or a power cut; whatever was acknowledged is there afterwards.
@@ -100,16 +152,37 @@ impl Pair {
             0 => db.close().expect("a close"),
             _ => drop(db),
         }
+        let disk = self.disk.clone();
+        self.open_what_is_left(&disk, rng);
+        assert_eq!(self.db().store().applied().0, self.applied_count, "everything was acknowledged");
+    }
+
+    /// A killed process or a power cut while an operation is written.
+    fn interrupt(&mut self, rng: &mut Rng) {
+        let before = (self.model.clone(), self.system.clone(), self.applied_count);
+        self.disk.record_images();
+        let operation = db_support::operation(rng, self.model.head);
+        self.apply(&operation);
+        let images = self.disk.take_images();
+        drop(self.db.take());
+        self.open_what_is_left(&images[rng.below(images.len() as u64) as usize], rng);
+        let held = self.db().store().applied().0;
+        if held == before.2 {
+            (self.model, self.system, self.applied_count) = before;
+        }
+        assert_eq!(held, self.applied_count, "all before was acknowledged, and nothing came behind");
+    }
+
+    fn open_what_is_left(&mut self, image: &SimDisk, rng: &mut Rng) {
         self.disk = match rng.below(4) {
-            0 => self.disk.crash(&CrashPolicy::KeepAll),
-            1 => self.disk.crash(&CrashPolicy::DropAll),
-            2 => self.disk.crash(&CrashPolicy::Random(rng.next_u64())),
-            _ => self.disk.crash_process(rng.next_u64()),
+            0 => image.crash(&CrashPolicy::KeepAll),
+            1 => image.crash(&CrashPolicy::DropAll),
+            2 => image.crash(&CrashPolicy::Random(rng.next_u64())),
+            _ => image.crash_process(rng.next_u64()),
         };
         self.opened_count += 1;
         let db = SimulatedDb::open(&self.disk, &self.options, self.opened_count).expect("a sound disk opens");
         self.db = Some(db);
-        assert_eq!(self.db().store().revision(), self.model.head, "everything was acknowledged");
     }
 
     /// Time passes: checkpoints and cleaning get their turns.

@@ -1,5 +1,5 @@
 //! Recovery of the log over damaged files.
-use crate::damage::Damage;
+use crate::damage::{Damage, scale};
 use crate::seals::{BLOCK, seal_block, u32_at, u64_at};
 use std::sync::OnceLock;
 use sternpost_engine::base::checksum::{crc32, crc32_seeded};
@@ -26,6 +26,8 @@ struct Image {
     files: Vec<(String, Vec<u8>)>,
     /// Places in all of them together: headers of segments, groups and records.
     dense: Vec<usize>,
+    /// Groups of the present life of the files: file, offset, bytes.
+    groups: Vec<(usize, usize, usize)>,
 }
 
 fn options() -> WalOptions {
@@ -42,7 +44,8 @@ fn turn(wal: &mut Wal, disk: &mut SimDisk, wait_us: u64) {
     wal.pump(disk);
 }
 
-fn image(number: u64) -> Image {
+/// The log of a number, or its twin: every group has the same place and salt, and other content.
+fn image(number: u64, twin: bool) -> Image {
     let mut rng = Rng::new(number + 1);
     let mut disk = SimDisk::new(number);
     let mut wal = Wal::create(&mut disk, DATABASE, options(), number).expect("a new disk");
@@ -53,6 +56,7 @@ fn image(number: u64) -> Image {
         let bytes = if index % 10 == 0 { 40_000 } else { rng.below(4_000) as usize };
         let mut body = vec![0; bytes];
         rng.fill(&mut body);
+        body.iter_mut().for_each(|byte| *byte ^= u8::from(twin));
         let meta =
             RecordMeta { kind: RecordKind::RaftEntry, entry_type: 0, group: GroupId(0), term: 1, index };
         let lsn = wal.append(meta, &body, Reserve::Ordinary).expect("there is space");
@@ -82,23 +86,32 @@ fn image(number: u64) -> Image {
     let names = disk.files().into_iter().filter(|path| path.extension().is_some_and(|it| it == "wal"));
     let files: Vec<(String, Vec<u8>)> =
         names.map(|path| (path.display().to_string(), disk.read_file(&path).unwrap_or_default())).collect();
-    let mut dense = Vec::new();
+    let (mut dense, mut groups) = (Vec::new(), Vec::new());
     for (number, (_, file)) in files.iter().enumerate() {
         let base = number * SEGMENT_BYTES as usize;
         dense.extend(base..base + 64);
         for_each_group(file, |group| {
+            if u32_at(file, group + 28) == u32_at(file, 40) {
+                groups.push((number, group, u32_at(file, group + 8).unwrap_or(0) as usize));
+            }
             dense.extend(base + group..base + group + 64);
             for_each_record(file, group, |record, _| {
                 dense.extend(base + record..base + record + RECORD_HEADER_BYTES);
             });
         });
     }
-    Image { disk, replay, entries, files, dense }
+    Image { disk, replay, entries, files, dense, groups }
 }
 
-fn images() -> &'static [Image] {
-    static IMAGES: OnceLock<Vec<Image>> = OnceLock::new();
-    IMAGES.get_or_init(|| (0..3).map(image).collect())
+/// Logs and their twins.
+fn images() -> &'static [(Image, Image)] {
+    static IMAGES: OnceLock<Vec<(Image, Image)>> = OnceLock::new();
+    let pair = |number| {
+        let (image, twin) = (image(number, false), image(number, true));
+        assert!(image.groups == twin.groups, "twins have the same places");
+        (image, twin)
+    };
+    IMAGES.get_or_init(|| (0..3).map(pair).collect())
 }
 
 /// Visits the groups of a segment, as far as their lengths lead.
@@ -194,12 +207,21 @@ fn promise(image: &Image, files: &[(String, Vec<u8>)]) -> Lsn {
 
 pub(crate) fn log(input: &[u8]) {
     let damage = Damage::read(input);
-    let image = &images()[damage.image % 3];
+    let (image, twin) = &images()[damage.image % 3];
     let mut files = image.files.clone();
     let mut all: Vec<u8> = files.iter().flat_map(|(_, file)| file.iter().copied()).collect();
-    damage.apply(&mut all, &image.dense);
+    if damage.switches & 3 != 3 {
+        damage.apply(&mut all, &image.dense);
+    }
     for (file, bytes) in files.iter_mut().zip(all.chunks(SEGMENT_BYTES as usize)) {
         file.1.copy_from_slice(bytes);
+    }
+    if damage.switches & 3 == 3 {
+        // Groups that were written to these places and overwritten: whole in themselves, and of another history (W1).
+        for (_, place, _) in damage.edits() {
+            let (file, at, bytes) = image.groups[scale(place, image.groups.len())];
+            files[file].1[at..at + bytes].copy_from_slice(&twin.files[file].1[at..at + bytes]);
+        }
     }
     if damage.switches & 0x70 == 0x70 {
         let cut = files.len() * (damage.seed() as usize % 64) / 64;

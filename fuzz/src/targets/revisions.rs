@@ -64,6 +64,8 @@ fn records(rng: &mut Rng, count: usize) -> Vec<OwnedRecord> {
         });
         revision = match rng.below(4) {
             0 => Revision::new(revision.main, revision.sub + 1 + rng.below(2) as i64),
+            // Mostly close together, so that a small change of one meets its neighbour.
+            1 | 2 => Revision::new(revision.main + 1, 0),
             _ => Revision::new(revision.main + 1 + rng.below(40) as i64, 0),
         };
     }
@@ -144,9 +146,27 @@ pub(crate) fn segment(input: &[u8]) {
     {
         disk.put_file(path(), &content);
         if let Ok(segment) = open(&disk, summary, cache_bytes) {
+            check_parts(&content);
             use_segment(&segment, image, &mut Rng::new(damage.seed()));
         }
     }
+}
+
+/// The parts of a segment that opens follow one another up to its trailer, as `data_file.md` has them: index blocks from the block
+/// behind the records on, top, dictionary.
+fn check_parts(file: &[u8]) {
+    let trailer = file.len() - BLOCK;
+    let number = |at: usize| seals::u64_at(file, trailer + at).expect("a whole trailer") as usize;
+    let bytes = |at: usize| seals::u32_at(file, trailer + at).expect("a whole trailer") as usize;
+    let (records_end, top, dictionary) = (number(88), number(96), number(112));
+    let top_end = top + bytes(104).next_multiple_of(BLOCK);
+    let dictionary_end = match bytes(120) {
+        0 => top_end,
+        bytes => dictionary + bytes.next_multiple_of(BLOCK),
+    };
+    assert!(top >= records_end.next_multiple_of(BLOCK), "the top is behind the records");
+    assert!(bytes(120) == 0 || dictionary == top_end, "the dictionary follows the top");
+    assert_eq!(dictionary_end, trailer, "nothing is between the last part and the trailer");
 }
 
 fn must_be_corruption(error: &Error) {
