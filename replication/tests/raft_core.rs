@@ -272,6 +272,39 @@ fn d1_a_vote_and_an_acknowledgement_wait_for_the_disk_and_r18_a_heartbeats_does_
     assert_eq!(bench.sent()[1..], [(2, MessageType::MsgAppendResponse)]);
 }
 
+/// Votes for 2, starts again from what was written, is asked by 3 in the same term: true if it votes again.
+fn votes_twice(planted: Planted) -> bool {
+    let ask = |from: u64| {
+        frame(Message { log_term: 1, index: 1, ..message(MessageType::MsgRequestVote, from, 1, 5) })
+    };
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    bench.is_instant = false;
+    bench.input(1, ask(2));
+    let written = bench.take().into_iter().find_map(|output| match output {
+        Output::Persist { hard_state, .. } => hard_state,
+        _ => None,
+    });
+    let mut again = start(&[1, 2, 3]);
+    again.hard_state = HardState { commit: 1, ..written.unwrap() };
+    bench.cores[0] = Core::new(options(1), again).unwrap();
+    bench.durable.clear();
+    bench.frames.clear();
+    bench.input(1, ask(3));
+    bench.all_durable();
+    bench.frames.iter().any(|frame| match &frame.body {
+        Body::Raft(message) => {
+            frame.to == 3 && message.get_msg_type() == MessageType::MsgRequestVoteResponse && !message.reject
+        }
+        _ => false,
+    })
+}
+
+#[test]
+fn a_vote_survives_a_restart() {
+    assert!(!votes_twice(Planted::default()), "two leaders in a term");
+    assert!(votes_twice(Planted::new(Some(PlantedBug::ForgetVote))), "with the bug planted it would");
+}
+
 #[test]
 fn r1_what_the_checkpoint_holds_was_committed() {
     let mut behind = start(&[1, 2, 3]);

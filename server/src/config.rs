@@ -25,10 +25,6 @@ pub const ETCD_VERSION: &str = "3.7.3";
 /// etcd's cluster version for it.
 pub const ETCD_CLUSTER_VERSION: &str = "3.7.0";
 
-/// Whether this build can run more than one member. The one switch: while it is off, a start that asks for more is refused
-/// ([`Config::check_bootstrap`]).
-pub const CLUSTERS_ARE_SERVED: bool = false;
-
 /// Something to tell the user once logging works.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Notice {

@@ -6,8 +6,13 @@
 //!
 //! **Bounds.** Every [`EXPIRY_TICK`] at most [`lessor::DUE_MAX`] revocations, [`REVOKES_MAX`] of them at a time.
 //!
+//! **Who keeps the time**: the leader, once it has proved itself; every lease then gets its full TTL and an election timeout, as in etcd. A
+//! revocation is proposed in the leader's term and in no other, and names the grant. Other members' clients are served through it, see
+//! [`keeper`].
+//!
 //! **Why a barrier before revoking**: a member that was frozen, or that no longer leads without knowing, must not end leases that
 //! others keep alive. One read barrier per tick proves it.
+pub mod keeper;
 pub mod lessor;
 
 use crate::apply::{Notice, Notices};
@@ -91,9 +96,10 @@ impl Leases {
         self.lessor().count()
     }
 
-    /// Gives every lease its full TTL from now on.
-    pub fn extend_all(&self) {
-        let now_us = self.now_us();
+    /// Gives every lease its full TTL from now on, and `grace` on top.
+    pub fn extend_all(&self, grace: Duration) {
+        let grace_us = u64::try_from(grace.as_micros()).unwrap_or(0);
+        let now_us = self.now_us().saturating_add(grace_us);
         self.lessor().extend_all(now_us);
     }
 
@@ -121,18 +127,34 @@ impl Notices for LeaseNotices {
     }
 }
 
-/// Revokes what runs out, until it is dropped.
-pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>) {
+/// Revokes what runs out, until it is dropped. `grace` is added to every TTL when this member begins to lead.
+pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>, grace: Duration) {
     let mut ticks = tokio::time::interval(EXPIRY_TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut kept_in = None;
     loop {
         ticks.tick().await;
+        let Some(term) = pipeline.replicator().status().proved_term else {
+            kept_in = None;
+            continue;
+        };
+        if kept_in != Some(term) {
+            // From the first look in a term on the time is this member's. A start gave every lease its TTL already, but a single node's
+            // clients cannot tell the difference.
+            kept_in = Some(term);
+            leases.extend_all(grace);
+            continue;
+        }
         let now_us = leases.now_us();
         let due = leases.lessor().take_due(now_us);
         if due.is_empty() {
             continue;
         }
-        let proved = pipeline.read_barrier().await;
+        let proved = match pipeline.read_barrier().await {
+            Ok(()) if pipeline.replicator().status().proved_term == Some(term) => Ok(()),
+            Ok(()) => Err(ApiError::NotLeader),
+            Err(error) => Err(error),
+        };
         let mut revokes = JoinSet::new();
         for expiry in due {
             if proved.is_err() {
@@ -145,7 +167,7 @@ pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>) {
             let (leases, pipeline) = (Arc::clone(&leases), Arc::clone(&pipeline));
             revokes.spawn(async move {
                 // A lease that was revoked meanwhile is as gone as one that was revoked now.
-                if let Err(error) = pipeline.lease_expire(expiry).await
+                if let Err(error) = pipeline.lease_expire(expiry, term).await
                     && error != ApiError::LeaseNotFound
                 {
                     tracing::warn!(lease = format!("{:016x}", expiry.lease), %error, "failed to revoke lease");

@@ -14,6 +14,8 @@ pub mod lease;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod node;
+pub mod peers;
 pub mod request;
 pub mod run;
 pub mod server;

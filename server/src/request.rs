@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, Store, TxnOutcome};
-use sternpost_replication::{Class, ProposeError, Replicator};
+use sternpost_replication::{Class, ProposeError, Replicator, TransferError};
 use wait::{Waiters, Waiting};
 
 /// Commands that may wait for their result at a time. etcd refuses when its apply is 5,000 entries behind; what waits for
@@ -219,11 +219,36 @@ impl Pipeline {
         }
     }
 
-    /// Ends a lease that ran out.
-    pub async fn lease_expire(&self, expiry: LeaseExpiry) -> Result<(), ApiError> {
+    /// Ends a lease that ran out, if this member still leads in `term`.
+    pub async fn lease_expire(&self, expiry: LeaseExpiry, term: u64) -> Result<(), ApiError> {
         let id = self.ids.next();
         let command = command::encode_lease_expiry(id, expiry);
-        self.outcome(self.propose_command(id, command, Class::Privileged)?).await.map(|_| ())
+        let waiting = self.waiters.register(id)?;
+        self.taken_over(self.replicator.propose_in_term(command, Class::Privileged, term))?;
+        self.outcome(waiting).await.map(|_| ())
+    }
+
+    /// Hands leadership to `target` and waits until it leads.
+    pub async fn move_leader(&self, target: u64) -> Result<(), ApiError> {
+        if self.replicator.status().leader != self.member_id {
+            return Err(ApiError::NotLeader);
+        }
+        // 0 is our own word for "the best one".
+        if target == 0 {
+            return Err(ApiError::BadLeaderTransferee);
+        }
+        self.replicator.transfer_leader(target).map_err(|error| match error {
+            TransferError::NotLeader => ApiError::NotLeader,
+            TransferError::BadTransferee => ApiError::BadLeaderTransferee,
+            _ => ApiError::TimeoutLeaderTransfer,
+        })?;
+        let led_by_target = async {
+            while self.replicator.status().leader != target {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let moved = tokio::time::timeout(self.options.timeout, led_by_target).await;
+        moved.map_err(|_| ApiError::TimeoutLeaderTransfer)
     }
 
     /// Lists, raises or takes back alarms; answers those concerned and the revision.
@@ -300,14 +325,18 @@ impl Pipeline {
 
     fn propose_command(&self, id: u64, command: Vec<u8>, class: Class) -> Result<Waiting, ApiError> {
         let waiting = self.waiters.register(id)?;
-        self.replicator.propose(command, class).map_err(|error| {
+        self.taken_over(self.replicator.propose(command, class))?;
+        Ok(waiting)
+    }
+
+    fn taken_over(&self, proposed: Result<(), ProposeError>) -> Result<(), ApiError> {
+        proposed.map_err(|error| {
             self.counters.proposals_failed.fetch_add(1, Ordering::Relaxed);
             match error {
                 ProposeError::TooManyRequests => ApiError::TooManyRequests,
                 _ => ApiError::Stopped,
             }
-        })?;
-        Ok(waiting)
+        })
     }
 
     async fn outcome(&self, waiting: Waiting) -> Result<Outcome, ApiError> {

@@ -20,6 +20,8 @@ use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
 use crate::listener::{ConnectionSettings, Listener, Served, Shutdown};
 use crate::logging::{self, Value};
 use crate::metrics::Metrics;
+use crate::node::{Node, NodeOptions};
+use crate::peers::Peers;
 use crate::request::limits::Limits;
 use crate::server::{Server, ServerOptions, StartError, StartedReplicator};
 use crate::services::router::GrpcRouter;
@@ -36,7 +38,6 @@ use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
-use sternpost_replication::{Solo, SoloOptions};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long streams may go on after the stop began.
@@ -79,7 +80,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     prepare_directory(&config)?;
     let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
     let starting = start_member(&config, metrics.clone());
-    let (server, diagnostics, solo) = tokio::select! {
+    let Member { server, diagnostics, node, peers } = tokio::select! {
         started = starting => started?,
         _ = terminate.recv() => return Ok(Stopped::Terminated),
         _ = interrupt.recv() => return Ok(Stopped::Interrupted),
@@ -92,8 +93,8 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         log_listening(url);
     }
     notify_supervisor();
-    solo.calibrate(calibration::DELAY, log_calibration);
-    drop(solo);
+    node.calibrate(calibration::DELAY, log_calibration);
+    drop(node);
     let scrubber = match config.scrub_bytes_per_second.min(*scrub::RATE_RANGE.end()) {
         0 => None,
         rate => Some(Scrubber::start(server.store().clone(), rate).map_err(|error| error.to_string())?),
@@ -118,7 +119,12 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
             tracing::warn!("some connections did not finish in time and are dropped");
         }
     }
-    server.stop().await?;
+    let stopped_well = server.stop().await;
+    if let Some(peers) = peers {
+        // Its threads may be in the middle of something.
+        let _ = tokio::task::spawn_blocking(move || peers.stop()).await;
+    }
+    stopped_well?;
     tracing::info!("closed the member");
     Ok(stopped)
 }
@@ -261,10 +267,17 @@ fn prepare_directory(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-async fn start_member(
-    config: &Config,
-    metrics: Arc<Metrics>,
-) -> Result<(Server, Arc<Diagnostics>, Arc<Solo>), String> {
+/// A member without its listeners for clients.
+struct Member {
+    server: Server,
+    diagnostics: Arc<Diagnostics>,
+    node: Node,
+    /// None for a single node.
+    peers: Option<Peers>,
+}
+
+async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, String> {
+    let election = Duration::from_millis(config.raft_timers_ms().1.into());
     let options = ServerOptions {
         name: config.name.clone(),
         initial_cluster: first_members(config),
@@ -278,6 +291,7 @@ async fn start_member(
         message_bytes_max: config.message_bytes_max(),
         request_timeout: config.request_timeout(),
         lease_ttl_min: config.lease_ttl_min_s(),
+        lease_grace: if config.initial_cluster.len() > 1 { election } else { Duration::ZERO },
         store: StoreOptions { memtable_bytes: config.memtable_bytes },
         watch_progress_interval: config.watch_progress_interval,
         metrics,
@@ -294,12 +308,19 @@ async fn start_member(
     };
     let mut checkpoint = CheckpointOptions::default();
     checkpoint.shelf.cache_bytes = config.cache_bytes;
-    let directory = config.data_dir.clone();
-    let (report, solo) = tokio::sync::oneshot::channel();
+    let node_config = config.clone();
+    let (report, started) = tokio::sync::oneshot::channel();
     let server = Server::start_with(options, move |machine, genesis| {
-        let progress = Box::new(log_progress());
-        let solo = Arc::new(Solo::start(SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint: Some(Box::new(log_checkpoint)) }, machine)?);
-        let opened = solo.opened();
+        let store = machine.store().clone();
+        let options = NodeOptions {
+            log,
+            checkpoint,
+            genesis,
+            progress: Box::new(log_progress()),
+            on_checkpoint: Box::new(log_checkpoint),
+        };
+        let node = Node::start(&node_config, options, machine)?;
+        let opened = node.opened();
         tracing::info!(
             cluster_id = format!("{:x}", opened.cluster_id),
             member_id = format!("{:x}", opened.member_id),
@@ -324,8 +345,16 @@ async fn start_member(
             );
         }
         let (cluster_id, member_id) = (opened.cluster_id, opened.member_id);
-        let _ = report.send(Arc::clone(&solo));
-        Ok(StartedReplicator { replicator: solo, cluster_id, member_id })
+        // Before the member says its name to the cluster: that needs the others.
+        let peers = match &node {
+            Node::Solo(_) => None,
+            Node::Raft(raft) => {
+                Some(Peers::start(&node_config, Arc::clone(raft), store).map_err(StartError::Options)?)
+            }
+        };
+        let replicator = node.replicator();
+        let _ = report.send((node, peers));
+        Ok(StartedReplicator { replicator, cluster_id, member_id })
     })
     .await
     .map_err(|error| match error {
@@ -334,16 +363,16 @@ async fn start_member(
             format!("cannot open the data directory {}: {error}", config.data_dir.display())
         }
     })?;
-    let solo = solo.await.map_err(|_| "the log was not opened".to_string())?;
-    let stats_solo = Arc::clone(&solo);
+    let (node, peers) = started.await.map_err(|_| "the log was not opened".to_string())?;
+    let stats_node = node.clone();
     let diagnostics = Diagnostics {
         pipeline: server.pipeline.clone(),
         member_id: server.header.member_id(),
         feature_gates: config.feature_gates.clone(),
         inflight: InflightBudget::new(config.inflight_bytes_max),
-        wal_stats: Box::new(move || Some(stats_solo.stats()?.0)),
+        wal_stats: Box::new(move || stats_node.wal_stats()),
     };
-    Ok((server, Arc::new(diagnostics), solo))
+    Ok(Member { server, diagnostics: Arc::new(diagnostics), node, peers })
 }
 
 /// The initial cluster, by name. Flags that no longer fit are no reason not to start on data that is there, as in etcd: then it is this

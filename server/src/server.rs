@@ -58,6 +58,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// Least TTL of a lease, seconds.
     pub lease_ttl_min: i64,
+    /// Added to every lease's TTL when this member begins to lead: an election timeout.
+    pub lease_grace: Duration,
     /// Sizes of the store.
     pub store: StoreOptions,
     /// Time between progress notifications of watches.
@@ -80,6 +82,7 @@ impl Default for ServerOptions {
             limits,
             request_timeout: Duration::from_secs(7),
             lease_ttl_min: 2,
+            lease_grace: Duration::ZERO,
             store: StoreOptions::default(),
             watch_progress_interval: Duration::from_mins(10),
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
@@ -173,7 +176,7 @@ impl Server {
         let StartedReplicator { replicator, cluster_id, member_id } = started
             .await
             .map_err(|_| StartError::Options("the start ended with a broken invariant".to_owned()))??;
-        leases.extend_all();
+        leases.extend_all(Duration::ZERO);
 
         let pipeline = Arc::new(Pipeline::new(
             Arc::clone(&replicator),
@@ -211,7 +214,7 @@ impl Server {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(run_ticks(waiters));
-        tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
+        tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline), options.lease_grace));
         tasks.spawn(Arc::clone(&watch).run());
         let mut server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;
@@ -248,6 +251,8 @@ impl Server {
     /// Says on health that this member is about to stop; listeners are stopped next, by the caller.
     pub fn announce_stop(&self) {
         self.health.set_serving(false);
+        // Whoever follows leads before this member's clients have let it go.
+        let _ = self.replicator.transfer_leader(0);
     }
 
     /// Ends the background tasks, finishes what is queued and closes the log.

@@ -205,25 +205,6 @@ fn what_is_wrong_with_the_initial_cluster_is_said_in_etcds_words() {
     }
 }
 
-#[test]
-fn more_than_one_member_is_refused_by_a_clear_sentence_as_long_as_it_is_not_served() {
-    if sternpost_server::config::CLUSTERS_ARE_SERVED {
-        // The switch is on: nothing is refused.
-        return;
-    }
-    let initial_cluster = "--initial-cluster=a=http://127.0.0.1:2380,b=http://127.0.0.1:2381";
-    let own = ["--name=a", "--initial-advertise-peer-urls=http://127.0.0.1:2380", initial_cluster];
-    let listen = free_ports(1)[0];
-    let mut arguments = own.map(ToOwned::to_owned).to_vec();
-    arguments.push(format!("--listen-client-urls=http://127.0.0.1:{listen}"));
-    arguments.push(format!("--advertise-client-urls=http://127.0.0.1:{listen}"));
-    let said = complaint(Program::Sternpost, &arguments);
-    assert!(
-        said.contains("--initial-cluster has 2 members: a cluster of more than one member is not served yet"),
-        "{said}"
-    );
-}
-
 /// Flags about the first members count only for a new directory, in etcd as here.
 #[test]
 fn a_start_on_data_takes_no_notice_of_the_initial_cluster() {

@@ -139,14 +139,14 @@ impl Checker {
         let Some(begun) = self.begun.remove(&token) else {
             return Err(format!("read {token} is answered twice"));
         };
-        for register in 0..REGISTERS {
-            if registers[register] < begun.floor[register] {
+        let places = registers.iter().zip(&begun.floor).zip(&mut self.told);
+        for (register, ((place, floor), told)) in places.enumerate() {
+            if place < floor {
                 return Err(format!(
-                    "linearizability: member {member} reads register {register} at {:?}, {:?} was told before",
-                    registers[register], begun.floor[register]
+                    "linearizability: member {member} reads register {register} at {place:?}, {floor:?} was told before"
                 ));
             }
-            self.told[register] = self.told[register].max(registers[register]);
+            *told = (*told).max(*place);
         }
         Ok(())
     }

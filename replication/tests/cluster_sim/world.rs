@@ -2,6 +2,7 @@
 use super::checker::Checker;
 use super::member::{DiskWrite, Member, Place, Record, Write, command_id, mix};
 use bytes::Bytes;
+use raft::eraftpb::MessageType;
 use std::collections::{BTreeMap, BTreeSet};
 use sternpost_engine::base::rng::Rng;
 use sternpost_replication::raft::{CoreOptions, Frame, Input, Output, Planted, Proposal, Refusal};
@@ -260,7 +261,13 @@ impl World {
                 here.submitted_us.pop_front();
                 let Some((write, entries)) = here.disk.complete() else { return Ok(()) };
                 self.checker.durable(&self.members[member], &entries)?;
-                self.input(member, Input::Durable { number: write })
+                self.input(member, Input::Durable { number: write })?;
+                // Right behind a vote is where one that was not written would show.
+                let is_vote = entries.is_empty();
+                if is_vote && self.faults.crashes && !self.healed && self.below(2) == 0 {
+                    self.crash(member);
+                }
+                Ok(())
             }
             Event::Apply { member, incarnation } => self.apply(member, incarnation),
             Event::Loaded { member, incarnation, low, high } => {
@@ -314,7 +321,8 @@ impl World {
         here.disk.crash(kept as usize);
         // Its clients hear nothing any more.
         self.open.retain(|_, (taken_by, _)| *taken_by != member);
-        let delay_us = 50_000 + self.below(1_500_000);
+        let delay_us =
+            if self.below(2) == 0 { 1_000 + self.below(9_000) } else { 50_000 + self.below(1_500_000) };
         self.at(delay_us, Event::Restart { member });
     }
 
@@ -416,6 +424,13 @@ impl World {
             if !self.healed && self.below(1000) < self.faults.late {
                 delay_us += self.below(400_000);
             }
+            self.at(delay_us, Event::Deliver { to, frame: bytes.clone() });
+        }
+        let asks_vote =
+            bytes.get(24).is_some_and(|kind| i32::from(*kind) == MessageType::MsgRequestVote as i32)
+                && bytes.get(1) == Some(&1);
+        if asks_vote && !self.healed && self.faults.late_copies > 0 {
+            let delay_us = 5_000 + self.below(100_000);
             self.at(delay_us, Event::Deliver { to, frame: bytes.clone() });
         }
         if !self.healed && self.below(1000) < self.faults.late_copies {

@@ -153,13 +153,7 @@ impl Config {
         if all.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(format!("initial cluster {} has duplicate url", self.initial_cluster_text()));
         }
-        if !super::CLUSTERS_ARE_SERVED && self.initial_cluster.len() > 1 {
-            return Err(format!(
-                "--initial-cluster has {} members: a cluster of more than one member is not served yet",
-                self.initial_cluster.len()
-            ));
-        }
-        if !super::CLUSTERS_ARE_SERVED && self.initial_cluster_existing {
+        if self.initial_cluster_existing {
             return Err("--initial-cluster-state=existing: joining a cluster is not served yet".into());
         }
         Ok(())
@@ -709,9 +703,16 @@ mod tests {
             "initial cluster a=http://1.1.1.1:1,b=http://1.1.1.1:2,c=http://1.1.1.1:2 has duplicate url"
         );
         assert!(
-            complaint(&["--name=a", "--initial-cluster=a=http://localhost:2380,b=http://localhost:3380"])
-                .contains("more than one member is not served yet")
+            complaint(&[
+                "--name=a",
+                "--initial-cluster=a=http://localhost:2380",
+                "--initial-cluster-state=existing"
+            ])
+            .contains("joining a cluster is not served yet")
         );
+        let three =
+            "--initial-cluster=a=http://localhost:2380,b=http://localhost:3380,c=http://localhost:4380";
+        attempt(&["--name=a", three]).unwrap().0.check_bootstrap().unwrap();
         let (config, _) = attempt(&["--name=a", "--initial-cluster=a=http://127.0.0.1:2380"]).unwrap();
         config.check_bootstrap().unwrap();
     }

@@ -13,11 +13,8 @@ use crate::wire::status::ApiError;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
-/// What a change of membership answers where nothing is linked that could make it.
-const SOLO: ApiError = ApiError::Unimplemented(
-    "this server was built without replication; a build with the feature `raft` opens the same data directory and \
-     takes members",
-);
+/// What a change of membership answers.
+const FIXED: ApiError = ApiError::Unimplemented("changes of the membership are not served yet");
 
 /// See the module.
 #[derive(Clone)]
@@ -39,21 +36,21 @@ impl Cluster for ClusterService {
         &self,
         _request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(SOLO.into())
+        Err(FIXED.into())
     }
 
     async fn member_remove(
         &self,
         _request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(SOLO.into())
+        Err(FIXED.into())
     }
 
     async fn member_update(
         &self,
         _request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(SOLO.into())
+        Err(FIXED.into())
     }
 
     async fn member_list(
@@ -72,6 +69,6 @@ impl Cluster for ClusterService {
         &self,
         _request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(SOLO.into())
+        Err(FIXED.into())
     }
 }

@@ -2,6 +2,7 @@
 use super::check_metadata;
 use super::header::HeaderSource;
 use crate::lease::Leases;
+use crate::lease::keeper::LeaseKeeper;
 use crate::request::Pipeline;
 use crate::wire::etcdserverpb::lease_server::Lease;
 use crate::wire::etcdserverpb::{
@@ -19,19 +20,21 @@ use tonic::{Request, Response, Status, Streaming};
 pub struct LeaseService {
     pipeline: Arc<Pipeline>,
     leases: Arc<Leases>,
+    keeper: LeaseKeeper,
     header: HeaderSource,
 }
 
 impl LeaseService {
     /// Answers from `pipeline` and `leases` under `header`.
     pub fn new(pipeline: Arc<Pipeline>, leases: Arc<Leases>, header: HeaderSource) -> Self {
-        Self { pipeline, leases, header }
+        let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
+        Self { pipeline, leases, keeper, header }
     }
 
     async fn keep_alive(self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
         // Before the renewal, so that an answer never says a revision at which the lease was already revoked.
         let header = Some(self.header.current());
-        let ttl = self.leases.renew(request.id, self.pipeline.options().timeout).await?;
+        let ttl = self.keeper.renew(request.id).await?;
         Ok(LeaseKeepAliveResponse { header, id: request.id, ttl })
     }
 }
@@ -79,10 +82,12 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         let request = request.into_inner();
+        let remaining = self.keeper.remaining(request.id).await?;
+        // For the keys: what the leader counts by is applied here too then.
         self.pipeline.read_barrier().await?;
         let mut response =
             LeaseTimeToLiveResponse { id: request.id, ttl: -1, ..LeaseTimeToLiveResponse::default() };
-        if let Some(remaining) = self.leases.remaining(request.id) {
+        if let Some(remaining) = remaining {
             response.ttl = remaining.ttl;
             response.granted_ttl = remaining.granted_ttl;
             if request.keys {

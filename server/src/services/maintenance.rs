@@ -52,6 +52,7 @@ impl Maintenance for MaintenanceService {
         if replicator.leader == 0 {
             errors.push(ApiError::NoLeader.to_string());
         }
+        errors.extend(replicator.quarantine.clone());
         errors.extend(view.alarms().iter().map(alarm_text));
         let size_bytes = view.size_bytes();
         Ok(Response::new(StatusResponse {
@@ -113,14 +114,7 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let leader = self.pipeline.replicator().status().leader;
-        if leader != self.header.member_id() {
-            return Err(ApiError::NotLeader.into());
-        }
-        if request.into_inner().target_id != leader {
-            // The only voter can hand over to nobody else.
-            return Err(ApiError::BadLeaderTransferee.into());
-        }
+        self.pipeline.move_leader(request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 

@@ -19,11 +19,11 @@ async fn the_member_list_knows_this_member_and_says_no_revision() {
 }
 
 #[tokio::test]
-async fn membership_cannot_change_without_replication_and_the_answer_says_where_it_can() {
+async fn membership_cannot_change_yet_and_the_answer_says_so() {
     let mut server = start().await;
     let status = server.cluster.member_add(MemberAddRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
-    assert!(status.message().contains("feature `raft`"), "{status}");
+    assert!(status.message().contains("membership"), "{status}");
 }
 
 #[tokio::test]
