@@ -103,12 +103,24 @@ pub fn open<T: bincode::Decode<()>>(
     if (found_kind, found_version) != (kind as u16, format_version) {
         return Err(EnvelopeError::Foreign(found_kind, found_version));
     }
-    let config = bincode::config::standard().with_limit::<BODY_BYTES_MAX>();
-    let (body, used) = bincode::decode_from_slice(reader.rest(), config).map_err(EnvelopeError::Body)?;
+    // A length in the body is believed, and memory taken for it, up to the limit. Of what 4 KiB of body can describe nothing takes 1 MiB.
+    let decoded = match body_bytes {
+        0..=0x1000 => decode::<T, { 1 << 20 }>(reader.rest()),
+        0x1001..=0x2_0000 => decode::<T, { 32 << 20 }>(reader.rest()),
+        _ => decode::<T, BODY_BYTES_MAX>(reader.rest()),
+    };
+    let (body, used) = decoded.map_err(EnvelopeError::Body)?;
     if used != body_bytes {
         return Err(EnvelopeError::Damaged("bytes behind the body"));
     }
     Ok(body)
+}
+
+/// The body and its length; lengths in it may claim so many bytes of memory.
+fn decode<T: bincode::Decode<()>, const LIMIT: usize>(
+    body: &[u8],
+) -> Result<(T, usize), bincode::error::DecodeError> {
+    bincode::decode_from_slice(body, bincode::config::standard().with_limit::<LIMIT>())
 }
 
 #[cfg(test)]
@@ -127,6 +139,23 @@ mod tests {
         }
         for cut in 0..sealed.len() {
             assert!(open::<Vec<u64>>(EnvelopeKind::OperationTrace, 3, &sealed[..cut]).is_err(), "cut {cut}");
+        }
+    }
+
+    /// A body of 15 bytes with a right checksum took 32 MiB of memory for a string that was not there, and could have taken 1 GiB: the
+    /// fuzzer of side files found it. A short body claims little.
+    #[test]
+    fn a_length_that_a_short_body_cannot_hold_is_refused() {
+        let sealed = seal(EnvelopeKind::OperationTrace, 1, &(u64::from(u32::MAX) >> 7, 7_u8));
+        // The same bytes, read as a string of 33,554,431 bytes.
+        let found = open::<String>(EnvelopeKind::OperationTrace, 1, &sealed);
+        let limited = matches!(found, Err(EnvelopeError::Body(bincode::error::DecodeError::LimitExceeded)));
+        assert!(limited, "{found:?}");
+        let many: Vec<(u64, String)> = (0..1_000).map(|number| (number, "x".repeat(3))).collect();
+        for count in [0, 1, 100, 1_000] {
+            let sealed = seal(EnvelopeKind::OperationTrace, 1, &many[..count].to_vec());
+            let opened: Vec<(u64, String)> = open(EnvelopeKind::OperationTrace, 1, &sealed).unwrap();
+            assert_eq!(opened, many[..count]);
         }
     }
 
