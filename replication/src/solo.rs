@@ -675,6 +675,12 @@ impl Replay {
                         "needs feature level {feature_level}, this build has {FEATURE_LEVEL}; use a newer build"
                     )));
                 }
+                if genesis.voters.len() > 1 {
+                    return Err(refused(format!(
+                        "the directory is that of a member of a group of {}, and was to be opened as a single node",
+                        genesis.voters.len()
+                    )));
+                }
                 if self.applied_index < record.meta.index {
                     machine.restore(record.meta.index, record.meta.term, &genesis.state);
                     self.last_index = record.meta.index;

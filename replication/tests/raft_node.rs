@@ -11,7 +11,7 @@ use std::time::Duration;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::raft::{Carrier, CoreStatus, Inbox, Lane, Raft, RaftOptions};
-use sternpost_replication::{Class, Entry, Genesis, Rejection, Replicator, StateMachine};
+use sternpost_replication::{Class, Entry, Genesis, Rejection, Replicator, Solo, SoloOptions, StateMachine};
 
 const MEMBERS: [u64; 3] = [11, 22, 33];
 /// Far longer than anything takes; nothing here waits for it.
@@ -268,6 +268,27 @@ fn members_elect_write_lose_one_go_on_and_have_it_back() {
     cluster.leader(None);
     ids.push(cluster.propose(1, 10));
     cluster.agree(&ids);
+}
+
+#[test]
+fn a_single_node_does_not_open_a_members_directory() {
+    let mut cluster = Cluster::start();
+    cluster.leader(None);
+    cluster.members.iter_mut().for_each(|member| *member = None);
+    let options = options(&cluster.directory.path().join("0"), MEMBERS[0]);
+    let solo = Solo::start(
+        SoloOptions {
+            directory: options.directory,
+            log: options.log,
+            checkpoint: options.checkpoint,
+            genesis: options.genesis,
+            progress: Box::new(|_| {}),
+            on_checkpoint: None,
+        },
+        Machine::default(),
+    );
+    let refused = solo.err().expect("it is refused").to_string();
+    assert!(refused.contains("a group of 3"), "{refused}");
 }
 
 #[test]
