@@ -17,7 +17,7 @@ use std::time::Duration;
 use sternpost_engine::base::clock::Clock;
 use sternpost_engine::base::ids::Lsn;
 use sternpost_engine::checkpoint::{CheckpointStats, Checkpointer};
-use sternpost_engine::mvcc::CutPosition;
+use sternpost_engine::mvcc::{CutPosition, StoreWriter};
 
 /// The longest sleep; a lost wake-up would be a delay and not a hang.
 const SLEEP_US_MAX: u64 = 1_000_000;
@@ -61,6 +61,8 @@ pub(super) struct ApplyQueue {
     pub(super) replay_lsn: AtomicU64,
     /// There is nothing left that would make the log shorter.
     pub(super) has_rested: AtomicBool,
+    /// Notes of what keys were, for the log; the applying thread fills in the next ones when these were taken.
+    pub(super) notes: Mutex<Option<(u64, Vec<u8>)>>,
     pub(super) stats: Mutex<CheckpointStats>,
 }
 
@@ -168,11 +170,20 @@ impl<M: StateMachine> Applier<M> {
             }
         }
         if let Some(index) = last {
+            self.leave_notes();
             self.queue.applied.store(index, Ordering::Release);
             self.inbox.wake();
             self.machine.flush();
         }
         true
+    }
+
+    /// For the thread of the log, if it has taken the last ones.
+    fn leave_notes(&mut self) {
+        let mut notes = self.queue.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        if notes.is_none() {
+            *notes = self.machine.storage().and_then(StoreWriter::take_notes);
+        }
     }
 }
 

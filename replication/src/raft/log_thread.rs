@@ -262,6 +262,10 @@ impl LogThread {
             };
             last = Some(self.log.append(meta, &encode_hard_state(*vote), Reserve::Privileged)?);
         }
+        if !entries.is_empty() {
+            let notes = self.apply.notes.lock().unwrap_or_else(PoisonError::into_inner).take();
+            self.log.append_notes(GROUP, notes);
+        }
         for entry in entries {
             let meta = RecordMeta {
                 kind: RecordKind::RaftEntry,
