@@ -76,7 +76,7 @@ pub(super) fn is_worth_it(state: &DiskState, shelf: &Shelf) -> bool {
 fn worth(revisions: &[RevisionsFile], bytes_max: u64) -> impl Fn(&RevisionsFile) -> bool {
     let stored: u64 = revisions.iter().map(|file| file.info.summary.stored_bytes).sum();
     let live: u64 = revisions.iter().map(live_bytes).sum();
-    let all_percent = live * 100 / stored.max(1);
+    let all_percent = live.saturating_mul(100) / stored.max(1);
     move |file| {
         let percent = alive_percent(file);
         live_bytes(file) <= bytes_max

@@ -24,6 +24,9 @@ pub struct SegmentSummary {
     pub trailer_crc: u32,
 }
 
+/// More bytes are in no segment: one has 64 MiB, and the record and the index that it ends with.
+const BYTES_MAX: u64 = 1 << 40;
+
 impl SegmentSummary {
     /// Length of an encoded summary.
     pub const BYTES: usize = 72;
@@ -53,12 +56,21 @@ impl SegmentSummary {
         let mut reader = Reader::new(bytes);
         let summary = Self::decode_fields(&mut reader).map_err(|Truncated| malformed())?;
         match (reader.u32(), reader.is_empty()) {
-            (Ok(0), true) => Ok(summary),
+            (Ok(0), true) if summary.is_possible() => Ok(summary),
+            (Ok(0), true) => Err(format!(
+                "at most {BYTES_MAX} bytes in a segment expected, {} in its file, {} of records and {} stored found",
+                summary.file_bytes, summary.record_bytes, summary.stored_bytes
+            )),
             (Ok(_), true) => {
                 Err("a segment summary ending in zeros expected, something else found".to_string())
             }
             _ => Err(malformed()),
         }
+    }
+
+    /// Sums over all segments stay far below what a number holds.
+    fn is_possible(&self) -> bool {
+        [self.file_bytes, self.record_bytes, self.stored_bytes].iter().all(|bytes| *bytes <= BYTES_MAX)
     }
 
     fn decode_fields(reader: &mut Reader<'_>) -> Result<Self, Truncated> {
@@ -115,6 +127,15 @@ mod tests {
         }
         bytes.push(0);
         assert!(SegmentSummary::decode(&bytes).is_err());
+        for wrong in [
+            SegmentSummary { file_bytes: BYTES_MAX + 1, ..summary },
+            SegmentSummary { record_bytes: u64::MAX, ..summary },
+            SegmentSummary { stored_bytes: u64::MAX, ..summary },
+        ] {
+            let mut bytes = Vec::new();
+            wrong.encode(&mut bytes);
+            assert!(SegmentSummary::decode(&bytes).is_err(), "{wrong:?}");
+        }
     }
 
     #[test]
