@@ -36,15 +36,24 @@ pub struct Leases {
     /// Moves whenever a revocation was decided; keepalives of ending leases wait for it.
     decided: watch::Sender<u64>,
     start: Instant,
-}
-
-impl Default for Leases {
-    fn default() -> Self {
-        Self { lessor: Mutex::default(), decided: watch::Sender::new(0), start: Instant::now() }
-    }
+    /// Added to every TTL when this member begins to keep the time.
+    grace: Duration,
+    /// The term in which it does.
+    kept_term: Mutex<Option<u64>>,
 }
 
 impl Leases {
+    /// No leases yet. `grace` is an election timeout where there are elections.
+    pub fn new(grace: Duration) -> Self {
+        Self {
+            lessor: Mutex::default(),
+            decided: watch::Sender::new(0),
+            start: Instant::now(),
+            grace,
+            kept_term: Mutex::default(),
+        }
+    }
+
     fn now_us(&self) -> u64 {
         u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
@@ -96,11 +105,24 @@ impl Leases {
         self.lessor().count()
     }
 
-    /// Gives every lease its full TTL from now on, and `grace` on top.
-    pub fn extend_all(&self, grace: Duration) {
-        let grace_us = u64::try_from(grace.as_micros()).unwrap_or(0);
+    /// Gives every lease its full TTL from now on.
+    pub fn extend_all(&self) {
+        let now_us = self.now_us();
+        self.lessor().extend_all(now_us);
+    }
+
+    /// This member leads in `term` and has proved it: from the first call in a term on the time is its own, and every lease has its full TTL
+    /// and the grace. Until then its clock knew nothing of renewals; who waits for a lease that seemed to end looks again.
+    pub fn take_over(&self, term: u64) {
+        let mut kept_term = self.kept_term.lock().unwrap_or_else(PoisonError::into_inner);
+        if *kept_term == Some(term) {
+            return;
+        }
+        *kept_term = Some(term);
+        let grace_us = u64::try_from(self.grace.as_micros()).unwrap_or(0);
         let now_us = self.now_us().saturating_add(grace_us);
         self.lessor().extend_all(now_us);
+        self.decide();
     }
 
     fn decide(&self) {
@@ -127,24 +149,14 @@ impl Notices for LeaseNotices {
     }
 }
 
-/// Revokes what runs out, until it is dropped. `grace` is added to every TTL when this member begins to lead.
-pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>, grace: Duration) {
+/// Revokes what runs out, until it is dropped.
+pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>) {
     let mut ticks = tokio::time::interval(EXPIRY_TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut kept_in = None;
     loop {
         ticks.tick().await;
-        let Some(term) = pipeline.replicator().status().proved_term else {
-            kept_in = None;
-            continue;
-        };
-        if kept_in != Some(term) {
-            // From the first look in a term on the time is this member's. A start gave every lease its TTL already, but a single node's
-            // clients cannot tell the difference.
-            kept_in = Some(term);
-            leases.extend_all(grace);
-            continue;
-        }
+        let Some(term) = pipeline.replicator().status().proved_term else { continue };
+        leases.take_over(term);
         let now_us = leases.now_us();
         let due = leases.lessor().take_due(now_us);
         if due.is_empty() {
@@ -178,5 +190,26 @@ pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>, grace: Dur
             });
         }
         while revokes.join_next().await.is_some() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A follower's clock knows nothing of renewals: leases that were kept for hours seem to have ended long ago when it begins to lead.
+    #[tokio::test]
+    async fn who_takes_over_ends_no_lease_that_was_kept_elsewhere() {
+        let leases = Leases::new(Duration::from_hours(1));
+        leases.lessor().granted(0, 7, 0, 1);
+        let early = tokio::time::timeout(Duration::ZERO, leases.renew(7, Duration::from_hours(1))).await;
+        assert!(early.is_err(), "it seems to end");
+        leases.take_over(5);
+        assert_eq!(leases.lessor().renew(0, 7), Renewal::Renewed(0), "its full TTL and the grace");
+        assert!(leases.lessor().take_due(leases.now_us()).is_empty());
+        // Once in a term: the time that passes then counts.
+        leases.lessor().granted(0, 8, 0, 2);
+        leases.take_over(5);
+        assert_eq!(leases.lessor().take_due(leases.now_us()).len(), 1);
     }
 }

@@ -162,7 +162,7 @@ impl Server {
         let (store, writer) = StoreWriter::new(options.store.clone());
         let view = Arc::new(AppliedView::default());
         let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
-        let leases = Arc::new(Leases::default());
+        let leases = Arc::new(Leases::new(options.lease_grace));
         let quota = Quota::new(options.quota_bytes);
         let watch = WatchHub::new(store.clone(), OutboxLimits::default(), options.metrics.watch.clone());
         let machine = Machine::new(
@@ -176,7 +176,7 @@ impl Server {
         let StartedReplicator { replicator, cluster_id, member_id } = started
             .await
             .map_err(|_| StartError::Options("the start ended with a broken invariant".to_owned()))??;
-        leases.extend_all(Duration::ZERO);
+        leases.extend_all();
 
         let pipeline = Arc::new(Pipeline::new(
             Arc::clone(&replicator),
@@ -214,7 +214,7 @@ impl Server {
 
         let mut tasks = JoinSet::new();
         tasks.spawn(run_ticks(waiters));
-        tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline), options.lease_grace));
+        tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
         tasks.spawn(Arc::clone(&watch).run());
         let mut server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;

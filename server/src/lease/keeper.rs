@@ -83,19 +83,17 @@ impl LeaseKeeper {
 
     /// The outcome, if this member is the leader and can prove it.
     async fn try_here(&self, question: Question, lease: i64) -> Result<Option<Option<Remaining>>, ApiError> {
-        let proved = self.pipeline.replicator().status().proved_term;
-        if proved.is_none() {
-            return Ok(None);
-        }
+        let Some(term) = self.pipeline.replicator().status().proved_term else { return Ok(None) };
         match self.pipeline.read_barrier().await {
             Ok(()) => {}
             Err(ApiError::Stopped) => return Err(ApiError::Stopped),
             // It leads no more, or nobody hears it.
             Err(_) => return Ok(None),
         }
-        if self.pipeline.replicator().status().proved_term != proved {
+        if self.pipeline.replicator().status().proved_term != Some(term) {
             return Ok(None);
         }
+        self.leases.take_over(term);
         Ok(Some(match question {
             Question::Remaining => self.leases.remaining(lease),
             Question::Renew => {
