@@ -134,18 +134,6 @@ fn a_directory_of_etcd_is_refused_by_name() {
     assert!(text(&output.stderr).contains("holds data of etcd (member/)"));
 }
 
-#[test]
-fn a_cluster_of_several_members_is_refused_and_leaves_nothing() {
-    let folder = tempfile::tempdir().unwrap();
-    let data = folder.path().join("data");
-    let mut arguments = free_urls(data.to_str().unwrap());
-    arguments.push("--initial-cluster=default=http://localhost:2380,other=http://localhost:3380");
-    let output = run(&arguments, &[]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(text(&output.stderr).contains("a cluster of more than one member is not served yet"));
-    assert!(!data.exists());
-}
-
 fn free_urls(data: &str) -> Vec<&str> {
     vec![
         "--data-dir",
