@@ -185,11 +185,20 @@ fn a_directory_is_shown_from_the_superblock_down_to_one_key_and_nothing_changes(
         assert!(output.status.code() == Some(1) && stderr.contains(said), "{arguments:?}: {stderr}");
     }
 
-    let log = json(directory, &["inspect", "wal", "--newest", "3"]);
+    let log = json(directory, &["inspect", "wal", "--newest", "5"]);
     let (wal, newest) = (&log["wal"], log["newest_records"].as_array().expect("a list"));
     assert!(number(&wal["records"]) >= 20 && number(&wal["end_lsn"]) > number(&wal["replay_lsn"]), "{log}");
-    assert_eq!((newest.len(), &newest[2]["kind"]), (3, &"Batch".into()), "{log}");
-    assert_eq!(number(&newest[2]["index"]), number(&newest[0]["index"]) + 2, "{log}");
+    assert_eq!((newest.len(), &newest[4]["kind"]), (5, &"Batch".into()), "{log}");
+    // Between operations there may be notes of what their keys were.
+    let operations: Vec<_> = newest.iter().filter(|record| record["kind"] == "Batch").collect();
+    assert!(
+        operations.len() >= 3
+            && newest.iter().all(|record| record["kind"] == "Batch" || record["kind"] == "PriorNotes"),
+        "{log}"
+    );
+    for pair in operations.windows(2) {
+        assert_eq!(number(&pair[1]["index"]), number(&pair[0]["index"]) + 1, "{log}");
+    }
     let place = number(&newest[0]["segment"]) * LOG_SEGMENT_BYTES + number(&newest[0]["offset"]);
     assert_eq!(place, number(&newest[0]["lsn"]));
     assert!(text(directory, &["inspect", "wal"]).contains("BODY BEGINS"));
@@ -256,7 +265,7 @@ fn a_flipped_bit_in_each_kind_of_file_is_named() {
     text(directory, &["verify"]);
 }
 
-/// Until there is a checkpoint a directory is what the first release writes.
+/// Until there is a checkpoint a directory is what the first release writes, but for notes in its log.
 #[test]
 fn a_directory_of_the_first_release_is_shown_and_verified() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -271,7 +280,7 @@ fn a_directory_of_the_first_release_is_shown_and_verified() {
     let key = json(directory, &["inspect", "key", "key/0001"]);
     assert_eq!(key["versions"], Value::Array(Vec::new()), "it is in the log");
     let verified = json(directory, &["verify"]);
-    assert_eq!((&verified["log"]["records"], &verified["pages"]), (&10.into(), &0.into()));
+    assert!(number(&verified["log"]["records"]) >= 10 && verified["pages"] == 0, "{verified}");
 }
 
 #[test]

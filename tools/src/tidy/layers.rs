@@ -382,7 +382,7 @@ mod tests {
             ("engine/src/export/reader.rs", "use crate::mvcc::Store;"),
             ("engine/ring-stream/src/ring.rs", "use sternpost_engine::Db;"),
             ("replication/src/solo.rs", "use sternpost_server::wire;"),
-            ("replication/src/core/ready.rs", "use sternpost_engine::wal::Wal;"),
+            ("replication/src/raft/core/ready.rs", "use sternpost_engine::wal::Wal;"),
             ("server/src/apply/kv.rs", "use std::time::Duration;"),
             ("server/src/apply.rs", "fn f() -> u8 { rand::random() }"),
             ("server/src/services/kv.rs", "use sternpost_engine::wal::Wal;"),
@@ -404,7 +404,7 @@ mod tests {
             ("engine/src/wal/reader.rs", "// tokio\nconst X: &str = \"tokio::spawn\";"),
             ("engine/src/wal/reader.rs", "#[cfg(test)] mod tests { use crate::mvcc::Store; }"),
             ("engine/src/walrus.rs", "use crate::mvcc::Store;"),
-            ("replication/src/core/ready.rs", "use sternpost_engine::base::ids::Lsn;"),
+            ("replication/src/raft/core/ready.rs", "use sternpost_engine::base::ids::Lsn;"),
             ("server/src/server.rs", "use tokio::net::TcpListener;"),
             ("engine/Cargo.toml", "[dev-dependencies]\ntokio.workspace = true"),
         ];
