@@ -149,9 +149,9 @@ pub(crate) struct Checkpoints {
     pub(crate) superseded: SupersededPages,
 }
 
-/// Pages that a state refers to and the one behind it does not, by state. They leave the cache when nobody reads that state any
-/// more. Earlier
-/// would be worse than never: who still reads it would have them read and kept again, in front of everything of a lower class.
+/// Pages that a state refers to and the one behind it does not, by state. They leave the cache when nobody reads that state
+/// any more. Earlier would be worse than never: who still reads it would have them read and kept again, in front of
+/// everything of a lower class.
 #[derive(Default)]
 pub(crate) struct SupersededPages(Vec<(Weak<DiskState>, Vec<PageRef>)>);
 

@@ -243,12 +243,10 @@ impl PreparedLog {
         Ok((log, report, created))
     }
 
-    /// The same with two threads: this one reads and verifies, some way ahead; `visit` is called on the other. Notes of what keys
-    /// were go to the
-    /// store that `checkpointer` was attached to. `announce` is called some time before `visit` with entries whose notes are
-    /// missing, and may do no more than have
-    /// things read that `visit` will need. On a simulated disk, where the order of reads
-    /// would become a matter of chance, it is not called and there is one thread.
+    /// The same with two threads: this one reads and verifies, some way ahead; `visit` is called on the other. Notes of what
+    /// keys were go to `priors`, which is the checkpointer's. `announce` is called some time before `visit` with
+    /// entries whose notes are missing, and may do no more than have things read that `visit` will need. On a simulated
+    /// disk, where the order of reads would become a matter of chance, it is not called and there is one thread.
     ///
     /// # Errors
     /// Those of [`Self::recover`]; that of `visit`, if it has one, before any other.
@@ -362,9 +360,9 @@ impl Log {
         self.wal.append(meta, body, reserve)
     }
 
-    /// Puts notes of what keys were into the log ([`StoreWriter::take_notes`](crate::mvcc::StoreWriter::take_notes)), in front of
-    /// what is appended next. What there is no room for is not
-    /// noted: nothing is lost by that but the speed of a start.
+    /// Puts notes of what keys were into the log ([`StoreWriter::take_notes`](crate::mvcc::StoreWriter::take_notes)), in
+    /// front of what is appended next. What there is no room for is not noted: nothing is lost by that but the speed of a
+    /// start.
     pub fn append_notes(&mut self, group: GroupId, notes: Option<(u64, Vec<u8>)>) {
         let Some((index, body)) = notes else { return };
         let meta = RecordMeta { kind: RecordKind::PriorNotes, entry_type: 0, group, term: 0, index };

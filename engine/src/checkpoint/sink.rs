@@ -4,9 +4,9 @@
 //! the next checkpoint. Kept apart, a segment's pages die together. A stream makes its first file when it gets its first
 //! page, and another one when that is full.
 //!
-//! A page that takes the place of one in the cache goes there too, as much used as that was: who needed the one will need the
-//! other. Without that
-//! each checkpoint would have every leaf that it rewrites read again, by the next change of a key in it.
+//! A page that takes the place of one in the cache goes there too, as much used as that was: who needed the one will need
+//! the other. Without that each checkpoint would have every leaf that it rewrites read again, by the next change of a key in
+//! it.
 use super::SegmentIds;
 use crate::base::ids::SegmentId;
 use crate::disk_state::{Shelf, TreeId};

@@ -1,20 +1,18 @@
 //! Memory for blocks read from files: slabs of one map each, cut into slots of one size.
 //!
-//! **Why not the heap.** Pages of 16 KiB come and go between values of every size, and the allocator has to align them. With a
-//! few million keys half of the heap was
-//! holes that nothing fitted into: 245 of 513 MiB, behind four million puts and as many overwrites. Slots of one size leave no holes.
+//! **Why not the heap.** Pages of 16 KiB come and go between values of every size, and the allocator has to align them. With
+//! a few million keys half of the heap was holes that nothing fitted into: 245 of 513 MiB, behind four million puts and as
+//! many overwrites. Slots of one size leave no holes.
 //!
-//! **Data.** A [`Class`] for each multiple of 4 KiB up to [`SLOT_BYTES_MAX`]; in it slabs of [`SLAB_BYTES`], the ones with a free
-//! slot in order of their making. A slot is
-//! taken from the oldest slab that has one: young slabs run empty and are given back to the system, but for one in each class.
+//! **Data.** A [`Class`] for each multiple of 4 KiB up to [`SLOT_BYTES_MAX`]; in it slabs of [`SLAB_BYTES`], the ones with a
+//! free slot in order of their making. A slot is taken from the oldest slab that has one: young slabs run empty and are
+//! given back to the system, but for one in each class.
 //!
 //! **Contract.** A [`Slot`] is memory that is initialised, aligned to 4 KiB, owned by one holder, and goes back when it is
-//! dropped. What was in it stays there until
-//! somebody writes over it.
+//! dropped. What was in it stays there until somebody writes over it.
 //!
 //! **Invariants.** L1: a slot is handed out again only after it was dropped: its number is in `free` of its slab or in one
-//! `Slot`, never in both. L2: a slab lives as
-//! long as one of its slots does: each holds it.
+//! `Slot`, never in both. L2: a slab lives as long as one of its slots does: each holds it.
 //!
 //! **Does not know** what is in a slot, or who holds it how long.
 use super::disk::BLOCK_BYTES;

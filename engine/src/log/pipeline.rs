@@ -3,15 +3,14 @@
 //! **Why two.** A log of 1 GiB in records of a single put took 5.1 to 5.6 s to open with one thread, and takes 3.4 to 4.0 s with two
 //! (`benches/README.md`).
 //!
-//! **Why ahead.** What is noted of an entry ([`RecordKind::PriorNotes`]) was written when the entry had been applied, behind it
-//! in the log. A record is
-//! therefore held back until [`AHEAD_BYTES`] more are read: more than a log usually has between the two. If the notes
-//! of an entry were not met by then, somebody is told ([`Ahead::announce`]) that its keys will have to be read.
+//! **Why ahead.** What is noted of an entry ([`RecordKind::PriorNotes`]) was written when the entry had been applied, behind
+//! it in the log. A record is therefore held back until [`AHEAD_BYTES`] more are read: more than a log usually has between
+//! the two. If the notes of an entry were not met by then, somebody is told ([`Ahead::announce`]) that its keys will have to
+//! be read.
 //!
-//! **Contract.** Records are applied in the order of the log. The first failure of either side ends both; if the applying side failed, its
-//! error is the one returned. Held at most: [`AHEAD_BYTES`] and [`BATCHES_MAX`] + 2 batches of [`BATCH_BYTES`], or one record
-//! each if that is longer, and
-//! the notes among them.
+//! **Contract.** Records are applied in the order of the log. The first failure of either side ends both; if the applying
+//! side failed, its error is the one returned. Held at most: [`AHEAD_BYTES`] and [`BATCHES_MAX`] + 2 batches of
+//! [`BATCH_BYTES`], or one record each if that is longer, and the notes among them.
 //!
 //! **Does not know** what another record means.
 use crate::base::ids::Lsn;

@@ -5,32 +5,25 @@
 //! of scattered keys it took seconds instead of a fraction of one.
 //!
 //! **Data.** For each entry of the log the newest version of those keys that it changed and that were not in the active memtable,
-//! the only place
-//! where a replay finds them by itself: a checkpoint begins where a memtable begins. One *note* is 8 bytes for the key's hash and
-//! 2 to about 30 for the version.
-//! The notes of some entries are one record of the log, which is put in front of the next entry that is appended: they cost no
-//! write of their own, and those of the
-//! last entries before a crash are missing.
+//! the only place where a replay finds them by itself: a checkpoint begins where a memtable begins. One *note* is 8 bytes for the
+//! key's hash and 1 to about 30 for the version. The notes of some entries are one record of the log, which is put in front of the
+//! next entry that is appended: they cost no write of their own, and those of the last entries before a crash are missing.
 //!
-//! **Contract.** A hint that is exact: a note says what the key was directly before the entry of that index, which is a function
-//! of the log alone.
-//! It is used for that entry only, on the way to the disk, and without it the disk is read. Where the engine is built for tests
-//! every note that is used is compared
-//! with the disk (N1). A tombstone is never noted: whether it is still on disk depends on sweeps.
+//! **Contract.** A hint that is exact: a note says what the key was directly before the entry of that index, which is a function of
+//! the log alone. It is used for that entry only, on the way to the disk, and without it the disk is read. Where the engine is
+//! built for tests every note that is used is compared with the disk (N1). A tombstone is never noted: whether it is still on disk
+//! depends on sweeps. Nor is what a range is deleted for: to find its keys the disk is read anyway.
 //!
-//! **Body of the record**, whose index is that of the last entry it covers; varints are LEB128:
-//! format version u8 (1) · entries covered, varint · for each entry with notes: its index less that of the one before (at first
-//! less the first covered
-//! index − 1), varint · count of notes, varint · for each: hash u64 little-endian · there u8 (0: no such key, 1: it exists) · if
-//! it exists: main · sub · main − create revision · version · lease as u64 ·
-//! value bytes, varints.
+//! **Body of the record**, whose index is that of the last entry it covers; varints are LEB128: format version u8 (1) · entries
+//! covered, varint · for each entry with notes: its index less that of the one before (at first less the first covered index − 1),
+//! varint · count of notes, varint · for each: hash u64 little-endian · there u8 (0: no such key, 1: it exists) · if it exists:
+//! main · sub · main − create revision · version · lease as u64 · value bytes, varints.
 //!
-//! **Hash**: XXH3-64 of the key with a seed from the database's identity, which clients do not see: two keys of one entry with
-//! the same hash would need a
-//! chance of 2^-64 and cannot be made.
+//! **Hash**: XXH3-64 of the key with a seed from the database's identity, which clients do not see: that two keys of one entry have
+//! the same is a matter of chance, of 2^-64 for each pair.
 //!
-//! **Bounds.** [`BODY_BYTES_MAX`] of notes wait for the next entry; beyond that they are dropped. A replay holds the notes of
-//! what was read ahead of it.
+//! **Bounds.** [`BODY_BYTES_MAX`] of notes wait for the next entry, and as many of the one that is being applied; beyond that they
+//! are dropped. A replay holds the notes of what was read ahead of it.
 //!
 //! **Does not know** who appends to the log, or why something is read.
 use crate::base::codec::{Reader, Truncated, put_varint};
@@ -59,7 +52,7 @@ pub(super) struct Priors {
     replay: Option<Arc<ReplayPriors>>,
     /// Index of the entry that `found` belongs to.
     found_index: u64,
-    /// What the log has for that entry; none if it does not cover it.
+    /// What the log has for that entry, by hash; none if it does not cover it.
     found: Option<Vec<Note>>,
     /// Index before the first entry of `body`; none while it covers nothing.
     before: Option<u64>,
@@ -83,8 +76,10 @@ impl Priors {
     pub(super) fn find(&mut self, index: u64, key: &[u8]) -> Option<Option<Newest>> {
         let seed = self.seed?;
         self.look_up(index);
+        let found = self.found.as_ref()?;
         let hash = xxh3_64_with_seed(key, seed);
-        self.found.as_ref()?.iter().find(|note| note.0 == hash).map(|note| note.1)
+        let at = found.partition_point(|note| note.0 < hash);
+        found.get(at).filter(|note| note.0 == hash).map(|note| note.1)
     }
 
     /// A note has spared a read.
@@ -112,6 +107,10 @@ impl Priors {
         let Some(seed) = self.seed else { return };
         self.look_up(index);
         if self.found.is_some() || newest.is_some_and(|newest| newest.version == 0) {
+            return;
+        }
+        if self.entry.len() > BODY_BYTES_MAX {
+            // Dropped at the end of the entry.
             return;
         }
         self.before.get_or_insert_with(|| {
@@ -213,7 +212,7 @@ impl ReplayPriors {
         self.notes().covered.iter().any(|covered| covered.contains(&index))
     }
 
-    /// The notes of an entry, if it is covered. Those before it are let go.
+    /// The notes of an entry by hash, if it is covered. Those before it are let go.
     fn take(&self, index: u64) -> Option<Vec<Note>> {
         let mut notes = self.notes();
         while notes.covered.front().is_some_and(|covered| covered.end <= index) {
@@ -226,7 +225,10 @@ impl ReplayPriors {
             return None;
         }
         let entry = notes.entries.pop_front_if(|entry| entry.0 == index);
-        Some(entry.map(|entry| entry.1).unwrap_or_default())
+        let mut found = entry.map(|entry| entry.1).unwrap_or_default();
+        // Stable: of two about one key the first is what it was before the entry.
+        found.sort_by_key(|note| note.0);
+        Some(found)
     }
 
     /// The log is read to its end and applied: nothing is kept any more.

@@ -271,16 +271,15 @@ impl StoreWriter {
         self.priors.end_entry(index);
     }
 
-    /// Begins to note what keys were before they are changed, see [`Self::take_notes`], and to use the notes that a replay finds;
-    /// `wrong` is
-    /// a planted bug.
+    /// Begins to note what keys were before they are changed, see [`Self::take_notes`], and to use the notes that a replay
+    /// finds; `wrong` is a planted bug.
     pub(crate) fn begin_notes(&mut self, database: &[u8; 16], replay: Arc<ReplayPriors>, wrong: bool) {
         self.priors.begin(priors::seed(database), replay, wrong);
     }
 
     /// The body of a record for the log, if there is anything to note:
-    /// [`RecordKind::PriorNotes`](crate::wal::RecordKind::PriorNotes) with the index of
-    /// the last entry applied, which is the other value. To be appended in front of the next entry, and no loss if it is not.
+    /// [`RecordKind::PriorNotes`](crate::wal::RecordKind::PriorNotes) with the index of the last entry applied, which is the
+    /// other value. To be appended in front of the next entry, and no loss if it is not.
     pub fn take_notes(&mut self) -> Option<(u64, Vec<u8>)> {
         Some((self.applied_index, self.priors.take(self.applied_index)?))
     }
@@ -397,6 +396,16 @@ impl StoreWriter {
         changes: &mut Changes,
     ) -> Result<DeleteRangeOutcome, OperationError> {
         let view = self.view.clone();
+        if let Some(key) = delete.range.single().filter(|_| !delete.prev_kv) {
+            let hash = view.hasher.hash(key);
+            let newest = self.before_change(&view, key, hash)?;
+            let exists = newest.as_ref().is_some_and(|newest| newest.newest().version > 0);
+            if exists {
+                self.change(changes, key, hash, newest, None);
+            }
+            let revision = changes.revision();
+            return Ok(DeleteRangeOutcome { revision, deleted: i64::from(exists), prev_kvs: Vec::new() });
+        }
         let mut hits = Vec::new();
         view.scan(delete.range.bounds(), i64::MAX, |key, found| {
             hits.push(Hit::new(key, found));
@@ -409,11 +418,7 @@ impl StoreWriter {
         for hit in &hits {
             let hash = view.hasher.hash(hit.key());
             let newest = match &hit.found {
-                Found::Disk(version) => {
-                    let newest = NewestFound::Disk(version.clone());
-                    self.priors.note(self.applied_index + 1, hit.key(), Some(&newest.newest()));
-                    Some(newest)
-                }
+                Found::Disk(version) => Some(NewestFound::Disk(version.clone())),
                 Found::Memory(_) => view.newest_of_all(hit.key(), hash)?,
             };
             self.change(changes, hit.key(), hash, newest, None);
