@@ -84,15 +84,49 @@ pub struct Opened {
 pub struct Solo {
     shared: Arc<Shared>,
     opened: Opened,
-    calibration: Mutex<Calibration>,
+    calibration: Calibration,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
-/// The measurement of the device: not wanted or over, to be made, under way.
-pub(crate) enum Calibration {
+/// The measurement of the device that a start may call for.
+pub(crate) struct Calibration(Mutex<CalibrationState>);
+
+/// Not wanted or over, to be made, under way.
+enum CalibrationState {
     None,
     Wanted(CalibrationJob),
     UnderWay(#[expect(dead_code, reason = "dropping it is what ends it")] Calibrator),
+}
+
+impl Calibration {
+    pub(crate) fn new(wanted: Option<CalibrationJob>) -> Self {
+        Self(Mutex::new(wanted.map_or(CalibrationState::None, CalibrationState::Wanted)))
+    }
+
+    /// See [`Solo::calibrate`].
+    pub(crate) fn start(
+        &self,
+        delay: Duration,
+        report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
+    ) {
+        let mut state = self.state();
+        *state = match std::mem::replace(&mut *state, CalibrationState::None) {
+            // Without a thread there is no measurement; the next start tries again.
+            CalibrationState::Wanted(job) => {
+                job.start(delay, report).map_or(CalibrationState::None, CalibrationState::UnderWay)
+            }
+            other => other,
+        };
+    }
+
+    /// It has the directory open too, so it ends before that is closed.
+    pub(crate) fn end(&self) {
+        *self.state() = CalibrationState::None;
+    }
+
+    fn state(&self) -> MutexGuard<'_, CalibrationState> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What proposers and the `solo` thread share. Order of locks: `queue`, then `stats`.
@@ -216,7 +250,7 @@ impl Solo {
         let (opened, calibration) = opened.recv().unwrap_or_else(|_| {
             Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
         })?;
-        let calibration = Mutex::new(calibration.map_or(Calibration::None, Calibration::Wanted));
+        let calibration = Calibration::new(calibration);
         Ok(Self { shared, opened, calibration, thread: Mutex::new(Some(thread)) })
     }
 
@@ -228,18 +262,7 @@ impl Solo {
         delay: Duration,
         report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
     ) {
-        let mut calibration = self.calibration();
-        *calibration = match std::mem::replace(&mut *calibration, Calibration::None) {
-            // Without a thread there is no measurement; the next start tries again.
-            Calibration::Wanted(job) => {
-                job.start(delay, report).map_or(Calibration::None, Calibration::UnderWay)
-            }
-            other => other,
-        };
-    }
-
-    fn calibration(&self) -> MutexGuard<'_, Calibration> {
-        self.calibration.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calibration.start(delay, report);
     }
 
     /// What was found at the start.
@@ -298,8 +321,7 @@ impl Replicator for Solo {
     }
 
     fn shutdown(&self) -> Result<(), String> {
-        // It has the directory open too.
-        *self.calibration() = Calibration::None;
+        self.calibration.end();
         self.shared.queue().closing = true;
         self.shared.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();

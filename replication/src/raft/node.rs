@@ -112,7 +112,7 @@ pub struct Raft {
     shared: Arc<Shared>,
     opened: Opened,
     genesis: Genesis,
-    calibration: Mutex<Calibration>,
+    calibration: Calibration,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
     election: Duration,
     command_id: fn(&[u8]) -> Option<u64>,
@@ -280,7 +280,7 @@ impl Raft {
         let (shared, opened, genesis, calibration) = opened.recv().unwrap_or_else(|_| {
             Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
         })?;
-        let calibration = Mutex::new(calibration.map_or(Calibration::None, Calibration::Wanted));
+        let calibration = Calibration::new(calibration);
         let thread = Mutex::new(Some(thread));
         Ok(Self { shared, opened, genesis, calibration, thread, election, command_id })
     }
@@ -328,17 +328,7 @@ impl Raft {
         delay: Duration,
         report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
     ) {
-        let mut calibration = self.calibration();
-        *calibration = match std::mem::replace(&mut *calibration, Calibration::None) {
-            Calibration::Wanted(job) => {
-                job.start(delay, report).map_or(Calibration::None, Calibration::UnderWay)
-            }
-            other => other,
-        };
-    }
-
-    fn calibration(&self) -> MutexGuard<'_, Calibration> {
-        self.calibration.lock().unwrap_or_else(PoisonError::into_inner)
+        self.calibration.start(delay, report);
     }
 
     /// Statistics of the log and of the checkpoints as of the last time the threads had a moment; asks for fresher ones.
@@ -580,8 +570,7 @@ impl Replicator for Raft {
     }
 
     fn shutdown(&self) -> std::result::Result<(), String> {
-        // It has the directory open too.
-        *self.calibration() = Calibration::None;
+        self.calibration.end();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return Ok(()) };
         self.hand_over();
