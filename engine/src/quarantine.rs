@@ -192,6 +192,14 @@ impl ReadFile for WatchedFile {
         }
     }
 
+    fn length(&self) -> Result<u64, IoError> {
+        match (&self.file, &self.missing) {
+            (Some(file), _) => file.length(),
+            (None, Some(missing)) => Err(missing.clone()),
+            (None, None) => unreachable!("a file is there or missing"),
+        }
+    }
+
     fn path(&self) -> &str {
         &self.path
     }

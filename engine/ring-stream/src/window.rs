@@ -116,6 +116,10 @@ impl ReadFile for RingFile {
         Ok(aligned)
     }
 
+    fn length(&self) -> Result<u64, IoError> {
+        Ok(self.bytes)
+    }
+
     fn path(&self) -> &str {
         &self.path
     }

@@ -41,6 +41,12 @@ pub trait ReadFile: Send + Sync {
     /// If `offset` or `bytes` is not a multiple of a block.
     fn read(&self, offset: u64, bytes: usize) -> Result<AlignedBytes, IoError>;
 
+    /// Length of the file in bytes.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn length(&self) -> Result<u64, IoError>;
+
     /// Path relative to the directory, for messages.
     fn path(&self) -> &str;
 
@@ -138,6 +144,11 @@ impl ReadFile for SystemFile {
         read().map_err(|error| IoError::from_system(read_phrase(offset, bytes, &self.path), &error))
     }
 
+    fn length(&self) -> Result<u64, IoError> {
+        let length = self.file.metadata().map(|metadata| metadata.len());
+        length.map_err(|error| IoError::from_system(length_phrase(&self.path), &error))
+    }
+
     fn path(&self) -> &str {
         &self.path
     }
@@ -161,6 +172,10 @@ pub(super) fn open_phrase(path: &Path) -> String {
 
 pub(super) fn read_phrase(offset: u64, bytes: usize, path: &str) -> String {
     format!("read {bytes} bytes at {offset} of {path}")
+}
+
+pub(super) fn length_phrase(path: &str) -> String {
+    format!("ask for the length of {path}")
 }
 
 #[cfg(test)]

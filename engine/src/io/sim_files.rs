@@ -9,7 +9,7 @@
 use super::aligned_bytes::AlignedBytes;
 use super::disk::{IoError, IoErrorKind};
 use super::fault_plan::Effect;
-use super::files::{Files, ReadFile, bytes_behind, check_read, open_phrase, read_phrase};
+use super::files::{Files, ReadFile, bytes_behind, check_read, length_phrase, open_phrase, read_phrase};
 use super::sim_disk::SimDisk;
 use std::path::Path;
 use std::sync::Arc;
@@ -50,6 +50,13 @@ impl ReadFile for SimFile {
             buffer[byte % count] ^= 1 << (bit % 8);
         }
         Ok(buffer)
+    }
+
+    fn length(&self) -> Result<u64, IoError> {
+        let content = self.disk.content_to_read(self.id);
+        content
+            .map(|(content, _)| content.length)
+            .map_err(|refusal| error(length_phrase(&self.path), refusal))
     }
 
     fn path(&self) -> &str {

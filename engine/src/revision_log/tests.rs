@@ -211,6 +211,10 @@ impl ReadFile for CountingFile {
         self.file.read(offset, bytes)
     }
 
+    fn length(&self) -> Result<u64, IoError> {
+        self.file.length()
+    }
+
     fn path(&self) -> &str {
         self.file.path()
     }
