@@ -15,20 +15,20 @@
 pub mod calibration;
 mod hold;
 mod pipeline;
+mod place;
 mod yielding;
 
 pub use hold::LogHold;
+pub use place::Place;
 
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};
 use crate::base::rng::Rng;
 use crate::checkpoint::{CheckpointOptions, Checkpointer};
 use crate::error::{Error, Result};
-use crate::io::dir_lock::DirLock;
-use crate::io::files::{Files, open_files};
 #[cfg(feature = "sim")]
 use crate::io::sim_disk::SimDisk;
-use crate::io::{Backend, BackendChoice, Completion, Io, Wait, Waker};
+use crate::io::{Backend, Completion, Io, Wait, Waker};
 use crate::mvcc::ReplayPriors;
 use crate::options::LogOptions;
 pub use crate::superblock::Mode;
@@ -40,9 +40,9 @@ use crate::wal::{
 use calibration::{CalibrationJob, SyncSwitch};
 use hold::Holds;
 use pipeline::{Ahead, in_turns, pipelined};
-use std::path::{Path, PathBuf};
+use place::Kind;
+use std::path::Path;
 use std::sync::Arc;
-use yielding::YieldingDevice;
 
 /// What a new directory is made with, and what an existing one must agree with (the mode) or keeps (the ids).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -94,7 +94,6 @@ pub struct Log {
     holds: Arc<Holds>,
     /// What a calibration needs, if one is wanted; taken by [`Log::take_calibration`].
     calibration: Option<CalibrationJob>,
-    io_backend: BackendChoice,
     /// Holds the lock, which is released last: fields drop in order.
     place: Place,
 }
@@ -112,17 +111,6 @@ pub struct PreparedLog {
     place: Place,
 }
 
-/// Where other parts of the engine find the same directory.
-enum Place {
-    Directory {
-        path: PathBuf,
-        /// Released last: the backends' rings hold the same file.
-        lock: Arc<DirLock>,
-    },
-    #[cfg(feature = "sim")]
-    Simulated(SimDisk),
-}
-
 impl PreparedLog {
     /// Takes the lock of `directory` (made if missing), chooses the best device backend, reads or makes the superblock.
     /// `progress` hears of a directory that is in use.
@@ -132,14 +120,23 @@ impl PreparedLog {
         identity: &LogIdentity,
         progress: &mut dyn FnMut(OpenProgress<'_>),
     ) -> Result<Self> {
-        let lock = DirLock::acquire(directory, options.lock_wait, |sentence| {
-            progress(OpenProgress::Waiting(sentence))
-        })?;
-        let mut io = crate::io::open_backend(directory, Some(&lock), options.io_backend)?;
-        calibration::remove_leftovers(&mut *io)?;
-        let device = crate::io::device_name(directory, &io.backend())?;
-        let place = Place::Directory { path: directory.to_path_buf(), lock: Arc::new(lock) };
-        Self::prepare(io, Some(device), place, options, random_seed(), identity)
+        let waiting = |sentence: &str| progress(OpenProgress::Waiting(sentence));
+        let place = Place::in_directory(directory, options.io_backend, options.lock_wait, waiting)?;
+        Self::in_place(&place, options, identity)
+    }
+
+    /// The same in a directory that the caller has locked: on a simulated disk with salts of no seed.
+    pub fn in_place(place: &Place, options: &LogOptions, identity: &LogIdentity) -> Result<Self> {
+        let mut io = place.open_io()?;
+        let device = match &place.kind {
+            Kind::Directory { path, .. } => {
+                calibration::remove_leftovers(&mut *io)?;
+                Some(crate::io::device_name(path, &io.backend())?)
+            }
+            #[cfg(feature = "sim")]
+            Kind::Simulated(_) => None,
+        };
+        Self::prepare(io, device, place.clone(), options, random_seed(), identity)
     }
 
     /// The same over a simulated disk, without a lock. `seed` makes the salts. Nothing measured is used, and nothing is
@@ -151,8 +148,8 @@ impl PreparedLog {
         identity: &LogIdentity,
         seed: u64,
     ) -> Result<Self> {
-        let place = Place::Simulated(disk.clone());
-        Self::prepare(Box::new(disk.handle()), None, place, options, seed, identity)
+        let place = Place::on_simulated_disk(disk);
+        Self::prepare(place.open_io()?, None, place, options, seed, identity)
     }
 
     fn prepare(
@@ -173,20 +170,11 @@ impl PreparedLog {
         Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
     }
 
-    /// False on a simulated disk.
-    fn is_on_device(&self) -> bool {
-        matches!(self.place, Place::Directory { .. })
-    }
-
     /// Opens the newest checkpoint, if there is one.
     pub fn checkpointer(&mut self, options: &CheckpointOptions) -> Result<Checkpointer> {
-        let files: Arc<dyn Files> = match &self.place {
-            Place::Directory { path, .. } => open_files(path)?,
-            #[cfg(feature = "sim")]
-            Place::Simulated(disk) => Arc::new(disk.clone()),
-        };
+        let files = self.place.files()?;
         let checkpointer = Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options)?;
-        if self.is_on_device() {
+        if self.place.is_on_device() {
             checkpointer.start_read_ahead();
         }
         Ok(checkpointer)
@@ -223,10 +211,9 @@ impl PreparedLog {
             retain_bytes: options.retain_bytes,
             holds: Arc::default(),
             calibration: None,
-            io_backend: options.io_backend,
             place,
         };
-        if let (Place::Directory { lock, .. }, Some(device)) = (&log.place, device)
+        if let (Kind::Directory { lock, .. }, Some(device)) = (&log.place.kind, device)
             && options.calibrate
             && options.wal_sync.is_none()
             && log.measured(&device).is_none()
@@ -257,7 +244,7 @@ impl PreparedLog {
         visit: &mut (dyn FnMut(&Record<'_>) -> Result<()> + Send),
         progress: &mut dyn FnMut(OpenProgress<'_>),
     ) -> Result<(Log, RecoveryReport, bool)> {
-        let recovered = match self.is_on_device() {
+        let recovered = match self.place.is_on_device() {
             true => {
                 pipelined(&mut Ahead::new(&priors, announce), visit, |visit| self.recover(visit, progress))
             }
@@ -280,22 +267,22 @@ impl Log {
 
     /// The same, where another thread than the log's owns `checkpointer`: it is woken by `wake`.
     pub fn start_checkpoints_waking(&self, checkpointer: &mut Checkpointer, wake: Waker) -> Result<()> {
-        match &self.place {
-            Place::Directory { path, lock } => {
-                let (path, lock, choice) = (path.clone(), lock.clone(), self.io_backend);
-                let age = self.write_age();
-                let open = move || -> Result<Box<dyn Io>> {
-                    let io = crate::io::open_backend(&path, Some(&lock), choice)?;
-                    Ok(Box::new(YieldingDevice::new(io, age.clone())))
-                };
-                checkpointer.start(Box::new(open), wake)
+        match &self.place.kind {
+            Kind::Directory { .. } => {
+                let place = self.place();
+                checkpointer.start(Box::new(move || place.open_io()), wake)
             }
             #[cfg(feature = "sim")]
-            Place::Simulated(disk) => {
-                checkpointer.start_here(Box::new(disk.handle()));
+            Kind::Simulated(_) => {
+                checkpointer.start_here(self.place.open_io()?);
                 Ok(())
             }
         }
+    }
+
+    /// The directory, for who writes beside the log: large writes wait while the log's are late.
+    pub fn place(&self) -> Place {
+        self.place.beside(self.write_age())
     }
 
     /// Says that recovery will start at `lsn`: what lies before may be used again. To be called when the superblock says
@@ -335,14 +322,11 @@ impl Log {
     /// # Errors
     /// If the directory is gone.
     pub fn reader(&self) -> Result<Option<LogReader>> {
-        match &self.place {
-            Place::Directory { path, .. } => {
-                let segment_bytes = u64::from(self.superblock.read().segment_bytes);
-                Ok(Some(LogReader::new(open_files(path)?, segment_bytes)))
-            }
-            #[cfg(feature = "sim")]
-            Place::Simulated(_) => Ok(None),
+        if !self.place.is_on_device() {
+            return Ok(None);
         }
+        let segment_bytes = u64::from(self.superblock.read().segment_bytes);
+        Ok(Some(LogReader::new(self.place.files()?, segment_bytes)))
     }
 
     /// The superblock in force, and what is durable of the log from its replay position on, kept as long as the hold lives:
