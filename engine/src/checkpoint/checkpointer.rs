@@ -7,7 +7,7 @@
 //! owner applies nothing more: memory is bounded by that.
 //!
 //! **When to cut.** When the memtable is full, when the log has grown by [`CheckpointOptions::wal_bytes_max`], when the owner is at rest
-//! (see `rest`), and at the end: so that the next start has little to replay.
+//! (see `rest`), at the end: so that the next start has little to replay; and when somebody asks ([`Checkpointer::ask`]).
 //!
 //! **States of a run**: *cut* (its memtables are frozen) → *waiting* (until the log is durable up to the cut: a checkpoint
 //! never holds what a crash could take from the log) → *under way* → *durable*, installed.
@@ -131,8 +131,12 @@ pub struct Checkpointer {
     under_way_count: usize,
     /// Position of the last cut, or where the log began.
     last_cut: Option<Lsn>,
+    /// Index of the last cut, or of the state that was opened.
+    cut_index: u64,
     /// The last entry applied.
     last_entry: Option<CutPosition>,
+    /// A cut is wanted as soon as one can be made.
+    is_asked: bool,
     stats: CheckpointStats,
     on_event: Option<OnCheckpoint>,
     /// The newest event was a failure.
@@ -197,12 +201,14 @@ impl Checkpointer {
             options: options.clone(),
             maker: Some(Maker::new(checkpoints, state.clone())),
             worker: None,
+            cut_index: state.applied().0,
             state,
             shelf,
             waiting: VecDeque::new(),
             under_way_count: 0,
             last_cut: None,
             last_entry: None,
+            is_asked: false,
             stats: CheckpointStats::default(),
             on_event: None,
             told_failing: false,
@@ -266,6 +272,7 @@ impl Checkpointer {
     /// Cuts behind the entry at `position`, the last one applied.
     pub(crate) fn cut(&mut self, writer: &mut StoreWriter, position: CutPosition) {
         self.last_cut = Some(position.lsn);
+        self.cut_index = position.index;
         self.pacer.cut(writer.is_full());
         self.waiting.push_back(writer.cut(position));
     }
@@ -279,6 +286,37 @@ impl Checkpointer {
             && writer.wants_sweep()
             && writer.store().applied().0 == last_entry.index
         {
+            self.cut(writer, last_entry);
+        }
+    }
+
+    /// Asks for a checkpoint of everything that is applied now, however little it is. The calls of [`Self::poll`] that follow cut as soon
+    /// as a run may be opened and checkpoints do not fail; it is there when [`Self::checkpointed`], and the superblock, have come to what
+    /// was applied. Nothing is done where nothing was applied since the last cut.
+    pub fn ask(&mut self) {
+        self.is_asked = true;
+    }
+
+    /// Index and term of the last entry that the newest durable state holds; zeros before the first.
+    pub fn checkpointed(&self) -> (u64, u64) {
+        self.state.applied()
+    }
+
+    fn cut_as_asked(&mut self, writer: &mut StoreWriter) {
+        if !self.is_asked {
+            return;
+        }
+        let applied = writer.store().applied().0;
+        if applied <= self.cut_index {
+            // The state holds it, or a run that is open.
+            self.is_asked = false;
+        } else if let Some(last_entry) = self.last_entry
+            && last_entry.index == applied
+            && self.worker.is_some()
+            && !self.is_full()
+            && !self.told_failing
+        {
+            self.is_asked = false;
             self.cut(writer, last_entry);
         }
     }
@@ -328,6 +366,7 @@ impl Checkpointer {
     pub fn poll(&mut self, writer: &mut StoreWriter, durable: Lsn) -> Option<Lsn> {
         self.durable = durable;
         self.cut_for_sweep(writer);
+        self.cut_as_asked(writer);
         self.cut_at_rest(writer, durable);
         self.hand_over(writer, durable);
         self.install(writer)
