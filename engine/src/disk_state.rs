@@ -49,11 +49,11 @@ use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
 use crate::io::files::ReadFile;
 use crate::quarantine::Quarantine;
-use crate::revision_log::{Entry, OwnedRecord, RevisionSegment};
+use crate::revision_log::{Entry, OwnedRecord, RevisionSegment, SegmentSummary};
 pub(crate) use crate::superblock::Roots;
 use crate::tree::{CellKind, Cursor, PageRef, Tree};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Trees by what they hold; the number is in every page.
@@ -412,6 +412,17 @@ fn table_bytes(shelf: &Shelf, root: Option<PageRef>) -> Result<BTreeMap<SegmentI
         Ok(reference.level > 0)
     })?;
     Ok(bytes)
+}
+
+/// The segments of the state whose segment table this is: of r segments what the table says, of k segments the numbers.
+pub(crate) fn segments_of(
+    shelf: &Shelf,
+    table: Option<PageRef>,
+) -> Result<(Vec<SegmentSummary>, BTreeSet<SegmentId>)> {
+    let (revisions, pages) = decode_segments(shelf, table)?;
+    let mut ids: BTreeSet<SegmentId> = pages.into_keys().collect();
+    ids.extend(table_bytes(shelf, table)?.into_keys());
+    Ok((revisions.into_iter().map(|info| info.summary).collect(), ids))
 }
 
 /// A place in the key tree.

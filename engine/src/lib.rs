@@ -21,6 +21,7 @@ pub mod salvage;
 pub mod scrub;
 pub mod segment;
 pub mod superblock;
+pub mod transfer;
 pub mod tree;
 pub mod wal;
 

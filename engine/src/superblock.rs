@@ -165,6 +165,11 @@ impl Superblock {
         }
     }
 
+    /// The same, to be written with a number behind this one.
+    pub(crate) fn numbered_behind(self, sequence: u64) -> Self {
+        Self { sequence, ..self }
+    }
+
     /// True if there is a checkpoint: recovery of the log then adds to it.
     pub fn has_checkpoint(&self) -> bool {
         self.applied_index > 0

@@ -51,7 +51,7 @@ use crate::base::ids::{GroupId, Lsn};
 use crate::base::rng::Rng;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
-use crate::io::{Completion, Durability, FileId, Io, Open, Operation, Outcome, Token, Wait};
+use crate::io::{Completion, Durability, FileId, Io, IoErrorKind, Open, Operation, Outcome, Token, Wait};
 use format::{
     BODY_BYTES_MAX, GROUP_BYTES_MAX, GROUPS_IN_FLIGHT_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
     SEGMENT_HEADER_BYTES, STATE_BODY_BYTES_MAX, SegmentHeader,
@@ -308,6 +308,76 @@ pub fn segment_path(seq: u64) -> PathBuf {
     pool::path(&pool::segment_name(seq))
 }
 
+/// Makes what [`Wal::create`] makes, and leaves it to be opened: an empty log in the place of whatever log of `database` is there,
+/// durable when it returns.
+///
+/// # Errors
+/// [`Error::Refused`] if the directory holds segments of another database.
+pub(crate) fn make_empty(
+    io: &mut dyn Io,
+    database: [u8; 16],
+    segment_bytes: u64,
+    rng_seed: u64,
+) -> Result<()> {
+    WalOptions { segment_bytes, ..WalOptions::default() }.check()?;
+    let (file, _) = make_first_segment(io, database, segment_bytes, Rng::new(rng_seed).next_u64())?;
+    run(io, Operation::Close { file })?;
+    Ok(())
+}
+
+/// Removes all files of a log, whoever's it is; durable when it returns.
+pub(crate) fn remove_all(io: &mut dyn Io) -> Result<()> {
+    let names = match recovery::list(io) {
+        Err(Error::Io(error)) if error.kind == IoErrorKind::NotFound => return Ok(()),
+        names => names?,
+    };
+    for name in names.iter().filter(|name| pool::classify(name) != FileName::Other) {
+        run(io, Operation::Retire { path: pool::path(name) })?;
+    }
+    run(io, Operation::SyncDirectory { path: PathBuf::from(DIRECTORY) })?;
+    Ok(())
+}
+
+/// The first segment of an empty log, open, and durable with its name. Other files of a log of `database` are removed.
+fn make_first_segment(
+    io: &mut dyn Io,
+    database: [u8; 16],
+    segment_bytes: u64,
+    salt: u64,
+) -> Result<(FileId, SegmentHeader)> {
+    run(io, Operation::CreateDirectory { path: PathBuf::from(DIRECTORY) })?;
+    run(io, Operation::SyncDirectory { path: PathBuf::new() })?;
+    for name in recovery::list(io)? {
+        if pool::classify(&name) == FileName::Other {
+            continue;
+        }
+        recovery::refuse_foreign(io, &name, &database)?;
+        run(io, Operation::Unlink { path: pool::path(&name) })?;
+    }
+    let path = segment_path(1);
+    let (outcome, _) = run(io, Operation::Open { path, open: Open::CreateNew })?;
+    let Outcome::Opened(file) = outcome else { unreachable!("opening a file gives a file") };
+    let mut buffer = io.buffer((segment_bytes as usize).min(FILL_BYTES));
+    let mut offset = 0;
+    while offset < segment_bytes {
+        buffer.set_len(buffer.capacity().min((segment_bytes - offset) as usize));
+        let bytes = buffer.len() as u64;
+        let write = Operation::Write { file, offset, buffer, durability: Durability::None };
+        buffer = run(io, write)?.1.expect("a write gives its buffer back");
+        offset += bytes;
+    }
+    let header =
+        SegmentHeader { segment_bytes: segment_bytes as u32, database, seq: 1, salt, durable_lsn: Lsn(0) };
+    buffer.set_len(SEGMENT_HEADER_BYTES);
+    header.encode(&mut buffer);
+    let write = Operation::Write { file, offset: 0, buffer, durability: Durability::Synced };
+    if let Some(buffer) = run(io, write)?.1 {
+        io.recycle(buffer);
+    }
+    run(io, Operation::SyncDirectory { path: PathBuf::from(DIRECTORY) })?;
+    Ok((file, header))
+}
+
 /// The log, owned and driven by one thread. See the module documentation.
 pub struct Wal {
     options: WalOptions,
@@ -333,43 +403,9 @@ impl Wal {
     /// [`Error::Refused`] if the directory holds segments of another database or an option is out of range.
     pub fn create(io: &mut dyn Io, database: [u8; 16], options: WalOptions, rng_seed: u64) -> Result<Self> {
         options.check()?;
-        run(io, Operation::CreateDirectory { path: PathBuf::from(DIRECTORY) })?;
-        run(io, Operation::SyncDirectory { path: PathBuf::new() })?;
-        for name in recovery::list(io)? {
-            if pool::classify(&name) == FileName::Other {
-                continue;
-            }
-            recovery::refuse_foreign(io, &name, &database)?;
-            run(io, Operation::Unlink { path: pool::path(&name) })?;
-        }
         let mut pool = Pool::new(options.segment_bytes, database, options.spares_min, Rng::new(rng_seed));
-        let name = pool::segment_name(1);
-        let (outcome, _) = run(io, Operation::Open { path: pool::path(&name), open: Open::CreateNew })?;
-        let Outcome::Opened(file) = outcome else { unreachable!("opening a file gives a file") };
-        let mut buffer = io.buffer((options.segment_bytes as usize).min(FILL_BYTES));
-        let mut offset = 0;
-        while offset < options.segment_bytes {
-            buffer.set_len(buffer.capacity().min((options.segment_bytes - offset) as usize));
-            let bytes = buffer.len() as u64;
-            let write = Operation::Write { file, offset, buffer, durability: Durability::None };
-            buffer = run(io, write)?.1.expect("a write gives its buffer back");
-            offset += bytes;
-        }
-        let header = SegmentHeader {
-            segment_bytes: options.segment_bytes as u32,
-            database,
-            seq: 1,
-            salt: pool.draw_salt(),
-            durable_lsn: Lsn(0),
-        };
-        buffer.set_len(SEGMENT_HEADER_BYTES);
-        header.encode(&mut buffer);
-        let write = Operation::Write { file, offset: 0, buffer, durability: Durability::Synced };
-        if let Some(buffer) = run(io, write)?.1 {
-            io.recycle(buffer);
-        }
-        run(io, Operation::SyncDirectory { path: PathBuf::from(DIRECTORY) })?;
-        pool.live.push_back(LiveSegment { seq: 1, name });
+        let (file, header) = make_first_segment(io, database, options.segment_bytes, pool.draw_salt())?;
+        pool.live.push_back(LiveSegment { seq: 1, name: pool::segment_name(1) });
         let current = Current { seq: 1, file, salt_lo: header.salt_lo() };
         let tail = Tail::new(options.sizes(), 1, SEGMENT_HEADER_BYTES as u64);
         Ok(Self::assemble(io, options, tail, pool, current, 0, Lsn(0)))

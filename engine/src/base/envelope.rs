@@ -1,5 +1,5 @@
 //! The versioned, checksummed envelope around side files: traces of simulated runs, benchmark results,
-//! manifests of backups.
+//! manifests of backups, what is received of another member's state.
 //!
 //! Layout, little-endian: magic `STRNENV1` (8) · kind (u16) · format version of the kind (u16) · body length
 //! (u32) · CRC-32 of the 16 bytes before and the body (u32) · body (bincode 2, standard configuration). Never
@@ -21,6 +21,12 @@ pub enum EnvelopeKind {
     BenchmarkResult = 2,
     /// What a backup holds.
     BackupManifest = 3,
+    /// What a state that is transferred to another member is made of.
+    TransferManifest = 4,
+    /// A state that was received and is whole.
+    StagedState = 5,
+    /// The decision to put a staged state in the place of the directory's own.
+    Install = 6,
 }
 
 /// Why a side file was refused.

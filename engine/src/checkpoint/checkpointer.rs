@@ -26,6 +26,7 @@ use crate::io::files::Files;
 use crate::io::{Io, Waker};
 use crate::mvcc::{CutPosition, ReplayPriors, Run, StoreWriter};
 use crate::superblock::SharedSuperblock;
+use crate::transfer::StateHolder;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -127,6 +128,7 @@ pub struct Checkpointer {
     worker: Option<Worker>,
     state: Arc<DiskState>,
     shelf: Arc<Shelf>,
+    holder: StateHolder,
     waiting: VecDeque<Run>,
     under_way_count: usize,
     /// Position of the last cut, or where the log began.
@@ -173,7 +175,8 @@ impl Checkpointer {
         options: &CheckpointOptions,
     ) -> Result<Self> {
         let known = superblock.read();
-        let shelf = Shelf::new(files, known.database, options.shelf.clone());
+        let shelf = Shelf::new(files.clone(), known.database, options.shelf.clone());
+        let holder = StateHolder::new(shelf.clone(), superblock.clone(), files);
         let state = if known.has_checkpoint() {
             let positions = Positions {
                 applied: (known.applied_index, known.applied_term),
@@ -204,6 +207,7 @@ impl Checkpointer {
             cut_index: state.applied().0,
             state,
             shelf,
+            holder,
             waiting: VecDeque::new(),
             under_way_count: 0,
             last_cut: None,
@@ -300,6 +304,11 @@ impl Checkpointer {
     /// Index and term of the last entry that the newest durable state holds; zeros before the first.
     pub fn checkpointed(&self) -> (u64, u64) {
         self.state.applied()
+    }
+
+    /// Holds the newest state for others, from any thread.
+    pub fn state_holder(&self) -> StateHolder {
+        self.holder.clone()
     }
 
     fn cut_as_asked(&mut self, writer: &mut StoreWriter) {
