@@ -375,6 +375,12 @@ impl Core {
         self.checkpointer.stats()
     }
 
+    /// What makes checkpoints.
+    #[cfg(feature = "sim")]
+    pub(crate) fn checkpointer(&mut self) -> &mut Checkpointer {
+        &mut self.checkpointer
+    }
+
     /// What the log did.
     #[cfg(feature = "sim")]
     pub(crate) fn wal_stats(&self) -> WalStats {

@@ -14,6 +14,7 @@ use crate::mvcc::encoding::LogOperation;
 use crate::mvcc::{Store, StoreWriter};
 use crate::options::Options;
 use crate::scrub::{ScrubStats, scrub_once};
+use crate::transfer::HeldState;
 use crate::wal::WalStats;
 use std::io::{Read, Write};
 use std::path::PathBuf;
@@ -65,6 +66,23 @@ impl SimulatedDb {
     /// What the log did.
     pub fn wal_stats(&self) -> WalStats {
         self.core.wal_stats()
+    }
+
+    /// Makes a checkpoint of everything that is applied, and holds it.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if the device stops or fails before; what [`crate::transfer::StateHolder::hold`] says.
+    pub fn hold(&mut self, disk: &SimDisk) -> Result<HeldState> {
+        let holder = self.core.checkpointer().state_holder();
+        let applied = self.store().applied();
+        self.core.checkpointer().ask();
+        while holder.applied().0 < applied.0 {
+            let failing = self.core.checkpointer().failing();
+            if disk.is_stopped() || failing.is_some() || !self.step(1_000) {
+                return Err(failing.unwrap_or(Error::Closed));
+            }
+        }
+        holder.hold()?.ok_or(Error::Closed)
     }
 
     /// Reads and verifies everything that the newest checkpoint refers to.

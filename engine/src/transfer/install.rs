@@ -148,7 +148,8 @@ pub fn continue_install(place: &Place) -> Result<Option<Vec<u8>>> {
         check_staged(&mut *io, &ready)?;
         clear(place, &mut *io)?;
     }
-    if let Some(ready) = Ready::read(&*files, CLEARED)? {
+    let cleared = if planted!(place, NeverCleared) { READY } else { CLEARED };
+    if let Some(ready) = Ready::read(&*files, cleared)? {
         put_in_place(place, &mut *io, &ready)?;
     }
     Ok(Some(note))
@@ -234,11 +235,9 @@ fn clear(place: &Place, io: &mut dyn Io) -> Result<()> {
     sync_directory(io, segment::DIRECTORY)?;
     wal::remove_all(io)?;
     if planted!(place, NeverCleared) {
-        // The name that says so is made, and the one that says the contrary stays.
-        run(io, Operation::Link { from: READY.into(), to: CLEARED.into() })?;
-    } else {
-        run(io, Operation::Rename { from: READY.into(), to: CLEARED.into() })?;
+        return Ok(());
     }
+    run(io, Operation::Rename { from: READY.into(), to: CLEARED.into() })?;
     sync_directory(io, "")
 }
 
@@ -263,10 +262,7 @@ fn put_in_place(place: &Place, io: &mut dyn Io, ready: &Ready) -> Result<()> {
     wal::make_empty(io, database, u64::from(log_segment_bytes), place.seed)?;
     // S3: what it refers to is durable.
     ready.manifest.superblock(ready.member_id).create(io)?;
-    remove(io, CLEARED)?;
-    if planted!(place, NeverCleared) {
-        remove(io, READY)?;
-    }
+    remove(io, if planted!(place, NeverCleared) { READY } else { CLEARED })?;
     sync_directory(io, "")?;
     // What was staged and is no part of the state; a crash leaves it to the next transfer.
     remove_staged(io)
