@@ -298,7 +298,7 @@ impl Checkpointer {
     /// as a run may be opened and checkpoints do not fail; it is there when [`Self::checkpointed`], and the superblock, have come to what
     /// was applied. Nothing is done where nothing was applied since the last cut.
     pub fn ask(&mut self) {
-        self.is_asked = true;
+        self.is_asked = self.last_entry.is_some_and(|entry| entry.index > self.cut_index);
     }
 
     /// Index and term of the last entry that the newest durable state holds; zeros before the first.
