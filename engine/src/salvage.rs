@@ -209,7 +209,9 @@ fn read_superblock(source: &mut Source<'_>, report: &mut SalvageReport) -> Resul
 
 /// What can be said of a directory without a superblock.
 fn superblock_of(source: &mut Source<'_>, log: &SavedLog, report: &mut SalvageReport) -> Result<Superblock> {
-    let segments = source.list(crate::segment::DIRECTORY)?;
+    let mut segments = source.list(crate::segment::DIRECTORY)?;
+    // What was received of another member's state may be of another database.
+    segments.retain(|name| crate::segment::parse_name(name).is_some());
     let of_segment = || {
         segments.iter().find_map(|name| {
             let file = source.files.open(&Path::new(crate::segment::DIRECTORY).join(name)).ok()?;
