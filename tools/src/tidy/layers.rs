@@ -160,6 +160,12 @@ const RULES: &[Rule] = &[
         why: "a backup copies files that refer to one another; it knows no keys and no revisions",
     },
     Rule {
+        part: "engine/src/transfer",
+        forbidden: &["crate::mvcc", "crate::memtable", "crate::db", "crate::checkpoint", "crate::backup"],
+        allowed: &[],
+        why: "a transfer moves segments that verify; it knows no keys, no entries and no members",
+    },
+    Rule {
         part: "engine/src/export",
         forbidden: &["crate"],
         allowed: &["crate::base", "crate::error", "crate::io::IoError", "crate::export", "crate::Db"],
