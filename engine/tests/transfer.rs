@@ -304,7 +304,7 @@ fn a_running_member_is_copied_into_an_empty_directory_and_over_other_data() {
 fn rounds_transfer_what_the_rounds_before_do_not_have() {
     let (_directory, mut member, operations, dumps) = source(11, 40, 60);
     let receiver = tempfile::tempdir().expect("a directory");
-    let place = in_directory(receiver.path());
+    let place = Place::in_directory(receiver.path(), BackendChoice::Syscall, Place::WAIT).expect("it is new");
     let mut kept = 0;
     for until in [40, 41, 44, 60] {
         let index = member.applied() as usize;
@@ -461,6 +461,16 @@ fn a_checkpoint_is_made_when_somebody_asks_and_only_of_what_is_new() {
     assert!(held.read(0, 1, 4096).is_err() && held.read(held.manifest().files.len(), 0, 4096).is_err());
     drop(held);
     member.close();
+}
+
+#[test]
+fn both_sides_go_between_threads() {
+    fn is_shared<T: Send + Sync>() {}
+    fn is_sent<T: Send>() {}
+    is_shared::<StateHolder>();
+    is_shared::<HeldState>();
+    is_shared::<Place>();
+    is_sent::<Staging>();
 }
 
 #[test]

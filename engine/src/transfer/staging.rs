@@ -37,8 +37,8 @@ use std::sync::Arc;
 const CHUNK_BYTES: usize = 1 << 20;
 /// After so many bytes they are made durable.
 const SYNC_BYTES: u64 = 8 << 20;
-/// Pages in memory while all of them are verified.
-const CACHE_BYTES: usize = 64 << 20;
+/// Pages of the segment table in memory while the state is opened.
+const CACHE_BYTES: usize = 8 << 20;
 
 /// See the module.
 pub struct Staging {

@@ -386,6 +386,7 @@ mod tests {
             ("engine/src/checkpoint/worker.rs", "use crate::wal::Wal;"),
             ("engine/src/backup/create.rs", "use crate::mvcc::Store;"),
             ("engine/src/export/reader.rs", "use crate::mvcc::Store;"),
+            ("engine/src/transfer/held.rs", "use crate::mvcc::Store;"),
             ("engine/ring-stream/src/ring.rs", "use sternpost_engine::Db;"),
             ("replication/src/solo.rs", "use sternpost_server::wire;"),
             ("replication/src/raft/core/ready.rs", "use sternpost_engine::wal::Wal;"),
