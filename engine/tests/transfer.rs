@@ -301,7 +301,7 @@ fn a_running_member_is_copied_into_an_empty_directory_and_over_other_data() {
 }
 
 #[test]
-fn rounds_transfer_what_the_rounds_before_do_not_have() {
+fn a_newer_state_needs_what_the_older_ones_did_not_bring() {
     let (_directory, mut member, operations, dumps) = source(11, 40, 60);
     let receiver = tempfile::tempdir().expect("a directory");
     let place = Place::in_directory(receiver.path(), BackendChoice::Syscall, Place::WAIT).expect("it is new");
@@ -320,7 +320,7 @@ fn rounds_transfer_what_the_rounds_before_do_not_have() {
     assert!(kept > 0);
     drop(place);
     let copy = install(receiver.path(), 2, &member_options(11));
-    assert_same(&copy.dump(), &dumps[60], "the last round");
+    assert_same(&copy.dump(), &dumps[60], "the newest");
     copy.close();
     member.close();
 }

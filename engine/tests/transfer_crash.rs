@@ -475,7 +475,13 @@ fn steps_out_of_order_are_refused_and_what_was_staged_can_be_discarded() {
     refused(staging.start(0), "is not missing");
     refused(staging.complete(1, &vec![0; (1 << 20) + 1]), "a note has at most");
     staging.complete(1, b"").expect("nothing fails");
+    staging.complete(1, b"again").expect("nothing fails");
+    assert_eq!(staged(&place).expect("it verifies").expect("it is whole").note, b"again");
     drop(staging);
+    let mut impossible = story.second.manifest.clone();
+    impossible.next_segment = 1;
+    refused(Staging::begin(&place, impossible).map(drop), "the manifest of a state");
+    assert!(staged(&place).expect("it verifies").is_some(), "nothing was begun");
     discard(&place).expect("nothing fails");
     assert_eq!(staged(&place).expect("nothing is there"), None);
     assert!(!disk.files().iter().any(|path| path.display().to_string().contains("incoming")));

@@ -175,11 +175,17 @@ pub fn finish_install(place: &Place) -> Result<()> {
 pub fn discard(place: &Place) -> Result<()> {
     let mut io = place.open_io()?;
     refuse_install(&mut *io)?;
-    remove(&mut *io, READY_PART)?;
-    if remove(&mut *io, READY)? {
-        sync_directory(&mut *io, "")?;
-    }
+    withdraw(&mut *io)?;
     remove_staged(&mut *io)
+}
+
+/// What says that a state is whole goes before anything that it lists (N1).
+pub(super) fn withdraw(io: &mut dyn Io) -> Result<()> {
+    remove(io, READY_PART)?;
+    if remove(io, READY)? {
+        sync_directory(io, "")?;
+    }
+    Ok(())
 }
 
 /// Refuses a directory in which a decision waits to be carried out.

@@ -262,7 +262,7 @@ impl Manifest {
     }
 
     /// Whether a state can be so.
-    fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), String> {
         let log_bytes = u64::from(self.log_segment_bytes);
         let log_fits = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&log_bytes);
         if !log_fits || !log_bytes.is_multiple_of(BLOCK_BYTES as u64) {

@@ -11,10 +11,10 @@
 //! the one meant too. Two members whose state has a common origin count on from there each, so a k segment may be another one in spite
 //! of that: then its pages do not verify, it is removed, and is missing again.
 //!
-//! **Bound.** One segment is received at a time; what is held in memory of it is 1 MiB.
+//! **Bound.** One [`Staging`] of a directory at a time, the caller's to see to, and in it one segment; what is held in memory of that is 1 MiB.
 //!
 //! **Does not know** where the bytes come from, and what the directory holds beside.
-use super::install::{Ready, refuse_install};
+use super::install::{Ready, refuse_install, withdraw};
 use super::manifest::{Manifest, SegmentEntry};
 use super::names::{
     self, NOTE_BYTES_MAX, Name, READY, READY_PART, StagedFiles, list, open, part_path, remove, staged_path,
@@ -72,15 +72,12 @@ impl Staging {
     /// else that was staged is removed. A state that was [`complete`](Self::complete) is not any more.
     ///
     /// # Errors
-    /// [`Error::Refused`] while a state is being installed, and what the device reports.
+    /// [`Error::Refused`] while a state is being installed, or if the manifest cannot be one; what the device reports.
     pub fn begin(place: &Place, manifest: Manifest) -> Result<Self> {
         let (mut io, files) = (place.open_io()?, place.files()?);
         refuse_install(&mut *io)?;
-        remove(&mut *io, READY_PART)?;
-        if remove(&mut *io, READY)? {
-            // Before anything that it lists goes (N1).
-            sync_directory(&mut *io, "")?;
-        }
+        manifest.check().map_err(|what| Error::Refused(format!("the manifest of a state: {what}")))?;
+        withdraw(&mut *io)?;
         run(&mut *io, Operation::CreateDirectory { path: segment::DIRECTORY.into() })?;
         sync_directory(&mut *io, "")?;
         let numbered = manifest.files.iter().enumerate();
@@ -243,6 +240,7 @@ impl Staging {
             )));
         }
         self.give_up();
+        withdraw(&mut *self.io)?;
         if let Some(index) = self.missing().first() {
             let path = self.manifest.files[*index].path();
             return Err(Error::Refused(format!("the state is not whole: {} is missing", path.display())));
