@@ -136,7 +136,6 @@ impl Inspection {
     fn open_once(directory: &Path, sequence: &mut Option<u64>) -> Result<Self> {
         let mut disk = ReadOnlyDisk::open(directory)?;
         crate::backup::refuse_unfinished(&mut disk)?;
-        crate::transfer::refuse_half_installed(&mut disk)?;
         let Some(superblock) = Superblock::inspect(&mut disk)? else {
             return Err(Error::Refused(format!("there is no database in {}", directory.display())));
         };

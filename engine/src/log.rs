@@ -160,7 +160,6 @@ impl PreparedLog {
         seed: u64,
         identity: &LogIdentity,
     ) -> Result<Self> {
-        crate::transfer::refuse_half_installed(&mut *io)?;
         crate::backup::note_opening(&mut *io)?;
         let (superblock, created) = match Superblock::read(&mut *io)? {
             Some(superblock) => (superblock, false),

@@ -9,13 +9,14 @@
 //! | `import.part` | an import of a state that is being made, or was cut short |
 //! | `backup.manifest` | a whole backup; no database has been opened here |
 //! | `backup.opened` | was a backup, until somebody opened it as a database: what the manifest says is not true any more |
-//! | none of them | a data directory |
+//! | none of them | a data directory; or one in which a received state is being installed, see [`crate::transfer`] |
 //!
 //! **Does not know** what a manifest says.
 use super::manifest::MANIFEST_FILE;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
 use crate::io::{Durability, Io, Open, Operation, Outcome};
+use crate::transfer::refuse_half_installed;
 use std::path::{Path, PathBuf};
 
 /// A backup that is not finished.
@@ -33,7 +34,7 @@ fn names(io: &mut dyn Io) -> Result<Vec<String>> {
     }
 }
 
-/// Refuses a directory in which a backup or a restore did not end.
+/// Refuses a directory in which a backup, a restore, an import or the installation of a received state did not end.
 ///
 /// # Errors
 /// [`Error::Refused`], which says what it is and what to do.
@@ -54,7 +55,7 @@ fn check(names: &[String]) -> Result<()> {
             )));
         }
     }
-    Ok(())
+    refuse_half_installed(names)
 }
 
 /// Before a database is opened for writing: refuses what [`refuse_unfinished`] does, and takes a whole backup its manifest,

@@ -44,7 +44,6 @@ impl Source {
     pub(super) fn still(directory: &Path) -> Result<Self> {
         let mut disk = ReadOnlyDisk::open(directory)?;
         super::refuse_unfinished(&mut disk)?;
-        crate::transfer::refuse_half_installed(&mut disk)?;
         let superblock = Superblock::inspect(&mut disk)?.filter(|found| found.stage == Stage::Ready);
         let superblock = superblock
             .ok_or_else(|| Error::Refused(format!("there is no database in {}", directory.display())))?;

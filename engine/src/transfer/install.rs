@@ -161,7 +161,7 @@ pub fn continue_install(place: &Place) -> Result<Option<Vec<u8>>> {
 /// [`Error::Refused`] if the decision was not carried out. What the device reports.
 pub fn finish_install(place: &Place) -> Result<()> {
     let mut io = place.open_io()?;
-    refuse_half_installed(&mut *io)?;
+    refuse_half_installed(&list(&mut *io, "")?)?;
     if remove(&mut *io, INSTALL)? {
         sync_directory(&mut *io, "")?;
     }
@@ -188,12 +188,11 @@ pub(super) fn withdraw(io: &mut dyn Io) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a directory in which a decision waits to be carried out.
+/// Refuses a directory in whose root are these names, if a decision waits to be carried out.
 ///
 /// # Errors
 /// [`Error::Refused`], which says what to do.
-pub(crate) fn refuse_half_installed(io: &mut dyn Io) -> Result<()> {
-    let names = list(io, "")?;
+pub(crate) fn refuse_half_installed(names: &[String]) -> Result<()> {
     let has = |name: &str| names.iter().any(|found| found == name);
     match has(INSTALL) && (has(READY) || has(CLEARED)) {
         false => Ok(()),
