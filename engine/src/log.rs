@@ -170,6 +170,12 @@ impl PreparedLog {
         Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
     }
 
+    /// Index and term of the last entry that the newest checkpoint holds; zeros before the first.
+    pub fn applied(&self) -> (u64, u64) {
+        let superblock = self.superblock.read();
+        (superblock.applied_index, superblock.applied_term)
+    }
+
     /// Opens the newest checkpoint, if there is one.
     pub fn checkpointer(&mut self, options: &CheckpointOptions) -> Result<Checkpointer> {
         let files = self.place.files()?;
@@ -283,6 +289,11 @@ impl Log {
     /// The directory, for who writes beside the log: large writes wait while the log's are late.
     pub fn place(&self) -> Place {
         self.place.beside(self.write_age())
+    }
+
+    /// Keeps so many bytes behind the end from now on: see [`LogOptions::retain_bytes`]. What was given back already is gone.
+    pub fn set_retain_bytes(&mut self, bytes: u64) {
+        self.retain_bytes = bytes;
     }
 
     /// Says that recovery will start at `lsn`: what lies before may be used again. To be called when the superblock says

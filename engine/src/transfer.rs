@@ -77,6 +77,11 @@ impl Place {
         Self::new(log.place(), random_seed())
     }
 
+    /// A directory that the caller has locked, and nobody has open.
+    pub fn at(place: &crate::log::Place) -> Self {
+        Self::new(place.clone(), random_seed())
+    }
+
     /// The root of a simulated disk.
     #[cfg(feature = "sim")]
     pub fn on_simulated_disk(disk: &crate::io::sim_disk::SimDisk, seed: u64) -> Self {
