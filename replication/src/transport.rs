@@ -19,7 +19,8 @@
 //! timeout) come from rustix, without unsafe code.
 //!
 //! **Lanes** (`handshake::Lane`): *control* for what is small and urgent, *log* for what is large. Each has its own connection, thread and bound, so
-//! a log lane that is full, or whose peer does not read, never holds up a heartbeat. Lane 3 is kept for snapshots.
+//! a log lane that is full, or whose peer does not read, never holds up a heartbeat. A member that needs another's whole state fetches it on a
+//! connection of its own ([`state`]).
 //!
 //! **Bounds** ([`Limits`]): bytes queued for each lane of a peer (at the bound the frame is dropped and the caller told: it reports the peer
 //! to Raft as unreachable), bytes of one frame, unauthenticated connections and the time of each.
@@ -30,7 +31,7 @@
 //! **Does not know** what a frame says, who may be a member ([`Inbound::admit`] does), or who leads. There is no TLS yet, so whoever reaches
 //! the peer port and knows the ids can speak for a member.
 //!
-//! **Reading order**: [`frame`], [`handshake`], `queue`, `lane`, `dial`, `slot`, `receiver`, here.
+//! **Reading order**: [`frame`], [`handshake`], `queue`, `lane`, `dial`, `slot`, `receiver`, [`state`], here.
 mod dial;
 pub mod frame;
 pub mod handshake;
@@ -40,6 +41,7 @@ mod queue;
 mod receiver;
 mod shared;
 mod slot;
+pub mod state;
 mod stats;
 mod wake;
 
@@ -48,6 +50,7 @@ pub use frame::{Frame, Received};
 pub use handshake::{Discovery, HandshakeError, Lane, MemberHello, Position, RefusalCode};
 pub use notice::Notice;
 pub use queue::Dropped;
+pub use state::{StateClient, StateError, StateSource};
 pub use stats::LaneStats;
 
 use bytes::Bytes;
@@ -101,6 +104,12 @@ pub trait Inbound: Send + Sync + 'static {
     /// The members, for somebody who wants to join: at most 1 MiB. Must not block.
     fn member_table(&self) -> Bytes;
 
+    /// The state of now, for a member that was admitted and fetches it; none if there is none to give. Must not block.
+    fn state(&self, peer: u64) -> Option<Box<dyn StateSource>> {
+        let _ = peer;
+        None
+    }
+
     /// Something for the log; said once for each peer and reason until a connection with it stands.
     fn notice(&self, notice: &Notice);
 }
@@ -120,6 +129,8 @@ pub struct Limits {
     pub greetings_max: usize,
     /// How long one may take for that, in all.
     pub handshake_us_max: u64,
+    /// Bytes a second of state that others fetch, over all of them; 0 is no limit.
+    pub state_bytes_per_second: u64,
 }
 
 impl Default for Limits {
@@ -131,6 +142,7 @@ impl Default for Limits {
             log_body_bytes_max: 64 << 20,
             greetings_max: 64,
             handshake_us_max: 5_000_000,
+            state_bytes_per_second: 100 << 20,
         }
     }
 }

@@ -135,7 +135,7 @@ impl Lookup {
 }
 
 /// The addresses of `host:port`, at least one.
-fn look_up(name: &str) -> Addresses {
+pub(super) fn look_up(name: &str) -> Addresses {
     let found: Vec<_> = name.to_socket_addrs()?.collect();
     match found.is_empty() {
         false => Ok(found),
@@ -179,7 +179,7 @@ impl Dial<'_> {
         Ok(socket)
     }
 
-    fn ask(
+    pub(super) fn ask(
         &self,
         address: SocketAddr,
         kind: HelloKind,

@@ -44,7 +44,7 @@ pub const PEER_URLS_MAX: usize = 16;
 /// At most this many bytes each.
 pub const PEER_URL_BYTES_MAX: usize = 512;
 
-/// A connection of its own for frames of one urgency. Numbers are for ever; 3 is kept for snapshots.
+/// A connection of its own for frames of one urgency. Numbers are for ever; 3 is [`super::state::STATE_LANE`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 #[repr(u8)]
 pub enum Lane {

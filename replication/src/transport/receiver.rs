@@ -16,6 +16,7 @@ use super::handshake::{
 use super::notice::Notice;
 use super::shared::{Shared, lock};
 use super::slot::Slot;
+use super::state::{self, SERVED_MAX, STATE_LANE, StateSource};
 use super::stats::add;
 use super::wake::{ByDeadline, Wake, wait};
 use bytes::Bytes;
@@ -46,6 +47,8 @@ struct State {
     /// Connections that have not said who they are, oldest first, to end them.
     greeting: BTreeMap<u64, TcpStream>,
     slots: BTreeMap<(u64, Lane), Arc<Slot>>,
+    /// Connections of members that fetch state, with the member, to end them.
+    fetching: BTreeMap<u64, (u64, TcpStream)>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -70,6 +73,20 @@ impl Receivers {
         lock(&self.0).greeting.remove(&token)
     }
 
+    /// Takes a connection of a member that fetches state; false at the bound.
+    fn enter_fetching(&self, token: u64, peer: u64, socket: TcpStream) -> bool {
+        let mut state = lock(&self.0);
+        let has_room = state.fetching.len() < SERVED_MAX;
+        if has_room {
+            state.fetching.insert(token, (peer, socket));
+        }
+        has_room
+    }
+
+    fn leave_fetching(&self, token: u64) {
+        lock(&self.0).fetching.remove(&token);
+    }
+
     /// The place of (`peer`, `lane`); none at the bound.
     fn slot(&self, peer: u64, lane: Lane) -> Option<Arc<Slot>> {
         let mut state = lock(&self.0);
@@ -88,6 +105,9 @@ impl Receivers {
         let slots: Vec<_> =
             Lane::ALL.iter().filter_map(|lane| lock(&self.0).slots.remove(&(peer, *lane))).collect();
         slots.iter().for_each(|slot| slot.cut());
+        for (_, socket) in lock(&self.0).fetching.values().filter(|(fetching, _)| *fetching == peer) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
     }
 
     /// True while `peer` is connected on `lane`.
@@ -100,6 +120,9 @@ impl Receivers {
     pub(super) fn end_all(&self) {
         let (greeting, slots, threads) = {
             let mut state = lock(&self.0);
+            for (_, socket) in state.fetching.values() {
+                let _ = socket.shutdown(Shutdown::Both);
+            }
             let State { greeting, slots, threads, .. } = &mut *state;
             (std::mem::take(greeting), std::mem::take(slots), std::mem::take(threads))
         };
@@ -184,7 +207,14 @@ struct Receiver<'a> {
 }
 
 /// A connection that was taken.
-struct Taken {
+enum Taken {
+    /// It carries frames.
+    Frames(Framed),
+    /// A member fetches state.
+    State(u64, Box<dyn StateSource>),
+}
+
+struct Framed {
     peer: u64,
     lane: Lane,
     slot: Arc<Slot>,
@@ -196,7 +226,8 @@ impl Receiver<'_> {
         let greeted = self.greet(&socket);
         self.shared.receivers.leave_greeting(self.token);
         match greeted {
-            Ok(Some(taken)) => self.serve(&taken, socket),
+            Ok(Some(Taken::Frames(framed))) => self.serve(&framed, socket),
+            Ok(Some(Taken::State(peer, source))) => self.serve_state(peer, source, &socket),
             Ok(None) => {}
             // Refused with an answer, and said.
             Err(HandshakeError::Refused(..)) => add(&self.shared.refused, 1),
@@ -231,7 +262,10 @@ impl Receiver<'_> {
             }
         };
         if let Err(error) = by_deadline.write_all(&answer) {
-            if let Some(Taken { peer, lane, slot, .. }) = &taken {
+            if let Some(Taken::State(..)) = &taken {
+                shared.receivers.leave_fetching(self.token);
+            }
+            if let Some(Taken::Frames(Framed { peer, lane, slot, .. })) = &taken {
                 // It took the place of one that stood.
                 slot.deliver(self.token, || shared.inbound.lost(*peer, *lane, Direction::In));
                 slot.vacate(self.token);
@@ -282,6 +316,9 @@ impl Receiver<'_> {
     ) -> Result<Taken, RefusalCode> {
         let shared = self.shared;
         hello.judge(local)?;
+        if hello.lane == STATE_LANE {
+            return self.admit_fetching(hello, socket);
+        }
         let lane = Lane::ALL.into_iter().find(|lane| *lane as u8 == hello.lane).ok_or(RefusalCode::Lane)?;
         shared.inbound.admit(hello)?;
         if shared.is_stopping() {
@@ -295,13 +332,40 @@ impl Receiver<'_> {
             return Err(RefusalCode::NotReady);
         }
         shared.compare_timers(hello, local);
-        Ok(Taken { peer: hello.from, lane, slot, hello: hello.clone() })
+        Ok(Taken::Frames(Framed { peer: hello.from, lane, slot, hello: hello.clone() }))
+    }
+
+    fn admit_fetching(&self, hello: &MemberHello, socket: &TcpStream) -> Result<Taken, RefusalCode> {
+        let shared = self.shared;
+        shared.inbound.admit(hello)?;
+        let source = shared.inbound.state(hello.from).ok_or(RefusalCode::NotReady)?;
+        let socket = socket.try_clone().map_err(|_| RefusalCode::Busy)?;
+        if !shared.receivers.enter_fetching(self.token, hello.from, socket) {
+            return Err(RefusalCode::Busy);
+        }
+        if shared.is_stopping() {
+            // Those that fetch may have been ended before this one was there.
+            shared.receivers.leave_fetching(self.token);
+            return Err(RefusalCode::NotReady);
+        }
+        Ok(Taken::State(hello.from, source))
+    }
+
+    /// Answers a member that fetches state.
+    fn serve_state(&self, peer: u64, mut source: Box<dyn StateSource>, socket: &TcpStream) {
+        let shared = self.shared;
+        let ended = state::serve(socket, &mut *source, &shared.pace, &shared.clock, &|| shared.is_stopping());
+        shared.receivers.leave_fetching(self.token);
+        match ended {
+            Ok(()) | Err(FrameError::Io(_) | FrameError::Cut) => {}
+            Err(error) => shared.say(Notice::Broken { peer, what: error.to_string() }),
+        }
     }
 
     /// Reads frames until one of both sides ends it.
-    fn serve(&self, taken: &Taken, socket: TcpStream) {
+    fn serve(&self, taken: &Framed, socket: TcpStream) {
         let shared = self.shared;
-        let Taken { peer, lane, slot, hello } = taken;
+        let Framed { peer, lane, slot, hello } = taken;
         add(&shared.counters(*peer)[lane.index()].accepts, 1);
         shared.forget(*peer);
         slot.deliver(self.token, || shared.inbound.connected(*peer, *lane, Direction::In, hello));
@@ -320,8 +384,8 @@ impl Receiver<'_> {
         }
     }
 
-    fn read(&self, taken: &Taken, socket: &TcpStream) -> Result<(), FrameError> {
-        let Taken { peer, lane, slot, hello } = taken;
+    fn read(&self, taken: &Framed, socket: &TcpStream) -> Result<(), FrameError> {
+        let Framed { peer, lane, slot, hello } = taken;
         let counters = self.shared.counters(*peer);
         let counters = &counters[lane.index()];
         let body_bytes_max = self.shared.config.limits.body_bytes_max(*lane);

@@ -3,6 +3,7 @@ use super::handshake::{Lane, MemberHello};
 use super::notice::{Notice, Said};
 use super::queue::SendQueue;
 use super::receiver::Receivers;
+use super::state::Pace;
 use super::stats::LaneCounters;
 use super::{Inbound, TransportConfig};
 use std::collections::BTreeMap;
@@ -34,6 +35,8 @@ pub(super) struct Shared {
     pub(super) refused: AtomicU64,
     /// Connections that were closed before they said who they are.
     pub(super) strangers: AtomicU64,
+    /// Of everybody who fetches state.
+    pub(super) pace: Pace,
     counters: Mutex<BTreeMap<u64, Arc<[LaneCounters; 2]>>>,
     said: Mutex<Said>,
 }
@@ -45,6 +48,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(config: TransportConfig, inbound: Arc<dyn Inbound>) -> Self {
+        let pace = Pace::new(config.limits.state_bytes_per_second);
         Self {
             config,
             inbound,
@@ -54,6 +58,7 @@ impl Shared {
             receivers: Receivers::default(),
             refused: AtomicU64::new(0),
             strangers: AtomicU64::new(0),
+            pace,
             counters: Mutex::default(),
             said: Mutex::default(),
         }

@@ -217,8 +217,10 @@ fn versions_lanes_and_kinds_of_other_builds_are_refused_by_their_code() {
     assert_eq!(ask(of((2, 9), 1, &body)), RefusalCode::Version);
     assert_eq!(ask(of((1, 1), 7, &body)), RefusalCode::Malformed);
     assert_eq!(ask(of((1, 1), 1, &body[..20])), RefusalCode::Malformed);
-    let snapshot = MemberHello { lane: 3, ..hello(3, 1, Lane::Log, 1) };
-    assert_eq!(ask(of((1, 9), 1, &snapshot.encode())), RefusalCode::Lane);
+    let of_lane = |lane| MemberHello { lane, ..hello(3, 1, Lane::Log, 1) }.encode();
+    assert_eq!(ask(of((1, 9), 1, &of_lane(4))), RefusalCode::Lane);
+    // The connection for state, of a member that has none to give.
+    assert_eq!(ask(of((1, 9), 1, &of_lane(3))), RefusalCode::NotReady);
 }
 
 /// A peer that answers the handshake of the real sender, and then whatever it likes.

@@ -1,4 +1,6 @@
-//! The transport over real sockets: `members` that are what they say they are, `hostile` ones that are not.
+//! The transport over real sockets: `members` that are what they say they are, `hostile` ones that are not, `state` that which is
+//! fetched.
 mod hostile;
 mod members;
+mod state;
 mod support;

@@ -9,8 +9,8 @@ use sternpost_replication::transport::handshake::{
     ANSWERING, ASKING, Greeting, HELLO_BYTES_MAX, HelloKind, VERSIONS,
 };
 use sternpost_replication::transport::{
-    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode, Transport,
-    TransportConfig,
+    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode,
+    StateSource, Transport, TransportConfig,
 };
 
 /// Longer than anything here takes on a busy machine: a test that waits this long has failed.
@@ -35,6 +35,8 @@ struct State {
     /// What `admit` answers, where it is not Ok.
     refuse: Option<RefusalCode>,
     hellos: Vec<MemberHello>,
+    /// What is given to who fetches state: looks until the manifest is made.
+    state_looks: Option<u32>,
 }
 
 /// See the module.
@@ -57,6 +59,10 @@ impl Recorder {
     pub(crate) fn unblock(&self) {
         self.state.lock().unwrap().blocked.clear();
         self.changed.notify_all();
+    }
+
+    pub(crate) fn give_state(&self, looks: u32) {
+        self.state.lock().unwrap().state_looks = Some(looks);
     }
 
     pub(crate) fn refuse(&self, code: Option<RefusalCode>) {
@@ -115,6 +121,11 @@ pub(crate) fn bodies(events: &[Event], from: u64, lane: Lane) -> Vec<Bytes> {
 }
 
 impl Inbound for Recorder {
+    fn state(&self, _: u64) -> Option<Box<dyn StateSource>> {
+        let looks_left = self.state.lock().unwrap().state_looks?;
+        Some(Box::new(super::state::Pattern { looks_left }))
+    }
+
     fn frame(&self, from: u64, lane: Lane, frame: Received) {
         let mut state = self.state.lock().unwrap();
         state.waiting += 1;
