@@ -13,8 +13,8 @@ pub mod state_machine;
 pub mod transport;
 
 pub use replicator::{
-    Answer, Answerer, Class, Genesis, PeerStatus, ProposeError, ReadBarrier, ReadError, Replicator,
-    ReplicatorStatus, Reply, TransferError,
+    Answer, Answerer, Class, Genesis, MemberChange, PeerStatus, ProposeError, ReadBarrier, ReadError,
+    Replicator, ReplicatorStatus, Reply, TransferError,
 };
 pub use solo::{Solo, SoloOptions};
-pub use state_machine::{Announce, Entry, Rejection, StateMachine};
+pub use state_machine::{Announce, ChangeEntry, Entry, Rejection, StateMachine};

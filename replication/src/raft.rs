@@ -4,10 +4,11 @@
 //!
 //! [`Raft`] is one with disk, threads and peers.
 //!
-//! Reading order: [`input`], [`frame`], [`core`] with `guards`, `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
-//! `inbox`, `log_thread`, `apply`, `open`, `positions` and `barrier`.
+//! Reading order: [`input`], [`frame`], [`core`] with `guards`, [`configuration`], `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
+//! `inbox`, `log_thread`, `apply`, `open`, `positions` and `barrier`; [`state`]; `single`.
 mod apply;
 mod barrier;
+pub mod configuration;
 pub mod core;
 pub mod frame;
 mod guards;
@@ -22,7 +23,9 @@ mod positions;
 mod proposals;
 mod reads;
 pub mod replay;
+mod single;
 mod stall;
+pub mod state;
 mod terms;
 
 pub use self::core::{Core, CoreOptions, CoreStart, CoreStatus, PeerProgress};
@@ -31,8 +34,11 @@ pub use inbox::Inbox;
 pub use input::{Input, Output, Proposal, Quarantine, Refusal, Role};
 pub use log_thread::describe_role;
 pub use log_view::{LOAD_BYTES, LogView};
-pub use node::{CACHE_BYTES_MAX, Carrier, RETAIN_BYTES, Raft, RaftEvent, RaftOptions};
+pub use node::{
+    CACHE_BYTES_MAX, Carrier, GroupOptions, RETAIN_BYTES, Raft, RaftEvent, RaftOptions, is_of_group,
+};
 pub use planted::Planted;
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;
 pub use proposals::{OPEN_BYTES_MAX, OPEN_COUNT_MAX};
+pub use single::Single;

@@ -12,6 +12,8 @@ pub enum ProposeError {
     TooManyRequests,
     /// This member takes no part in its group: what it has is not what it said it had.
     Quarantined,
+    /// This replicator does not do it.
+    NotServed,
     /// The replicator is stopping or its log failed; holds the reason.
     Stopped(String),
 }
@@ -21,6 +23,7 @@ impl fmt::Display for ProposeError {
         match self {
             Self::TooManyRequests => f.write_str("too many requests are queued"),
             Self::Quarantined => f.write_str("this member is quarantined"),
+            Self::NotServed => f.write_str("this replicator does not do it"),
             Self::Stopped(reason) => write!(f, "stopped: {reason}"),
         }
     }
@@ -118,6 +121,17 @@ pub type Reply = Box<dyn FnOnce(Vec<u8>) + Send>;
 /// Answers questions of other members: called with the question and the way back, on a thread of the transport; must not block.
 pub type Answerer = Box<dyn Fn(Vec<u8>, Reply) + Send + Sync>;
 
+/// A change of the members of a group, one at a time.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum MemberChange {
+    /// A new voter, or a learner that becomes one.
+    AddVoter(u64),
+    /// A new member without a vote.
+    AddLearner(u64),
+    /// A member that is none any more.
+    Remove(u64),
+}
+
 /// Why leadership was not handed over.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[non_exhaustive]
@@ -194,6 +208,16 @@ pub trait Replicator: Send + Sync {
     fn propose_in_term(&self, command: Vec<u8>, class: Class, term: u64) -> Result<(), ProposeError> {
         let _ = term;
         self.propose(command, class)
+    }
+
+    /// Proposes a change of the members, with a command for the state machines; the result comes by the command's id. Only the leader takes it, and one
+    /// at a time.
+    ///
+    /// # Errors
+    /// Those of [`Self::propose`]; [`ProposeError::NotServed`] from a single node, whose build or directory knows no others.
+    fn propose_change(&self, change: MemberChange, command: Vec<u8>) -> Result<(), ProposeError> {
+        let _ = (change, command);
+        Err(ProposeError::NotServed)
     }
 
     /// Asks the server of the leader something; resolves to its answer, or to nothing if no leader is known or nothing could be sent. An

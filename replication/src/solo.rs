@@ -88,6 +88,22 @@ pub struct Solo {
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
 
+/// What a single node leaves to a [`Successor`]: everything is durable and applied, nothing is queued.
+pub struct SoloParts<M> {
+    pub(crate) log: Log,
+    pub(crate) machine: M,
+    pub(crate) checkpointer: Checkpointer,
+    /// Last entry.
+    pub(crate) last_index: u64,
+    pub(crate) genesis: Genesis,
+    pub(crate) opened: Opened,
+    /// Once set, it is what the checkpoints' thread wakes.
+    pub(crate) woken: Arc<OnceLock<Waker>>,
+}
+
+/// Goes on with what a single node leaves, on the same thread, to the end of the log's life.
+pub type Successor<M> = Box<dyn FnOnce(SoloParts<M>) -> Result<()> + Send>;
+
 /// The measurement of the device that a start may call for.
 pub(crate) struct Calibration(Mutex<CalibrationState>);
 
@@ -153,6 +169,8 @@ struct Queue {
     stopped: Option<String>,
     /// Set when the thread shall finish what is queued and end.
     closing: bool,
+    /// Set when the thread shall finish what is queued and leave the rest to its successor.
+    handing_over: bool,
     stats_wanted: bool,
 }
 
@@ -170,7 +188,7 @@ impl Shared {
             if let Some(reason) = &queue.stopped {
                 return Err(ProposeError::Stopped(reason.clone()));
             }
-            if queue.closing {
+            if queue.closing || queue.handing_over {
                 return Err(ProposeError::Stopped("the server is stopping".into()));
             }
             // Privileged commands are few, and bounded by twice the gap.
@@ -205,7 +223,17 @@ impl Shared {
 impl Solo {
     /// Opens the directory, replays its log into `machine` and starts serving. Returns when the machine holds
     /// everything that was ever acknowledged.
-    pub fn start(options: SoloOptions, machine: impl StateMachine) -> Result<Self> {
+    pub fn start<M: StateMachine>(options: SoloOptions, machine: M) -> Result<Self> {
+        let close = |_: SoloParts<M>| unreachable!("nobody asks it to hand over");
+        Self::start_with_successor(options, machine, Box::new(close))
+    }
+
+    /// The same for a node that may become a member of a group: see [`Self::hand_over`].
+    pub fn start_with_successor<M: StateMachine>(
+        options: SoloOptions,
+        machine: M,
+        successor: Successor<M>,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared::default());
         let (report, opened) = mpsc::sync_channel(1);
         let thread_shared = Arc::clone(&shared);
@@ -231,14 +259,18 @@ impl Solo {
                     )
                 });
                 match opened {
-                    Ok((mut core, opened)) => {
+                    Ok((mut core, opened, woken)) => {
                         if let Some(on_checkpoint) = options.on_checkpoint {
                             core.checkpointer.set_on_event(on_checkpoint);
                         }
                         let _abort = AbortOnPanic;
-                        let _ = report.send(Ok((opened, core.log.take_calibration())));
+                        let _ = report.send(Ok((opened.clone(), core.log.take_calibration())));
                         core.run();
-                        core.close()
+                        if core.hands_over() {
+                            successor(core.into_parts(opened, woken))
+                        } else {
+                            core.close()
+                        }
                     }
                     Err(error) => {
                         let _ = report.send(Err(error));
@@ -252,6 +284,14 @@ impl Solo {
         })?;
         let calibration = Calibration::new(calibration);
         Ok(Self { shared, opened, calibration, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Ends this node when everything that is queued is applied, and has the successor go on with it; commands that come meanwhile are refused. Returns the
+    /// thread, which is the successor's. None if there is none any more.
+    pub fn hand_over(&self) -> Option<JoinHandle<Result<()>>> {
+        self.shared.queue().handing_over = true;
+        self.shared.wake();
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Measures the device in the background if this start calls for it (see [`sternpost_engine::log::calibration`]); to be
@@ -322,7 +362,11 @@ impl Replicator for Solo {
 
     fn shutdown(&self) -> Result<(), String> {
         self.calibration.end();
-        self.shared.queue().closing = true;
+        {
+            let mut queue = self.shared.queue();
+            // Who has handed over has nothing to close.
+            queue.closing |= !queue.handing_over;
+        }
         self.shared.wake();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         match thread {
@@ -363,6 +407,7 @@ struct SoloCore<M> {
     member_id: u64,
     /// True after the machine was told that the log failed.
     failed: bool,
+    genesis: Genesis,
 }
 
 impl<M: StateMachine> SoloCore<M> {
@@ -374,7 +419,7 @@ impl<M: StateMachine> SoloCore<M> {
         genesis: &Genesis,
         mut machine: M,
         shared: Arc<Shared>,
-    ) -> Result<(Self, Opened)> {
+    ) -> Result<(Self, Opened, Arc<OnceLock<Waker>>)> {
         let mut checkpointer = prepared.checkpointer(options)?;
         if let Some(storage) = machine.storage() {
             checkpointer.attach(storage)?;
@@ -396,7 +441,15 @@ impl<M: StateMachine> SoloCore<M> {
             }
         };
         let (log, recovery, created) = prepared.recover_ahead(priors, &mut announce, &mut visit, progress)?;
-        log.start_checkpoints(&mut checkpointer)?;
+        let woken = Arc::new(OnceLock::<Waker>::new());
+        let (own, others) = (log.waker(), Arc::clone(&woken));
+        log.start_checkpoints_waking(
+            &mut checkpointer,
+            Arc::new(move || match others.get() {
+                Some(other) => other(),
+                None => own(),
+            }),
+        )?;
         machine.flush();
         let superblock = log.identity();
         let mut core = Self {
@@ -409,6 +462,11 @@ impl<M: StateMachine> SoloCore<M> {
             body: Vec::new(),
             member_id: superblock.member_id,
             failed: false,
+            genesis: Genesis {
+                cluster_id: superblock.cluster_id,
+                member_id: superblock.member_id,
+                ..replay.genesis.clone().unwrap_or_else(|| genesis.clone())
+            },
         };
         if replay.genesis.is_none() {
             // New, or the first start died before its genesis was durable: nothing was acknowledged before that.
@@ -417,11 +475,7 @@ impl<M: StateMachine> SoloCore<M> {
                     "the log holds entries but no genesis record; it is not ours".into(),
                 ));
             }
-            core.write_genesis(&Genesis {
-                cluster_id: superblock.cluster_id,
-                member_id: superblock.member_id,
-                ..genesis.clone()
-            })?;
+            core.write_genesis(&core.genesis.clone())?;
         }
         let shared = &core.shared;
         shared.member_id.store(core.member_id, Ordering::Relaxed);
@@ -437,7 +491,18 @@ impl<M: StateMachine> SoloCore<M> {
             recovery,
             sync_method: core.log.sync_method(),
         };
-        Ok((core, opened))
+        Ok((core, opened, woken))
+    }
+
+    /// It was asked to, and nothing is in the way.
+    fn hands_over(&self) -> bool {
+        let queue = self.shared.queue();
+        queue.handing_over && !queue.closing && !self.failed
+    }
+
+    fn into_parts(self, opened: Opened, woken: Arc<OnceLock<Waker>>) -> SoloParts<M> {
+        let Self { log, machine, checkpointer, next_index, genesis, .. } = self;
+        SoloParts { log, machine, checkpointer, last_index: next_index - 1, genesis, opened, woken }
     }
 
     fn write_genesis(&mut self, genesis: &Genesis) -> Result<()> {
@@ -526,7 +591,7 @@ impl<M: StateMachine> SoloCore<M> {
             if self.checkpointer.is_full() && refusal.is_none() {
                 return queue.closing;
             }
-            let closing = queue.closing;
+            let closing = queue.closing || queue.handing_over;
             let bytes_of = |(_, command): &(Class, Vec<u8>)| command.len();
             (self.checkpointer.take(&mut queue.commands, bytes_of, closing), closing)
         };
@@ -764,7 +829,7 @@ pub mod simulated {
         ) -> Result<Self> {
             let solo = Arc::new(Shared::default());
             let prepared = PreparedLog::on_simulated_disk(disk, options, &identity(genesis), seed)?;
-            let (core, _) =
+            let (core, _, _) =
                 SoloCore::open(prepared, checkpoint, &mut |_| {}, genesis, machine, Arc::clone(&solo))?;
             Ok(Self { core, solo })
         }

@@ -14,6 +14,21 @@ pub struct Entry<'a> {
     pub replay: bool,
 }
 
+/// A committed entry that would change the members of the group.
+#[derive(Clone, Copy, Debug)]
+pub struct ChangeEntry<'a> {
+    /// As in [`Entry`].
+    pub index: u64,
+    /// As in [`Entry`].
+    pub term: u64,
+    /// The command that travels with the change.
+    pub command: &'a [u8],
+    /// The change makes sense where it is: what the group consists of allows it.
+    pub is_possible: bool,
+    /// As in [`Entry`].
+    pub replay: bool,
+}
+
 /// Why a command that was taken over did not get into the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Rejection {
@@ -23,6 +38,8 @@ pub enum Rejection {
     Stopped(String),
     /// No leader took it in time. It is not in the log.
     NoLeader,
+    /// A change of the members was given to somebody who does not lead, or while another one was under way. It is not in the log.
+    ChangeRefused,
     /// A leader was given it, and its fate was not known in time: it may still be applied.
     Unknown,
     /// More is under way than the bounds allow. It is not in the log.
@@ -37,6 +54,15 @@ pub trait StateMachine: Send + 'static {
     /// Applies one entry; called in index order, each index once per process. Cannot fail: a command that is refused
     /// is a result that its proposer hears, not a failure of the machine.
     fn apply(&mut self, entry: &Entry<'_>);
+
+    /// Applies an entry that changes the members; counts as one of the entries that [`Self::apply`] gets, in the same order. Returns whether the
+    /// change is made: the same on every member, and never if it is not possible. A machine of a group that never changes need not know
+    /// any of it.
+    fn apply_change(&mut self, entry: &ChangeEntry<'_>) -> bool {
+        let ChangeEntry { index, term, replay, .. } = *entry;
+        self.apply(&Entry { index, term, commands: Vec::new(), replay });
+        entry.is_possible
+    }
 
     /// Called after a batch of entries, before their proposers could hear of later ones: the moment to wake watchers.
     fn flush(&mut self) {}

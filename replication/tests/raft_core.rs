@@ -445,7 +445,7 @@ fn r8_one_change_at_a_time_and_the_leader_alone() {
     bench.input(1, Input::ProposeChange { id: 2, change: add(), context: Bytes::new() });
     assert_eq!(bench.take(), [Output::Rejected { ids: vec![2], why: Refusal::ChangeRefused }]);
     bench.input(2, Input::ProposeChange { id: 3, change: add(), context: Bytes::new() });
-    assert_eq!(bench.take(), [Output::Rejected { ids: vec![3], why: Refusal::NotLeader }]);
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![3], why: Refusal::ChangeRefused }]);
     bench.is_instant = true;
     bench.run();
     bench.take();

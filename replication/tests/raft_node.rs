@@ -10,8 +10,12 @@ use std::thread::Thread;
 use std::time::Duration;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::options::LogOptions;
-use sternpost_replication::raft::{Carrier, CoreStatus, Inbox, Lane, Raft, RaftOptions};
-use sternpost_replication::{Class, Entry, Genesis, Rejection, Replicator, Solo, SoloOptions, StateMachine};
+use sternpost_replication::raft::{
+    Carrier, CoreStatus, GroupOptions, Inbox, Lane, Raft, RaftOptions, Single, is_of_group,
+};
+use sternpost_replication::{
+    Class, Entry, Genesis, MemberChange, Rejection, Replicator, Solo, SoloOptions, StateMachine,
+};
 
 const MEMBERS: [u64; 3] = [11, 22, 33];
 /// Far longer than anything takes; nothing here waits for it.
@@ -201,14 +205,20 @@ fn options(directory: &Path, member_id: u64) -> RaftOptions {
         log: LogOptions { segment_bytes: Some(256 << 10), calibrate: false, ..LogOptions::default() },
         checkpoint: CheckpointOptions::default(),
         genesis: Genesis { cluster_id: 7, member_id, voters: MEMBERS.to_vec(), state: b"members".to_vec() },
+        progress: Box::new(|_| {}),
+        on_checkpoint: None,
+        group: group(),
+    }
+}
+
+fn group() -> GroupOptions {
+    GroupOptions {
         heartbeat: Duration::from_millis(30),
         election: Duration::from_millis(150),
         request_timeout: Duration::from_secs(20),
         command_id,
         retain_bytes: 16 << 20,
         cache_bytes_max: 64 << 10,
-        progress: Box::new(|_| {}),
-        on_checkpoint: None,
         on_event: Box::new(|_| {}),
     }
 }
@@ -358,4 +368,85 @@ impl Cluster {
         }
         MEMBERS.iter().position(|member| *member == leader).unwrap()
     }
+}
+
+/// R16: with proposers that do not stop. Before and after it is a node of its kind, and nothing is lost, doubled or refused.
+#[test]
+fn one_alone_becomes_a_member_of_a_group_under_load_and_stays_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let alone = || {
+        let RaftOptions { directory, log, checkpoint, mut genesis, progress, on_checkpoint, group } =
+            options(directory.path(), MEMBERS[0]);
+        genesis.voters = vec![MEMBERS[0]];
+        (SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint }, group)
+    };
+    let machine = Machine::default();
+    let (solo, group) = alone();
+    let single = Arc::new(Single::start(solo, group, machine.clone()).unwrap());
+    assert!(!is_of_group(directory.path()));
+    let command = |id: u64| [&id.to_le_bytes()[..], &[7; 90]].concat();
+    let is_over = Arc::new(Mutex::new(false));
+    let proposers: Vec<_> = (1..=3_u64)
+        .map(|proposer| {
+            let (single, is_over) = (Arc::clone(&single), Arc::clone(&is_over));
+            std::thread::spawn(move || {
+                let mut ids = Vec::new();
+                while !*is_over.lock().unwrap() {
+                    let id = proposer << 32 | ids.len() as u64;
+                    // Overload is for the proposer to wait out; everything else would be a loss.
+                    match single.propose(command(id), Class::Ordinary) {
+                        Ok(()) => ids.push(id),
+                        Err(error) => assert_eq!(error, sternpost_replication::ProposeError::TooManyRequests),
+                    }
+                    block_on(single.read_barrier()).unwrap();
+                }
+                ids
+            })
+        })
+        .collect();
+    machine.wait("commands of a single node", |told| told.ids.len() > 300);
+    assert_eq!(single.status().term, 1);
+    // A learner changes no quorum: it need not be there.
+    single.propose_change(MemberChange::AddLearner(MEMBERS[1]), command(1)).unwrap();
+    let raft = single.as_raft().expect("it has grown");
+    assert!(raft.wait_for(PATIENCE, |status| status.proved_term.is_some()));
+    while raft.core_status().learners.is_empty() {
+        // Refused while it did not lead yet.
+        single.propose_change(MemberChange::AddLearner(MEMBERS[1]), command(1)).unwrap();
+        raft.wait_for(Duration::from_millis(50), |status| !status.learners.is_empty());
+    }
+    let before = machine.with(|told| told.ids.len());
+    machine.wait("commands of a group", |told| told.ids.len() > before + 300);
+    assert!(raft.core_status().role.term > 1);
+    *is_over.lock().unwrap() = true;
+    let mut ids: Vec<u64> = proposers.into_iter().flat_map(|proposer| proposer.join().unwrap()).collect();
+    let has_all = |told: &Told, ids: &[u64]| {
+        let known: BTreeSet<_> = told.ids.iter().chain(told.given_up.iter().map(|(id, _)| id)).collect();
+        ids.iter().all(|id| known.contains(id))
+    };
+    machine.wait("all of them", |told| has_all(told, &ids));
+    machine.with(|told| {
+        let once: BTreeSet<_> = told.ids.iter().collect();
+        assert_eq!(once.len(), told.ids.len(), "each once");
+        for (id, why) in &told.given_up {
+            let is_known = matches!(why, Rejection::TooManyRequests | Rejection::ChangeRefused);
+            assert!(is_known && !once.contains(id), "{id:x}: {why:?}");
+        }
+        ids.retain(|id| once.contains(id));
+    });
+    single.shutdown().unwrap();
+    drop((raft, single));
+
+    // From now on it is opened as a group's, and as nothing else.
+    assert!(is_of_group(directory.path()));
+    let (solo, _) = alone();
+    assert!(Solo::start(solo, Machine::default()).is_err());
+    let machine = Machine::default();
+    let mut again = options(directory.path(), MEMBERS[0]);
+    again.genesis.voters = vec![MEMBERS[0]];
+    let raft = Raft::start(again, machine.clone()).unwrap();
+    assert!(raft.wait_for(PATIENCE, |status| status.proved_term.is_some()));
+    assert_eq!(raft.core_status().learners, [MEMBERS[1]]);
+    machine.wait("all of them again", |told| has_all(told, &ids));
+    raft.shutdown().unwrap();
 }

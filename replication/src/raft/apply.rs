@@ -6,10 +6,13 @@
 //! [`super::core::UNAPPLIED_BYTES_MAX`] of it.
 //!
 //! **Failure.** A broken invariant aborts the process: nobody is served from a state in doubt.
+use super::configuration;
 use super::inbox::Inbox;
 use crate::entry_format::decode_entry;
-use crate::state_machine::{self, Rejection, StateMachine};
-use raft::eraftpb::{Entry, EntryType};
+use crate::state_machine::{self, ChangeEntry, Rejection, StateMachine};
+use bytes::Bytes;
+use raft::eraftpb::{ConfState, Entry, EntryType};
+use raft_proto::decode_conf_change;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -59,6 +62,10 @@ pub(super) struct ApplyQueue {
     pub(super) durable_lsn: AtomicU64,
     /// From where on a checkpoint needs the log.
     pub(super) replay_lsn: AtomicU64,
+    /// What became of changes of the members, by index, until the thread of the log has taken it.
+    verdicts: Mutex<VecDeque<(u64, bool)>>,
+    /// Somebody waits for a checkpoint.
+    is_asked: AtomicBool,
     /// There is nothing left that would make the log shorter.
     pub(super) has_rested: AtomicBool,
     /// Notes of what keys were, for the log; the applying thread fills in the next ones when these were taken.
@@ -74,6 +81,24 @@ impl ApplyQueue {
     pub(super) fn push(&self, items: impl IntoIterator<Item = Item>) {
         self.state().items.extend(items);
         self.changed.notify_one();
+    }
+
+    /// A checkpoint of what is applied is wanted soon.
+    pub(super) fn ask_for_checkpoint(&self) {
+        self.is_asked.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn leave_verdict(&self, index: u64, is_made: bool) {
+        self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).push_back((index, is_made));
+    }
+
+    /// Whether the change at `index`, which is applied, was made.
+    pub(super) fn take_verdict(&self, index: u64) -> bool {
+        let verdict = self.verdicts.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let (at, is_made) = verdict.unwrap_or_else(|| panic!("R8: the change at {index} has no verdict"));
+        assert_eq!(at, index, "R8: verdicts come in the order of the changes");
+        is_made
     }
 
     pub(super) fn close(&self) {
@@ -96,6 +121,8 @@ pub(super) struct Applier<M> {
     pub(super) inbox: Arc<Inbox>,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) waiting: VecDeque<Item>,
+    /// As of what is applied.
+    pub(super) configuration: ConfState,
 }
 
 impl<M: StateMachine> Applier<M> {
@@ -133,6 +160,9 @@ impl<M: StateMachine> Applier<M> {
     fn poll(&mut self) {
         let durable = Lsn(self.queue.durable_lsn.load(Ordering::Acquire));
         let now_us = self.clock.now_us();
+        if self.queue.is_asked.swap(false, Ordering::AcqRel) {
+            self.checkpointer.ask();
+        }
         if let Some(storage) = self.machine.storage() {
             if let Some(replay_lsn) = self.checkpointer.poll(storage, durable) {
                 self.queue.replay_lsn.fetch_max(replay_lsn.0, Ordering::AcqRel);
@@ -162,7 +192,17 @@ impl<M: StateMachine> Applier<M> {
         for item in items {
             match item {
                 Item::Entry(entry, lsn) => {
-                    apply_entry(&mut self.machine, &mut self.checkpointer, &entry, lsn, false);
+                    let verdict = apply_entry(
+                        &mut self.machine,
+                        &mut self.checkpointer,
+                        &mut self.configuration,
+                        &entry,
+                        lsn,
+                        false,
+                    );
+                    if let Some(is_made) = verdict {
+                        self.queue.leave_verdict(entry.index, is_made);
+                    }
                     last = Some(entry.index);
                 }
                 Item::GivenUp(id, rejection) => self.machine.given_up(id, &rejection),
@@ -187,15 +227,63 @@ impl<M: StateMachine> Applier<M> {
     }
 }
 
-/// Applies one committed entry, in replay or not.
+/// Applies one committed entry, in replay or not. Of a change of the members: whether it was made.
 pub(super) fn apply_entry<M: StateMachine>(
     machine: &mut M,
     checkpointer: &mut Checkpointer,
+    configuration: &mut ConfState,
     entry: &Entry,
     lsn: Lsn,
     replay: bool,
-) {
-    let is_commands = entry.get_entry_type() == EntryType::EntryNormal && !entry.data.is_empty();
+) -> Option<bool> {
+    let position = CutPosition { index: entry.index, term: entry.term, lsn };
+    let verdict = if entry.get_entry_type() == EntryType::EntryNormal {
+        apply_commands(machine, entry, replay);
+        None
+    } else {
+        Some(apply_change(machine, configuration, entry, replay))
+    };
+    if let Some(storage) = machine.storage() {
+        checkpointer.after_entry(storage, position);
+    }
+    verdict
+}
+
+fn apply_change<M: StateMachine>(
+    machine: &mut M,
+    configuration: &mut ConfState,
+    entry: &Entry,
+    replay: bool,
+) -> bool {
+    let change = decode_conf_change(entry).and_then(|change| configuration::decode_change(&change));
+    let next = change.and_then(|change| configuration::after(configuration, change));
+    let is_made = machine.apply_change(&ChangeEntry {
+        index: entry.index,
+        term: entry.term,
+        command: &entry.context,
+        is_possible: next.is_some(),
+        replay,
+    });
+    let Some(next) = next.filter(|_| is_made) else {
+        assert!(!is_made, "R8: a change that is not possible is not made");
+        return false;
+    };
+    *configuration = next;
+    // R9: before the entry ends, so in the same checkpoint as its index.
+    put_configuration(machine, configuration);
+    true
+}
+
+/// Writes the record of the configuration, if the machine has a store.
+pub(super) fn put_configuration<M: StateMachine>(machine: &mut M, configuration: &ConfState) {
+    if let Some(storage) = machine.storage() {
+        let record = Bytes::from(configuration::encode(configuration));
+        storage.system_put(Bytes::from_static(configuration::KEY), record);
+    }
+}
+
+fn apply_commands<M: StateMachine>(machine: &mut M, entry: &Entry, replay: bool) {
+    let is_commands = !entry.data.is_empty();
     // Every member would refuse the same bytes, and none wrote them: a bug, or memory that lies.
     let commands = if is_commands {
         decode_entry(&entry.data)
@@ -204,8 +292,4 @@ pub(super) fn apply_entry<M: StateMachine>(
         Vec::new()
     };
     machine.apply(&state_machine::Entry { index: entry.index, term: entry.term, commands, replay });
-    let position = CutPosition { index: entry.index, term: entry.term, lsn };
-    if let Some(storage) = machine.storage() {
-        checkpointer.after_entry(storage, position);
-    }
 }

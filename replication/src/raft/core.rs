@@ -15,13 +15,14 @@
 //! | 6, 7 what is in memory | [`super::log_view`] |
 //! | 9 (R7) a removed leader steps down at once | [`Core::apply_change`] |
 //! | 11 (R11) windows | bytes are bounded by the transport, which reports what it drops |
-//! | 12 snapshots | none yet: `MsgSnapshot` is dropped, and never sent |
+//! | 12 snapshots | none by the library: `MsgSnapshot` is dropped, and never sent; [`Core::skip_to_committed`] |
 //! | 13 (R6) what travels | [`super::guards`] |
 //! | 15 a lone voter campaigns only when its log is durable | [`Core::tick`] |
 //! | R1 commit at start; hard state before a change is applied | [`Core::new`], [`Core::hand_over`] |
 //! | R8 one change at a time | [`Core::propose_change`] |
 //! | R14 fate of proposals | [`super::proposals`] |
 //! | R18 acknowledgements of heartbeats wait for no disk | [`Core::drain`] |
+//! | R22 a disk that went back | [`Input::Regressed`]; who says it is the transport's caller |
 //! | R20 hand-over when the disk hangs | [`super::stall`] |
 //!
 //! **Invariants.** D1: nothing leaves before what it promises is durable: votes and appends acknowledged, and everything said in a term, before the
@@ -163,6 +164,8 @@ pub struct CoreStatus {
     pub peers: Vec<PeerProgress>,
     /// Voters, sorted.
     pub voters: Vec<u64>,
+    /// Learners, sorted.
+    pub learners: Vec<u64>,
     /// Set when this member takes no part.
     pub quarantine: Option<Quarantine>,
     /// Frames that the guards dropped since the start.
@@ -333,6 +336,9 @@ impl Core {
             }
             Input::Connected { id } => again = id == self.role.leader,
             Input::TransferLeader { to } => self.transfer(to, out),
+            Input::Regressed { by } => {
+                return self.enter_quarantine(Quarantine::Regressed { by }, out);
+            }
         }
         self.pump(again, out);
         self.ask_for_entries(out);
@@ -380,7 +386,7 @@ impl Core {
                     matched: progress.matched,
                     is_active: peer.heard_tick > 0
                         && self.tick - peer.heard_tick <= self.options.election_ticks as u64,
-                    needs_snapshot: peer.needs_snapshot,
+                    needs_snapshot: peer.needs_snapshot && progress.next_idx < self.node.store().first(),
                 });
             }
             peers.sort_unstable_by_key(|peer| peer.id);
@@ -395,6 +401,7 @@ impl Core {
             transferee: raft.lead_transferee,
             peers,
             voters: self.configuration.voters.clone(),
+            learners: self.configuration.learners.clone(),
             quarantine: self.quarantine,
             frames_dropped_count: self.frames_dropped_count,
         }
@@ -468,7 +475,11 @@ impl Core {
         // whose log is not durable, which the library would take for a bug.
         let is_lone = self.configuration.voters == [self.options.member];
         let has_writes = self.outstanding.iter().any(|outstanding| outstanding.persist.is_some());
-        if self.role.is_leader() || !(is_slow || is_lone && has_writes) {
+        if is_lone && !self.role.is_leader() && !has_writes {
+            // Nobody else could win.
+            let _ = self.node.campaign();
+            self.settle(out);
+        } else if self.role.is_leader() || !(is_slow || is_lone && has_writes) {
             self.node.tick();
             self.settle(out);
         }
@@ -626,18 +637,12 @@ impl Core {
         let raft = &self.node.raft;
         let is_joint = !self.configuration.voters_outgoing.is_empty();
         // R8: the library answers Ok and appends an empty entry instead.
-        let why = if !self.role.is_leader() {
-            Some(Refusal::NotLeader)
-        } else if raft.has_pending_conf()
-            || is_joint && !change.leave_joint()
-            || raft.lead_transferee.is_some()
-        {
-            Some(Refusal::ChangeRefused)
-        } else {
-            None
-        };
-        if let Some(why) = why {
-            return reject(vec![id], why, out);
+        let is_possible = self.role.is_leader()
+            && !raft.has_pending_conf()
+            && (!is_joint || change.leave_joint())
+            && raft.lead_transferee.is_none();
+        if !is_possible {
+            return reject(vec![id], Refusal::ChangeRefused, out);
         }
         if self.node.propose_conf_change(context.to_vec(), change.clone()).is_err() {
             return reject(vec![id], Refusal::ChangeRefused, out);
@@ -742,12 +747,34 @@ impl Core {
         }
     }
 
+    /// Rule 12. The library would send a snapshot to a peer whose next entry is in no file any more, although the peer got the state by another way
+    /// since: its acknowledgements of heartbeats say what is committed there, and everything committed is the same everywhere. The next
+    /// append then probes behind that; what it matches is still for the peer to say, when it is durable there.
+    fn skip_to_committed(&mut self, id: u64, first: u64) -> bool {
+        let last = self.node.raft.raft_log.last_index();
+        let Some(progress) = self.node.raft.mut_prs().get_mut(id) else { return true };
+        let next = progress.committed_index + 1;
+        if next < first || next <= progress.next_idx || next > last + 1 {
+            return false;
+        }
+        progress.become_probe();
+        progress.next_idx = next;
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.needs_snapshot = false;
+        }
+        true
+    }
+
     fn ask_for_entries(&mut self, out: &mut Vec<Output>) {
         let store = self.node.mut_store();
         for (low, high) in store.take_wanted() {
             out.push(Output::Load { low, high });
         }
+        let first = store.first();
         for id in store.take_snapshots_needed() {
+            if self.skip_to_committed(id, first) {
+                continue;
+            }
             let peer = self.peers.entry(id).or_default();
             if !std::mem::replace(&mut peer.needs_snapshot, true) {
                 out.push(Output::NeedsSnapshot { id });

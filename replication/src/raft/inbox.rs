@@ -8,7 +8,7 @@ use super::barrier::Slot;
 use super::frame::{Body, Frame, FrameError, Lane};
 use super::input::Proposal;
 use super::proposals::{OPEN_BYTES_MAX, OPEN_COUNT_MAX};
-use crate::replicator::{ProposeError, ReadError};
+use crate::replicator::{MemberChange, ProposeError, ReadError};
 use bytes::Bytes;
 use raft::eraftpb::Entry;
 use std::collections::VecDeque;
@@ -20,6 +20,8 @@ use sternpost_engine::io::Waker;
 const LOG_BYTES_MAX: usize = 32 << 20;
 /// Frames of the control lane that wait.
 const CONTROL_COUNT_MAX: usize = 8192;
+/// Changes of the members that wait to be noticed.
+const CHANGES_MAX: usize = 64;
 /// Readers that wait to be noticed.
 const READERS_MAX: usize = 65_536;
 
@@ -30,6 +32,13 @@ pub(super) type Reader = Slot<std::result::Result<u64, ReadError>>;
 pub(super) trait Questions: Send + Sync {
     fn question(&self, from: u64, boot: u64, number: u64, bytes: Bytes);
     fn answer(&self, boot: u64, number: u64, bytes: Bytes);
+}
+
+/// A change of the members that somebody wants.
+pub(super) struct ArrivedChange {
+    pub(super) id: u64,
+    pub(super) change: MemberChange,
+    pub(super) command: Bytes,
 }
 
 /// Everything that waited.
@@ -43,7 +52,10 @@ pub(super) struct Arrived {
     pub(super) proposals: Vec<Proposal>,
     proposals_bytes: usize,
     pub(super) readers: Vec<Reader>,
+    pub(super) changes: Vec<ArrivedChange>,
     pub(super) transfers: Vec<u64>,
+    /// Who has refused us because we hold less than we have acknowledged.
+    pub(super) regressed_by: Option<u64>,
     pub(super) loaded: Vec<(u64, Vec<Entry>)>,
 }
 
@@ -55,7 +67,9 @@ impl Arrived {
             && self.connected.is_empty()
             && self.proposals.is_empty()
             && self.readers.is_empty()
+            && self.changes.is_empty()
             && self.transfers.is_empty()
+            && self.regressed_by.is_none()
             && self.loaded.is_empty()
     }
 }
@@ -165,6 +179,11 @@ impl Inbox {
         });
     }
 
+    /// This peer has refused us because we hold less than we have acknowledged: our disk went back.
+    pub fn regressed(&self, by: u64) {
+        self.push(|arrived| arrived.regressed_by = Some(by));
+    }
+
     fn push(&self, push: impl FnOnce(&mut Arrived)) {
         push(&mut self.state().arrived);
         self.wake();
@@ -205,6 +224,22 @@ impl Inbox {
         }
         self.wake();
         true
+    }
+
+    pub(super) fn propose_change(&self, change: ArrivedChange) -> Result<(), ProposeError> {
+        {
+            let mut state = self.state();
+            if let Some(reason) = &state.stopped {
+                return Err(ProposeError::Stopped(reason.clone()));
+            }
+            // The core takes one at a time.
+            if state.is_closing || state.arrived.changes.len() >= CHANGES_MAX {
+                return Err(ProposeError::TooManyRequests);
+            }
+            state.arrived.changes.push(change);
+        }
+        self.wake();
+        Ok(())
     }
 
     pub(super) fn transfer(&self, to: u64) {

@@ -82,6 +82,11 @@ pub enum Input {
         /// The peer.
         id: u64,
     },
+    /// Another member has refused us because we hold less than we have acknowledged (R22).
+    Regressed {
+        /// Who.
+        by: u64,
+    },
     /// Leadership shall go to this member, 0 for the best one.
     TransferLeader {
         /// The member.
@@ -189,7 +194,7 @@ pub enum Refusal {
     Unknown,
     /// More wait than the bounds allow. Not in the log.
     TooMany,
-    /// A change of the configuration that cannot be made now. Not in the log.
+    /// A change of the configuration that cannot be made now, or by this member. Not in the log.
     ChangeRefused,
     /// This member is not the leader.
     NotLeader,
@@ -240,6 +245,11 @@ pub enum Quarantine {
         /// Its index.
         index: u64,
     },
+    /// Another member knows that we had acknowledged more, or voted in a later term, than our disk says (R22).
+    Regressed {
+        /// Who says it.
+        by: u64,
+    },
     /// At the start: the positions of log and checkpoint do not fit together.
     Start(StartFault),
 }
@@ -254,6 +264,10 @@ impl std::fmt::Display for Quarantine {
             Self::CommittedDiffers { index } => {
                 write!(f, "entry {index} is committed here, and the leader has another one")
             }
+            Self::Regressed { by } => write!(
+                f,
+                "member {by:x} says that this one holds less than it has acknowledged: its data was lost or rolled back; remove it from the cluster, and add it anew"
+            ),
             Self::Start(fault) => write!(f, "log and checkpoint do not fit together: {fault:?}"),
         }
     }

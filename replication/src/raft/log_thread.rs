@@ -8,8 +8,9 @@
 //! none of them: what has arrived is looked at first, and then one tick passes. A member that slept must not conclude from its own sleep
 //! that nobody speaks.
 use super::apply::{ApplyQueue, Item};
+use super::configuration::encode_change as encode_change_of_members;
 use super::core::{Core, ENTRY_BYTES_MAX};
-use super::inbox::Reader;
+use super::inbox::{ArrivedChange, Reader};
 use super::input::{Input, Output, Refusal, Role};
 use super::log_view::LOAD_BYTES;
 use super::node::{RaftEvent, Shared};
@@ -94,6 +95,9 @@ impl LogThread {
             self.shared.inbox.stop("the server has stopped");
         }
         let is_something = !arrived.is_empty();
+        if let Some(by) = arrived.regressed_by {
+            self.feed(Input::Regressed { by });
+        }
         // Votes and heartbeats before entries, entries before what clients want.
         arrived.control.into_iter().chain(arrived.log).for_each(|frame| self.feed(Input::Frame(frame)));
         arrived.unreachable.into_iter().for_each(|id| self.feed(Input::Unreachable { id }));
@@ -110,6 +114,13 @@ impl LogThread {
             self.next_token += 1;
             self.readers.insert(token, arrived.readers);
             self.feed(Input::Read { token });
+        }
+        for ArrivedChange { id, change, command } in arrived.changes {
+            self.feed(Input::ProposeChange {
+                id,
+                change: encode_change_of_members(change),
+                context: command,
+            });
         }
         arrived.transfers.into_iter().for_each(|to| self.feed(Input::TransferLeader { to }));
         self.take_replay_position();
@@ -156,7 +167,8 @@ impl LogThread {
                     self.feed(Input::Applied { index: index - 1, change: None });
                 }
                 self.told_applied = index;
-                self.feed(Input::Applied { index, change: Some(true) });
+                let verdict = self.apply.take_verdict(index);
+                self.feed(Input::Applied { index, change: Some(verdict) });
             } else {
                 self.told_applied = applied;
                 self.feed(Input::Applied { index: applied, change: None });
@@ -235,7 +247,7 @@ impl LogThread {
             Output::Quarantined(quarantine) => {
                 self.shared.tell(RaftEvent::Quarantined(quarantine.to_string()));
             }
-            // Nobody proposes one here.
+            // Its result comes when it is applied, or never: then the one who waits has his time-out.
             Output::ChangeProposed { .. } => {}
         }
     }
@@ -317,11 +329,14 @@ impl LogThread {
 
     /// Nothing more will be decided: everybody who waits hears so.
     fn give_up(&mut self, reason: &str) {
+        self.shared.leads_alone.store(false, Ordering::Release);
         let arrived = self.shared.inbox.stop(reason);
         let readers = std::mem::take(&mut self.readers).into_values().flatten();
         readers.chain(arrived.readers).for_each(|reader| reader.answer(Err(ReadError::Stopped)));
         let rejection = Rejection::Stopped(reason.to_owned());
-        let waiting = arrived.proposals.into_iter().map(|proposal| proposal.id).chain(self.core.give_up());
+        let changes = arrived.changes.into_iter().map(|change| change.id);
+        let proposals = arrived.proposals.into_iter().map(|proposal| proposal.id);
+        let waiting = proposals.chain(changes).chain(self.core.give_up());
         self.apply.push(waiting.map(|id| Item::GivenUp(id, rejection.clone())));
     }
 
@@ -341,7 +356,8 @@ impl LogThread {
 fn rejection(why: Refusal) -> Rejection {
     match why {
         Refusal::NoSpace => Rejection::NoSpace,
-        Refusal::NoLeader | Refusal::NotLeader | Refusal::ChangeRefused => Rejection::NoLeader,
+        Refusal::NoLeader | Refusal::NotLeader => Rejection::NoLeader,
+        Refusal::ChangeRefused => Rejection::ChangeRefused,
         Refusal::TooMany => Rejection::TooManyRequests,
         Refusal::Quarantined => Rejection::Stopped("this member is quarantined".into()),
         Refusal::Unknown => Rejection::Unknown,

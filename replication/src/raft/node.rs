@@ -8,33 +8,40 @@
 //!
 //! **Failure.** When the log fails, nothing more is acknowledged: the machine is told once, the member says nothing any more, and
 //! the others elect another leader. A member whose log and checkpoint do not fit together does not start.
+use super::apply::put_configuration;
 use super::apply::{Applier, ApplyQueue};
 use super::barrier::Slot;
-use super::core::{Core, CoreOptions, CoreStatus};
+use super::core::{Core, CoreOptions, CoreStart, CoreStatus};
 use super::frame::{Body, Frame, Lane};
-use super::inbox::{Inbox, Questions, Reader};
+use super::inbox::{ArrivedChange, Inbox, Questions, Reader};
 use super::input::{Proposal, Role};
 use super::log_thread::{LOAD_JOBS_MAX, LogThread, load_entries};
 use super::open::{OpenedMember, open};
 use super::planted::Planted;
+use super::state;
+use crate::entry_format::GENESIS_TERM;
 use crate::replicator::{
-    Answer, Answerer, Class, Genesis, PeerStatus, ProposeError, ReadBarrier, ReadError, Replicator,
-    ReplicatorStatus, TransferError,
+    Answer, Answerer, Class, Genesis, MemberChange, PeerStatus, ProposeError, ReadBarrier, ReadError,
+    Replicator, ReplicatorStatus, TransferError,
 };
-use crate::solo::{AbortOnPanic, Calibration, Opened, identity};
+use crate::solo::{AbortOnPanic, Calibration, Opened, SoloParts, Successor, identity};
 use crate::state_machine::StateMachine;
+use crate::transport::StateSource;
 use bytes::Bytes;
+use raft::eraftpb::{ConfState, HardState};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use sternpost_engine::base::clock::{Clock, MonotonicClock};
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
+use sternpost_engine::io::Waker;
 use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::log::{OpenProgress, PreparedLog, WriteAge};
 use sternpost_engine::options::LogOptions;
+use sternpost_engine::transfer::{self, StateHolder};
 use sternpost_engine::wal::WalStats;
 use sternpost_engine::{Error, Result};
 
@@ -87,6 +94,16 @@ pub struct RaftOptions {
     pub checkpoint: CheckpointOptions,
     /// Used when the directory is new; an existing directory keeps its own.
     pub genesis: Genesis,
+    /// Called while the log is replayed, every few MiB.
+    pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
+    /// Hears of checkpoints, on the thread that applies; must not block.
+    pub on_checkpoint: Option<OnCheckpoint>,
+    /// The rest.
+    pub group: GroupOptions,
+}
+
+/// What a member of a group needs to know beside its directory.
+pub struct GroupOptions {
     /// Time between heartbeats, rounded to ticks.
     pub heartbeat: Duration,
     /// Least time without a leader before an election; each is between this and twice this.
@@ -99,10 +116,6 @@ pub struct RaftOptions {
     pub retain_bytes: u64,
     /// Bytes of entries kept in memory for followers; [`CACHE_BYTES_MAX`] unless a test wants less.
     pub cache_bytes_max: usize,
-    /// Called while the log is replayed, every few MiB.
-    pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
-    /// Hears of checkpoints, on the thread that applies; must not block.
-    pub on_checkpoint: Option<OnCheckpoint>,
     /// Hears of events, on several threads; must not block.
     pub on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
 }
@@ -113,9 +126,49 @@ pub struct Raft {
     opened: Opened,
     genesis: Genesis,
     calibration: Calibration,
+    transfers: Transfers,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
     election: Duration,
     command_id: fn(&[u8]) -> Option<u64>,
+}
+
+/// A member of a group that comes of a single node.
+pub(super) struct Grown(mpsc::Receiver<Result<Raft>>);
+
+impl Grown {
+    /// Waits for it; `thread` is that of the single node, which it goes on with.
+    pub(super) fn wait(self, thread: JoinHandle<Result<()>>) -> Result<Raft> {
+        let ended = || Error::Refused("the thread of the log ended; see the message above".into());
+        let raft = self.0.recv().unwrap_or_else(|_| Err(ended()))?;
+        *raft.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(raft)
+    }
+}
+
+/// A single node's log and state as those of a one-voter group: its log is what such a group would have written (R16).
+fn take_over<M: StateMachine>(
+    directory: &Path,
+    parts: SoloParts<M>,
+    options: GroupOptions,
+) -> Result<Prepared> {
+    let SoloParts { mut log, mut machine, checkpointer, last_index, genesis, opened, woken } = parts;
+    mark_as_group(directory)?;
+    log.set_retain_bytes(options.retain_bytes);
+    let configuration = ConfState { voters: vec![opened.member_id], ..ConfState::default() };
+    put_configuration(&mut machine, &configuration);
+    let hard_state = HardState { term: GENESIS_TERM, vote: opened.member_id, commit: last_index };
+    let start = CoreStart {
+        hard_state,
+        configuration,
+        applied: last_index,
+        // What lies before is in files, but nobody knows where; a member that needs it fetches the state.
+        base: (last_index, GENESIS_TERM),
+        terms: Vec::new(),
+        tail: Vec::new(),
+    };
+    let (positions, lsns) = Default::default();
+    let member = OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis };
+    assemble(member, options, Some(woken))
 }
 
 /// Statistics that somebody asked for.
@@ -199,6 +252,9 @@ pub(super) struct Shared {
     apply: Arc<ApplyQueue>,
     carrier: OnceLock<Box<dyn Carrier>>,
     status: Mutex<CoreStatus>,
+    /// The only voter, and leader, having applied what earlier terms had: what was acknowledged is applied here, and nobody else can lead before this
+    /// member has given its vote, which leaves it later than the news of that is here.
+    pub(super) leads_alone: AtomicBool,
     status_changed: Condvar,
     write_age: OnceLock<WriteAge>,
     pub(super) stats: Mutex<Stats>,
@@ -213,6 +269,10 @@ impl Shared {
     }
 
     pub(super) fn publish(&self, status: CoreStatus) {
+        let leads_alone = status.proved_term.is_some()
+            && status.voters == [self.asked.member]
+            && status.quarantine.is_none();
+        self.leads_alone.store(leads_alone, Ordering::Release);
         let mut known = self.status();
         if *known != status {
             *known = status;
@@ -259,16 +319,21 @@ impl Raft {
     /// # Errors
     /// Those of opening; and a member whose log and checkpoint do not fit together.
     pub fn start(options: RaftOptions, machine: impl StateMachine) -> Result<Self> {
-        let election = options.election;
-        let command_id = options.command_id;
+        let (election, command_id) = (options.group.election, options.group.command_id);
         let (report, opened) = mpsc::sync_channel(1);
         // A ring belongs to the thread that made it, so the log is opened where it will be driven.
         let thread = std::thread::Builder::new()
             .name("raft".into())
             .spawn(move || match prepare(options, machine) {
-                Ok((thread, opened, genesis, calibration)) => {
+                Ok((thread, opened, genesis, calibration, transfers)) => {
                     let _abort = AbortOnPanic;
-                    let _ = report.send(Ok((Arc::clone(&thread.shared), opened, genesis, calibration)));
+                    let _ = report.send(Ok((
+                        Arc::clone(&thread.shared),
+                        opened,
+                        genesis,
+                        calibration,
+                        transfers,
+                    )));
                     thread.run()
                 }
                 Err(error) => {
@@ -277,12 +342,44 @@ impl Raft {
                 }
             })
             .map_err(|error| Error::Refused(format!("cannot start the thread of the log: {error}")))?;
-        let (shared, opened, genesis, calibration) = opened.recv().unwrap_or_else(|_| {
+        let (shared, opened, genesis, calibration, transfers) = opened.recv().unwrap_or_else(|_| {
             Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
         })?;
         let calibration = Calibration::new(calibration);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { shared, opened, genesis, calibration, thread, election, command_id })
+        Ok(Self { shared, opened, genesis, calibration, transfers, thread, election, command_id })
+    }
+
+    /// What goes on where a single node ends, on its thread, and where the member of a group that came of it can be had.
+    pub(super) fn successor<M: StateMachine>(
+        directory: PathBuf,
+        options: GroupOptions,
+    ) -> (Successor<M>, Grown) {
+        let (report, grown) = mpsc::sync_channel(1);
+        let (election, command_id) = (options.election, options.command_id);
+        let successor: Successor<M> = Box::new(move |parts| match take_over(&directory, parts, options) {
+            Ok((thread, opened, genesis, _, transfers)) => {
+                let shared = Arc::clone(&thread.shared);
+                let (calibration, joined) = (Calibration::new(None), Mutex::new(None));
+                let raft = Self {
+                    shared,
+                    opened,
+                    genesis,
+                    calibration,
+                    transfers,
+                    thread: joined,
+                    election,
+                    command_id,
+                };
+                let _ = report.send(Ok(raft));
+                thread.run()
+            }
+            Err(error) => {
+                let _ = report.send(Err(error.clone()));
+                Err(error)
+            }
+        });
+        (successor, Grown(grown))
     }
 
     /// Where the transport brings frames and news of peers.
@@ -308,6 +405,17 @@ impl Raft {
     /// Of this start: no other start of this member has it.
     pub fn boot(&self) -> u64 {
         self.shared.asked.boot
+    }
+
+    /// This member's state, for one that fetches it.
+    pub fn state_source(&self) -> Box<dyn StateSource> {
+        let holder = self.transfers.holder.clone();
+        Box::new(state::Source::new(holder, Arc::clone(&self.shared.apply), &self.genesis))
+    }
+
+    /// Where [`state::fetch`] stages the state of another member; it is taken at the next start.
+    pub fn staging_place(&self) -> transfer::Place {
+        self.transfers.place.clone()
     }
 
     /// Everything the core says of itself.
@@ -353,23 +461,70 @@ impl Raft {
     }
 }
 
-type Prepared = (LogThread, Opened, Genesis, Option<sternpost_engine::log::calibration::CalibrationJob>);
+type Prepared =
+    (LogThread, Opened, Genesis, Option<sternpost_engine::log::calibration::CalibrationJob>, Transfers);
+
+/// What states are given from and received into.
+struct Transfers {
+    holder: StateHolder,
+    place: transfer::Place,
+}
 
 fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared> {
     let mut progress = options.progress;
-    let log_options = LogOptions { retain_bytes: options.retain_bytes, ..options.log };
-    let prepared = PreparedLog::in_directory(
+    let log_options = LogOptions { retain_bytes: options.group.retain_bytes, ..options.log };
+    let waiting = |sentence: &str| progress(OpenProgress::Waiting(sentence));
+    let place = sternpost_engine::log::Place::in_directory(
         &options.directory,
-        &log_options,
-        &identity(&options.genesis),
-        &mut *progress,
+        log_options.io_backend,
+        log_options.lock_wait,
+        waiting,
     )?;
-    let member = open(prepared, &options.checkpoint, &mut *progress, &options.genesis, machine)?;
+    let transfers = transfer::Place::at(&place);
+    let identity = identity(&options.genesis);
+    let decision = state::install(&transfers, &options.directory, &log_options, &identity)?;
+    let is_installed = decision.is_some();
+    let prepared = PreparedLog::in_place(&place, &log_options, &identity)?;
+    let member = open(prepared, &options.checkpoint, &mut *progress, &options.genesis, decision, machine)?;
+    if is_installed {
+        state::finish(&transfers)?;
+    }
+    mark_as_group(&options.directory)?;
+    let mut member = member;
+    if let Some(on_checkpoint) = options.on_checkpoint {
+        member.checkpointer.set_on_event(on_checkpoint);
+    }
+    assemble(member, options.group, None)
+}
+
+/// Made before a member of a group writes anything, so that the next start knows that the directory is one's.
+const GROUP_FILE: &str = "raft";
+
+fn mark_as_group(directory: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| {
+        Error::Refused(format!("cannot make the file {GROUP_FILE} in {}: {error}", directory.display()))
+    };
+    if directory.join(GROUP_FILE).exists() {
+        return Ok(());
+    }
+    let file = std::fs::File::create(directory.join(GROUP_FILE)).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    std::fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed)
+}
+
+/// True if the directory is that of a member of a group, or will be by the next start: it cannot be opened as a single node.
+pub fn is_of_group(directory: &Path) -> bool {
+    [GROUP_FILE, "install", "incoming.ready"].iter().any(|name| directory.join(name).exists())
+}
+
+/// Threads around a member whose log is open. `woken`: checkpoints are made already, and wake what is set here.
+fn assemble<M: StateMachine>(
+    member: OpenedMember<M>,
+    options: GroupOptions,
+    woken: Option<Arc<OnceLock<Waker>>>,
+) -> Result<Prepared> {
     let OpenedMember { mut log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis } =
         member;
-    if let Some(on_checkpoint) = options.on_checkpoint {
-        checkpointer.set_on_event(on_checkpoint);
-    }
     let boot = boot_nonce();
     let core_options = CoreOptions {
         member: opened.member_id,
@@ -385,6 +540,7 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
         planted: Planted::default(),
     };
     let applied = start.applied;
+    let configuration = start.configuration.clone();
     let core = Core::new(core_options, start)
         .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
     positions.forget_before(log.begin_lsn());
@@ -398,6 +554,7 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
         apply: Arc::clone(&apply),
         carrier: OnceLock::new(),
         status: Mutex::new(core.status()),
+        leads_alone: AtomicBool::new(false),
         status_changed: Condvar::new(),
         write_age: OnceLock::new(),
         stats: Mutex::default(),
@@ -407,11 +564,24 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
     });
     let _ = inbox.questions.set(Box::new(Correspondence(Arc::downgrade(&shared))));
     let _ = shared.write_age.set(log.write_age());
-    let woken = Arc::clone(&apply);
-    log.start_checkpoints_waking(&mut checkpointer, Arc::new(move || woken.wake()))?;
+    let applying = Arc::clone(&apply);
+    let wake: Waker = Arc::new(move || applying.wake());
+    match woken {
+        Some(woken) => drop(woken.set(wake)),
+        None => log.start_checkpoints_waking(&mut checkpointer, wake)?,
+    }
+    let holder = checkpointer.state_holder();
+    let place = transfer::Place::of(&log);
     let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
-    let applier =
-        Applier { machine, checkpointer, queue: Arc::clone(&apply), inbox, clock, waiting: VecDeque::new() };
+    let applier = Applier {
+        machine,
+        checkpointer,
+        queue: Arc::clone(&apply),
+        inbox,
+        clock,
+        waiting: VecDeque::new(),
+        configuration,
+    };
     let no_thread = |error| Error::Refused(format!("cannot start the thread that applies: {error}"));
     let apply_thread = std::thread::Builder::new()
         .name("apply".into())
@@ -451,7 +621,7 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
         told_replay: 0,
         failed: None,
     };
-    Ok((thread, opened, genesis, calibration))
+    Ok((thread, opened, genesis, calibration, Transfers { holder, place }))
 }
 
 /// Differs from that of every other start. The standard library seeds its hash maps from the operating system.
@@ -491,6 +661,18 @@ impl Replicator for Raft {
         self.take_over(command, class, Some(term))
     }
 
+    fn propose_change(
+        &self,
+        change: MemberChange,
+        command: Vec<u8>,
+    ) -> std::result::Result<(), ProposeError> {
+        let id = (self.command_id)(&command).expect("a command of this server has an id");
+        if self.shared.status().quarantine.is_some() {
+            return Err(ProposeError::Quarantined);
+        }
+        self.shared.inbox.propose_change(ArrivedChange { id, change, command: Bytes::from(command) })
+    }
+
     fn ask_leader(&self, question: Vec<u8>) -> Answer {
         let leader = self.shared.status().role.leader;
         let asked = &self.shared.asked;
@@ -512,6 +694,9 @@ impl Replicator for Raft {
     }
 
     fn read_barrier(&self) -> ReadBarrier {
+        if self.shared.leads_alone.load(Ordering::Acquire) {
+            return ReadBarrier::ready(Ok(self.shared.apply.applied.load(Ordering::Acquire)));
+        }
         let reader = Reader::default();
         let future = reader.future();
         if self.shared.inbox.read(reader) {

@@ -1,8 +1,9 @@
 //! Opening a member's directory: checkpoint, log, genesis.
-use super::apply::apply_entry;
+use super::apply::{apply_entry, put_configuration};
 use super::core::{CoreStart, sorted};
 use super::positions::Positions;
 use super::replay::Replay;
+use super::state::Decision;
 use crate::entry_format::{
     FEATURE_LEVEL, GENESIS_INDEX, GENESIS_TERM, decode_change, decode_entry, decode_genesis,
     decode_hard_state, encode_genesis, encode_hard_state,
@@ -39,6 +40,8 @@ struct Reading<'a, M> {
     checkpointer: &'a mut Checkpointer,
     replay: Replay,
     genesis: Option<Genesis>,
+    /// As of `applied`; empty before the genesis.
+    configuration: ConfState,
     positions: Positions,
     lsns: VecDeque<(u64, Lsn)>,
     applied: u64,
@@ -49,6 +52,7 @@ pub(super) fn open<M: StateMachine>(
     options: &CheckpointOptions,
     progress: &mut dyn FnMut(OpenProgress<'_>),
     genesis: &Genesis,
+    decision: Option<Decision>,
     mut machine: M,
 ) -> Result<OpenedMember<M>> {
     let mut checkpointer = prepared.checkpointer(options)?;
@@ -57,6 +61,7 @@ pub(super) fn open<M: StateMachine>(
         machine.attached();
     }
     let applied = machine.applied_index();
+    let known = known_configuration(&mut machine)?;
     let announcer = machine.announcer();
     let priors = checkpointer.priors();
     let mut reading = Reading {
@@ -64,6 +69,7 @@ pub(super) fn open<M: StateMachine>(
         checkpointer: &mut checkpointer,
         replay: Replay::new(applied),
         genesis: None,
+        configuration: known,
         positions: Positions::default(),
         lsns: VecDeque::new(),
         applied,
@@ -81,11 +87,29 @@ pub(super) fn open<M: StateMachine>(
     };
     let (mut log, recovery, created) =
         prepared.recover_ahead(priors, &mut announce, &mut |record| reading.visit(record), progress)?;
-    let Reading { mut replay, genesis: found, positions, lsns, .. } = reading;
+    let Reading { mut replay, genesis: found, mut configuration, positions, lsns, .. } = reading;
     let superblock = log.identity();
-    let genesis = match found {
-        Some(found) => found,
-        None => {
+    let genesis = match (found, decision) {
+        (Some(found), _) => found,
+        // The log of a state that was just put in place: nothing else begins one behind a checkpoint.
+        (None, Some(decision)) => {
+            if replay.last_index() != 0 || (decision.index, decision.term) != machine_position(&mut machine) {
+                return Err(Error::Refused(format!(
+                    "a state at index {} was put in place, and the directory holds index {applied}",
+                    decision.index
+                )));
+            }
+            write_begin(
+                &mut log,
+                (decision.index, decision.term),
+                &decision.genesis,
+                (decision.hard_term, decision.vote),
+            )?;
+            replay.mark(decision.index, decision.term);
+            replay.hard_state(decision.hard_term, decision.vote, decision.index).map_err(refused)?;
+            decision.genesis
+        }
+        (None, None) => {
             if replay.last_index() != 0 {
                 return Err(Error::Refused(
                     "the log holds entries but no genesis record; it is not ours".into(),
@@ -97,21 +121,15 @@ pub(super) fn open<M: StateMachine>(
                 member_id: superblock.member_id,
                 ..genesis.clone()
             };
-            write_genesis(&mut log, &genesis)?;
+            write_begin(&mut log, (GENESIS_INDEX, GENESIS_TERM), &genesis, (GENESIS_TERM, 0))?;
             machine.restore(GENESIS_INDEX, GENESIS_TERM, &genesis.state);
+            configuration = first_configuration(&mut machine, &genesis);
             replay.mark(GENESIS_INDEX, GENESIS_TERM);
             replay.hard_state(GENESIS_TERM, 0, GENESIS_INDEX).map_err(refused)?;
             genesis
         }
     };
     machine.flush();
-    let configuration = sorted(ConfState { voters: genesis.voters.clone(), ..ConfState::default() });
-    if !configuration.voters.contains(&superblock.member_id) {
-        return Err(Error::Refused(format!(
-            "this directory is of member {:x}, which its own genesis does not name as a voter",
-            superblock.member_id
-        )));
-    }
     let start = replay.finish(configuration).map_err(refused)?;
     let opened = Opened {
         cluster_id: superblock.cluster_id,
@@ -122,6 +140,24 @@ pub(super) fn open<M: StateMachine>(
         sync_method: log.sync_method(),
     };
     Ok(OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis })
+}
+
+/// The configuration of the checkpoint; empty if there is none.
+fn known_configuration<M: StateMachine>(machine: &mut M) -> Result<ConfState> {
+    let record = machine.storage().and_then(|storage| storage.store().system_get(super::configuration::KEY));
+    let Some(record) = record else { return Ok(ConfState::default()) };
+    super::configuration::decode(&record).ok_or_else(|| {
+        Error::Refused(
+            "the record of the group's members is of a format that this build does not know".into(),
+        )
+    })
+}
+
+/// That of a genesis, kept from now on.
+fn first_configuration<M: StateMachine>(machine: &mut M, genesis: &Genesis) -> ConfState {
+    let configuration = sorted(ConfState { voters: genesis.voters.clone(), ..ConfState::default() });
+    put_configuration(machine, &configuration);
+    configuration
 }
 
 fn refused(error: impl std::fmt::Display) -> Error {
@@ -148,6 +184,10 @@ impl<M: StateMachine> Reading<'_, M> {
                         self.machine.restore(index, term, &genesis.state);
                         self.applied = index;
                     }
+                    if self.configuration.voters.is_empty() {
+                        // New, or of a build that did not keep it: then it never changed.
+                        self.configuration = first_configuration(self.machine, &genesis);
+                    }
                     self.genesis = Some(genesis);
                     self.replay.mark(index, term);
                 }
@@ -171,7 +211,7 @@ impl<M: StateMachine> Reading<'_, M> {
         }
         while let Some(entry) = self.replay.take_committed() {
             let lsn = take_lsn(&mut self.lsns, entry.index);
-            apply_entry(self.machine, self.checkpointer, &entry, lsn, true);
+            apply_entry(self.machine, self.checkpointer, &mut self.configuration, &entry, lsn, true);
             self.applied = entry.index;
         }
         Ok(())
@@ -214,17 +254,22 @@ pub(super) fn decode_record(entry_type: u8, term: u64, index: u64, body: &[u8]) 
     })
 }
 
-fn write_genesis(log: &mut Log, genesis: &Genesis) -> Result<()> {
-    let mark = RecordMeta {
-        kind: RecordKind::SnapshotMark,
-        entry_type: 0,
-        group: GROUP,
-        term: GENESIS_TERM,
-        index: GENESIS_INDEX,
-    };
+/// Index and term of the machine's checkpoint.
+fn machine_position<M: StateMachine>(machine: &mut M) -> (u64, u64) {
+    machine.storage().map_or((0, 0), |storage| storage.store().applied())
+}
+
+/// What a log begins with, durably: the checkpoint that it lies behind, and term and vote.
+fn write_begin(
+    log: &mut Log,
+    (index, term): (u64, u64),
+    genesis: &Genesis,
+    (hard_term, vote): (u64, u64),
+) -> Result<()> {
+    let mark = RecordMeta { kind: RecordKind::SnapshotMark, entry_type: 0, group: GROUP, term, index };
     log.append(mark, &encode_genesis(genesis), Reserve::Privileged)?;
-    let hard_state = RecordMeta { kind: RecordKind::HardState, ..mark };
-    let lsn = log.append(hard_state, &encode_hard_state(0), Reserve::Privileged)?;
+    let hard_state = RecordMeta { kind: RecordKind::HardState, term: hard_term, ..mark };
+    let lsn = log.append(hard_state, &encode_hard_state(vote), Reserve::Privileged)?;
     while log.durable_lsn() <= lsn {
         log.submit();
         log.wait(1_000_000);

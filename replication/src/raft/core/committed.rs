@@ -3,6 +3,7 @@
 //! D3 of [`super`] is kept here, and R1, R7, R8 and R14 as far as they are about applied entries.
 use super::{Core, Outstanding, sorted};
 use crate::entry_format::decode_entry;
+use crate::raft::configuration;
 use crate::raft::input::Output;
 use crate::raft::planted::PlantedBug;
 use raft::StateRole;
@@ -100,9 +101,14 @@ impl Core {
     }
 
     pub(super) fn apply_change(&mut self, change: &ConfChangeV2) {
-        // A change that the library refuses was refused on every member: they have the same configuration.
-        let Ok(configuration) = self.node.apply_conf_change(change) else { return };
-        self.configuration = sorted(configuration);
+        // A change that makes no sense was refused on every member: they have the same configuration.
+        let Some(change_of_one) = configuration::decode_change(change) else { return };
+        let Some(expected) = configuration::after(&self.configuration, change_of_one) else { return };
+        let configuration = self.node.apply_conf_change(change).map(sorted);
+        assert_eq!(configuration.as_ref().ok(), Some(&expected), "R9: the library and the record agree");
+        self.configuration = expected;
+        let configuration = &self.configuration;
+        self.peers.retain(|id, _| configuration.voters.contains(id) || configuration.learners.contains(id));
         let is_member = self.configuration.voters.contains(&self.options.member)
             || self.configuration.voters_outgoing.contains(&self.options.member);
         if !is_member && self.node.raft.state == StateRole::Leader {
