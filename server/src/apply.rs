@@ -15,10 +15,11 @@
 //! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then the operation's own errors. A
 //! write that exceeds this member's quota is applied and then answered as refused.
 //!
-//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`quota`], [`view`].
+//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`members`], [`quota`], [`view`].
 mod alarm;
 pub mod command;
 mod lease;
+pub mod members;
 pub mod outcome;
 pub mod quota;
 pub mod records;
@@ -34,10 +35,15 @@ use crate::wire::status::ApiError;
 use alarm::AlarmTable;
 use command::Command;
 use lease::LeaseTable;
+use members::MemberCommand;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sternpost_engine::mvcc::{DeleteRange, Put, Store, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
-use sternpost_replication::{Announce, Entry, Rejection, StateMachine};
+use sternpost_replication::{Announce, ChangeEntry, Entry, Rejection, StateMachine};
+
+/// No build of ours writes such an entry.
+const MISPLACED: ApiError =
+    ApiError::Unimplemented("a change of the members outside of an entry of its kind");
 
 /// See the module.
 pub struct Machine {
@@ -137,6 +143,12 @@ impl Machine {
             Command::LeaseExpire(expiry) => self.lease_expire(context, expiry),
             Command::Alarm(request) => Ok(self.alarm(request)),
             Command::MemberPublish(member) => self.member_publish(member),
+            update @ Command::MemberUpdate(_) => match MemberCommand::of(update) {
+                Some(update) => self.change_members(update),
+                None => Err(MISPLACED),
+            },
+            // They come by entries of another kind, see `apply_change`.
+            Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };
         if let Ok(outcome) = &result {
             self.size_bytes = self.size_bytes.saturating_add(cost);
@@ -149,7 +161,15 @@ impl Machine {
         if self.alarms.is_quiet() {
             return Ok(());
         }
-        let changes_data = !matches!(command, Command::Alarm(_) | Command::MemberPublish(_));
+        let changes_data = !matches!(
+            command,
+            Command::Alarm(_)
+                | Command::MemberPublish(_)
+                | Command::MemberAdd(_)
+                | Command::MemberRemove(_)
+                | Command::MemberPromote(_)
+                | Command::MemberUpdate(_)
+        );
         if changes_data && self.alarms.has(AlarmType::Corrupt) {
             return Err(ApiError::Corrupt);
         }
@@ -189,6 +209,7 @@ impl Machine {
         let member = records::member(self.writer.store(), said.id).ok_or(ApiError::MemberNotFound)?;
         let member = pb::Member { name: said.name, client_ur_ls: said.client_ur_ls, ..member };
         records::put_member(&mut self.writer, &member);
+        self.notices.notice(Notice::MembersChanged);
         Ok(Outcome::MemberPublish)
     }
 
@@ -254,6 +275,29 @@ impl StateMachine for Machine {
         self.view.set_term(entry.term);
     }
 
+    fn apply_change(&mut self, entry: &ChangeEntry<'_>) -> bool {
+        let applied = self.applied_index();
+        assert_eq!(entry.index, applied + 1, "A4: entries come in index order, each once");
+        let (id, command) = command::decode(entry.command).unwrap_or_else(|error| {
+            panic!("A2: log entry {} holds a change that cannot be applied: {error}", entry.index)
+        });
+        let result = match MemberCommand::of(command) {
+            Some(command) if entry.is_possible => self.change_members(command),
+            Some(command) => {
+                // The group's configuration and the table say the same, so the table knows why.
+                members::check(self.writer.store(), &command, None).and(Err(ApiError::MemberNotFound))
+            }
+            None => Err(MISPLACED),
+        };
+        let is_made = result.is_ok();
+        if !entry.replay {
+            self.results.deliver(id, Applied { result, over_quota: false });
+        }
+        self.writer.set_applied(entry.index, entry.term);
+        self.view.set_term(entry.term);
+        is_made
+    }
+
     fn storage(&mut self) -> Option<&mut StoreWriter> {
         Some(&mut self.writer)
     }
@@ -309,6 +353,7 @@ impl StateMachine for Machine {
             Rejection::NoSpace => ApiError::NoSpace,
             Rejection::Stopped(_) => ApiError::Stopped,
             Rejection::TooManyRequests => ApiError::TooManyRequests,
+            Rejection::ChangeRefused => ApiError::ChangeRefused,
             // etcd's proposals wait for a leader until their time is up.
             Rejection::NoLeader | Rejection::Unknown => ApiError::Timeout,
         };

@@ -144,7 +144,7 @@ impl Notices for LeaseNotices {
                 self.0.lessor().ended(lease);
                 self.0.decide();
             }
-            Notice::Compacting => {}
+            Notice::Compacting | Notice::MembersChanged => {}
         }
     }
 }

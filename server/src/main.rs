@@ -1,12 +1,14 @@
 //! `sternpost`: parse, start, wait, stop. What each of these is: `config`, `run`.
 //!
 //! **Exit codes**, as etcd: 2 for arguments that cannot be parsed, 1 for everything that prevents the start, 0 for `--help` and
-//! `--version`. After SIGTERM or SIGINT the process ends by that signal, or with 0 if it is process 1 of its container.
+//! `--version`, and for a member that was removed from its cluster. After SIGTERM or SIGINT the process ends by that signal, or with 0 if it is process 1
+//! of its container.
 #![forbid(unsafe_code)]
 use std::io::Write;
 use std::process::ExitCode;
 use sternpost_server::config::{self, ConfigError, Request};
 use sternpost_server::logging::Value;
+use sternpost_server::run::Stopped;
 use sternpost_server::{log_line, logging, run};
 
 fn main() -> ExitCode {
@@ -50,16 +52,31 @@ fn main() -> ExitCode {
     // A connection that does not end must not keep the process.
     runtime.shutdown_background();
     match outcome {
+        Ok(Stopped::StateFetched) => start_again(),
         Ok(_) if std::process::id() == 1 => ExitCode::SUCCESS,
-        Ok(stopped) => {
-            let _ = signal_hook::low_level::emulate_default_handler(stopped.signal());
-            ExitCode::FAILURE
-        }
+        Ok(stopped) => match stopped.signal() {
+            Some(signal) => {
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+                ExitCode::FAILURE
+            }
+            None => ExitCode::SUCCESS,
+        },
         Err(text) => {
             log_line!(Fatal, "the server cannot go on", "error" => Value::Text(&text));
             ExitCode::FAILURE
         }
     }
+}
+
+/// The same process with the same arguments from its beginning: nothing of the replaced state is left in memory, and supervisors see the
+/// process that they know.
+fn start_again() -> ExitCode {
+    use std::os::unix::process::CommandExt;
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "sternpost".into());
+    let error = std::process::Command::new("/proc/self/exe").arg0(name).args(arguments).exec();
+    log_line!(Fatal, "cannot start again; start the server by hand", "error" => Value::Text(&error.to_string()));
+    ExitCode::FAILURE
 }
 
 /// A panic is a broken invariant; it is logged where people look for it.

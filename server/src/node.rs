@@ -1,27 +1,27 @@
-//! Which replicator a member runs: a single node without Raft, or one of a group.
+//! Which replicator a member runs: one alone that becomes a member of a group when somebody joins it, or one of a group.
 //!
-//! More than one member in `--initial-cluster` makes a group. A data directory is one or the other; the wrong one is refused by what it holds.
+//! More than one member in `--initial-cluster` makes a group from the start; so does a directory that a group has written to, whatever the flags say.
 use crate::apply::{Machine, command};
 use crate::config::Config;
 use std::sync::Arc;
 use std::time::Duration;
+use sternpost_engine::Result;
 use sternpost_engine::checkpoint::{CheckpointOptions, OnCheckpoint};
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::WalStats;
-use sternpost_engine::{Error, Result};
 use sternpost_replication::raft::{
-    CACHE_BYTES_MAX, RETAIN_BYTES, Raft, RaftEvent, RaftOptions, describe_role,
+    CACHE_BYTES_MAX, GroupOptions, Raft, RaftEvent, RaftOptions, Single, describe_role, is_of_group,
 };
 use sternpost_replication::solo::Opened;
-use sternpost_replication::{Genesis, Replicator, Solo, SoloOptions};
+use sternpost_replication::{Genesis, Replicator, SoloOptions};
 
 /// See the module.
 #[derive(Clone)]
 pub enum Node {
-    /// A single node.
-    Solo(Arc<Solo>),
+    /// One alone, until somebody joins it.
+    Single(Arc<Single>),
     /// A member of a group.
     Raft(Arc<Raft>),
 }
@@ -48,52 +48,45 @@ impl Node {
     pub fn start(config: &Config, options: NodeOptions, machine: Machine) -> Result<Self> {
         let NodeOptions { log, checkpoint, genesis, progress, on_checkpoint } = options;
         let directory = config.data_dir.clone();
-        if genesis.voters.len() == 1 {
-            let on_checkpoint = Some(on_checkpoint);
-            let options = SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint };
-            return Ok(Self::Solo(Arc::new(Solo::start(options, machine)?)));
-        }
         let (heartbeat_ms, election_ms) = config.raft_timers_ms();
-        let wanted = genesis.clone();
-        let options = RaftOptions {
-            directory,
-            log,
-            checkpoint,
-            genesis,
+        let group = GroupOptions {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             election: Duration::from_millis(election_ms.into()),
             request_timeout: config.request_timeout(),
             command_id: command::id,
-            retain_bytes: RETAIN_BYTES,
+            retain_bytes: config.wal_retain_bytes,
             cache_bytes_max: CACHE_BYTES_MAX,
-            progress,
-            on_checkpoint: Some(on_checkpoint),
             on_event: Box::new(log_event),
         };
-        let raft = Raft::start(options, machine)?;
-        if raft.genesis().voters != wanted.voters || raft.opened().cluster_id != wanted.cluster_id {
-            return Err(Error::Refused(format!(
-                "the data directory is of member {:x} in cluster {:x}, which was not made with this --initial-cluster and \
-                 --initial-cluster-token; give the ones of its first start",
-                raft.opened().member_id,
-                raft.opened().cluster_id
-            )));
+        let on_checkpoint = Some(on_checkpoint);
+        if genesis.voters.len() == 1 && !is_of_group(&directory) {
+            let options = SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint };
+            return Ok(Self::Single(Arc::new(Single::start(options, group, machine)?)));
         }
-        Ok(Self::Raft(Arc::new(raft)))
+        let options = RaftOptions { directory, log, checkpoint, genesis, progress, on_checkpoint, group };
+        Ok(Self::Raft(Arc::new(Raft::start(options, machine)?)))
     }
 
     /// As the server sees it.
     pub fn replicator(&self) -> Arc<dyn Replicator> {
         match self {
-            Self::Solo(solo) => Arc::clone(solo) as _,
+            Self::Single(single) => Arc::clone(single) as _,
             Self::Raft(raft) => Arc::clone(raft) as _,
+        }
+    }
+
+    /// The member of a group that it is, once it is; None if `until`, which is asked now and then, says that nobody waits any more. Blocks.
+    pub fn wait_for_group(&self, until: impl Fn() -> bool) -> Option<Arc<Raft>> {
+        match self {
+            Self::Single(single) => single.wait_grown(until),
+            Self::Raft(raft) => Some(Arc::clone(raft)),
         }
     }
 
     /// What was found at the start.
     pub fn opened(&self) -> &Opened {
         match self {
-            Self::Solo(solo) => solo.opened(),
+            Self::Single(single) => single.opened(),
             Self::Raft(raft) => raft.opened(),
         }
     }
@@ -101,7 +94,10 @@ impl Node {
     /// Statistics of the log, as of a moment ago.
     pub fn wal_stats(&self) -> Option<WalStats> {
         match self {
-            Self::Solo(solo) => Some(solo.stats()?.0),
+            Self::Single(single) => match single.as_raft() {
+                Some(raft) => Some(raft.stats()?.0),
+                None => Some(single.solo().stats()?.0),
+            },
             Self::Raft(raft) => Some(raft.stats()?.0),
         }
     }
@@ -113,7 +109,7 @@ impl Node {
         report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
     ) {
         match self {
-            Self::Solo(solo) => solo.calibrate(delay, report),
+            Self::Single(single) => single.solo().calibrate(delay, report),
             Self::Raft(raft) => raft.calibrate(delay, report),
         }
     }
@@ -133,9 +129,9 @@ fn log_event(event: RaftEvent) {
                 "raft: this member leads and has applied everything that was acknowledged before"
             );
         }
-        RaftEvent::NeedsSnapshot { id } => tracing::error!(
+        RaftEvent::NeedsSnapshot { id } => tracing::warn!(
             member = format!("{id:x}"),
-            "a member is further behind than the log reaches; catching up by snapshot is not served yet, so it stays behind"
+            "a member is further behind than the log reaches: it is told to fetch the state"
         ),
         RaftEvent::Quarantined(why) => {
             tracing::error!(why, "this member takes no part in its cluster any more");

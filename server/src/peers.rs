@@ -1,37 +1,93 @@
 //! The other members: the transport between us and a group's replicator.
 //!
-//! **Contract.** [`Peers::start`] listens for the other members and connects to them; frames of the replicator go out by it, and what comes in is
-//! given to the replicator. Who may connect is who is in the member table.
+//! **Contract.** [`Peers`] listens for the other members and connects to those of the member table, which [`Peers::follow`] keeps up with; frames of the
+//! replicator go out by it, and what comes in is given to the replicator. Who may connect is who is in the member table. Somebody whose
+//! entries no log holds any more is told to fetch the state.
 //!
-//! **Does not know** what a frame says.
+//! **A member that is alone listens for nobody**: with the second member of the table the listener comes, and the error, if the address is
+//! taken.
+//!
+//! **Does not know** what a frame of the replicator says.
 use crate::apply::records;
 use crate::config::Config;
 use crate::identity;
+use crate::membership::Membership;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 use sternpost_engine::mvcc::Store;
-use sternpost_replication::entry_format::FEATURE_LEVEL;
-use sternpost_replication::raft::{self, Carrier, Inbox, Raft};
+use sternpost_engine::transfer::Place;
+use sternpost_replication::Replicator;
+use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
+use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Raft};
+use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
-    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode, Transport,
-    TransportConfig,
+    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode,
+    StateSource, Transport, TransportConfig,
 };
+use tokio::sync::watch;
 
 /// Kind of the frames that hold one of the replicator's.
 const RAFT_FRAME: u8 = 1;
+/// Kind of the frames, without a body, that tell a follower to fetch our state.
+const FETCH_FRAME: u8 = 2;
+/// How often the leader looks for followers that need it, and a listener that could not be opened is tried again.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A running transport. Dropping it ends it.
+/// A running transport, as soon as there is somebody to speak to. Dropping it ends it.
 pub struct Peers {
-    transport: Arc<Transport>,
+    config: TransportConfig,
+    raft: Arc<Raft>,
+    store: Store,
+    membership: Arc<Membership>,
+    fetch_from: watch::Sender<u64>,
+    transport: Arc<OnceLock<Transport>>,
+    memory: Arc<Memory>,
+    /// Those that the transport knows, with their addresses.
+    known: Mutex<BTreeMap<u64, Vec<String>>>,
 }
 
+/// What the transport calls.
 struct Members {
     raft: Arc<Raft>,
     inbox: Arc<Inbox>,
     store: Store,
+    membership: Arc<Membership>,
+    /// The member whose state we are told to fetch, 0 for none.
+    fetch_from: watch::Sender<u64>,
+    memory: Arc<Memory>,
 }
 
-struct ByTransport(Arc<Transport>);
+/// What this member knows that others have promised durably: term, and an index that is committed and acknowledged by them (R22). A member
+/// that says less has lost data, and must not vote.
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<u64, (u64, u64)>>);
+
+impl Memory {
+    fn note(&self, member: u64, term: u64, index: u64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Of members alone, so it is as small as the cluster.
+        let (known_term, known_index) = known.entry(member).or_default();
+        *known_term = term.max(*known_term);
+        *known_index = index.max(*known_index);
+    }
+
+    /// What the leader knows: whoever has acknowledged something in its term, has that term.
+    fn note_peers(&self, status: &CoreStatus) {
+        for peer in status.peers.iter().filter(|peer| peer.matched > 0) {
+            // What is not committed may be overwritten, and is gone then by right.
+            self.note(peer.id, status.role.term, peer.matched.min(status.committed));
+        }
+    }
+
+    fn is_less(&self, member: u64, position: Position) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).copied();
+        known.is_some_and(|(term, index)| position.term < term || position.last_index < index)
+    }
+}
+
+struct ByTransport(Arc<OnceLock<Transport>>);
 
 impl Carrier for ByTransport {
     fn send(&self, to: u64, lane: raft::Lane, frame: Bytes) -> bool {
@@ -39,17 +95,24 @@ impl Carrier for ByTransport {
             raft::Lane::Control => Lane::Control,
             raft::Lane::Log => Lane::Log,
         };
-        self.0.send(to, lane, Frame::new(RAFT_FRAME, 0, 0, vec![frame])).is_ok()
+        let Some(transport) = self.0.get() else { return false };
+        transport.send(to, lane, Frame::new(RAFT_FRAME, 0, 0, vec![frame])).is_ok()
     }
 }
 
 impl Inbound for Members {
     fn frame(&self, from: u64, _: Lane, frame: Received) {
-        if frame.kind != RAFT_FRAME {
-            return;
-        }
-        if let Err(error) = self.inbox.frame(from, frame.body) {
-            tracing::warn!(from = format!("{from:x}"), %error, "dropped a frame of a member");
+        match frame.kind {
+            RAFT_FRAME => {
+                if let Err(error) = self.inbox.frame(from, frame.body) {
+                    tracing::warn!(from = format!("{from:x}"), %error, "dropped a frame of a member");
+                }
+            }
+            FETCH_FRAME => {
+                self.fetch_from.send_replace(from);
+            }
+            // Of a later build.
+            _ => {}
         }
     }
 
@@ -74,56 +137,203 @@ impl Inbound for Members {
 
     fn admit(&self, hello: &MemberHello) -> Result<(), RefusalCode> {
         // The genesis is in the checkpoint or was restored before anybody listens.
-        let is_member = records::members(&self.store).iter().any(|member| member.id == hello.from);
-        if is_member { Ok(()) } else { Err(RefusalCode::Unknown) }
+        if records::is_removed(&self.store, hello.from) {
+            return Err(RefusalCode::Removed);
+        }
+        let member = records::member(&self.store, hello.from).ok_or(RefusalCode::Unknown)?;
+        self.memory.note_peers(&self.raft.core_status());
+        // A member says its client URLs when it has started, by its log: an empty one behind that was lost.
+        let is_lost = !member.client_ur_ls.is_empty() && hello.position.last_index <= GENESIS_INDEX;
+        // Who fetches state says nothing of his log, and gets no vote by it.
+        if hello.lane != STATE_LANE && (is_lost || self.memory.is_less(hello.from, hello.position)) {
+            return Err(RefusalCode::Regressed);
+        }
+        self.memory.note(hello.from, hello.position.term, 0);
+        Ok(())
     }
 
     fn member_table(&self) -> Bytes {
         identity::member_table(&self.store)
     }
 
+    fn state(&self, peer: u64) -> Option<Box<dyn StateSource>> {
+        tracing::info!(peer = format!("{peer:x}"), "a member fetches the state");
+        Some(self.raft.state_source())
+    }
+
     fn notice(&self, notice: &Notice) {
         tracing::warn!("{notice}");
+        if let Notice::RefusedByPeer { code: RefusalCode::Removed, .. } = notice {
+            // Ids are never given again, so whoever says it is right for ever.
+            self.membership.note_removed();
+        }
+        if let Notice::RefusedByPeer { peer, code: RefusalCode::Regressed, .. } = notice {
+            self.inbox.regressed(*peer);
+        }
     }
 }
 
+/// Who this member is to the transport.
+pub fn transport_config(
+    config: &Config,
+    cluster_id: u64,
+    member_id: u64,
+    genesis_hash: u64,
+    boot: u64,
+) -> Result<TransportConfig, String> {
+    let (heartbeat_ms, election_ms) = config.raft_timers_ms();
+    Ok(TransportConfig {
+        listen: config.peer_listen_addresses()?,
+        cluster_id,
+        member_id,
+        boot_count: 0,
+        boot_nonce: boot,
+        genesis_hash,
+        feature_level: FEATURE_LEVEL,
+        heartbeat_ms,
+        election_ms,
+        peer_urls: config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect(),
+        limits: Limits { state_bytes_per_second: config.state_bytes_per_second, ..Limits::default() },
+    })
+}
+
 impl Peers {
-    /// Listens and connects. `store` holds the member table.
+    /// Listens and connects, if there are others. `store` holds the member table.
     ///
     /// # Errors
     /// In one line: an address that cannot be listened on or connected to.
-    pub fn start(config: &Config, raft: Arc<Raft>, store: Store) -> Result<Self, String> {
-        let (heartbeat_ms, election_ms) = config.raft_timers_ms();
+    pub fn start(
+        config: &Config,
+        raft: Arc<Raft>,
+        store: Store,
+        membership: Arc<Membership>,
+    ) -> Result<Self, String> {
+        let peers = Self::new(config, raft, store, membership)?;
+        peers.sync()?;
+        Ok(peers)
+    }
+
+    /// The same, which neither listens nor connects before [`Self::follow`] runs.
+    ///
+    /// # Errors
+    /// An address to listen on that is none.
+    pub fn new(
+        config: &Config,
+        raft: Arc<Raft>,
+        store: Store,
+        membership: Arc<Membership>,
+    ) -> Result<Self, String> {
         let opened = raft.opened();
-        let (cluster_id, member_id) = (opened.cluster_id, opened.member_id);
-        let transport_config = TransportConfig {
-            listen: config.peer_listen_addresses()?,
-            cluster_id,
-            member_id,
-            boot_count: 0,
-            boot_nonce: raft.boot(),
-            genesis_hash: raft.genesis().hash(),
-            feature_level: FEATURE_LEVEL,
-            heartbeat_ms,
-            election_ms,
-            peer_urls: config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect(),
-            limits: Limits::default(),
-        };
-        let members = records::members(&store);
-        let inbound = Members { inbox: raft.inbox(), raft: Arc::clone(&raft), store };
-        let transport =
-            Transport::start(transport_config, Arc::new(inbound)).map_err(|error| error.to_string())?;
-        let transport = Arc::new(transport);
-        for member in members.iter().filter(|member| member.id != member_id) {
-            let addresses = identity::dial_addresses(member)?;
-            transport.set_peer(member.id, addresses).map_err(|error| error.to_string())?;
-        }
+        let genesis_hash = raft.genesis().hash();
+        let config =
+            transport_config(config, opened.cluster_id, opened.member_id, genesis_hash, raft.boot())?;
+        let transport = Arc::new(OnceLock::new());
         raft.connect(Box::new(ByTransport(Arc::clone(&transport))));
-        Ok(Self { transport })
+        let fetch_from = watch::Sender::new(0);
+        let (memory, known) = Default::default();
+        Ok(Self { config, raft, store, membership, fetch_from, transport, memory, known })
+    }
+
+    /// The transport, which begins to listen with the first other member.
+    fn transport(&self) -> Result<&Transport, String> {
+        if let Some(transport) = self.transport.get() {
+            return Ok(transport);
+        }
+        let inbound = Members {
+            inbox: self.raft.inbox(),
+            raft: Arc::clone(&self.raft),
+            store: self.store.clone(),
+            membership: Arc::clone(&self.membership),
+            fetch_from: self.fetch_from.clone(),
+            memory: Arc::clone(&self.memory),
+        };
+        let started = Transport::start(self.config.clone(), Arc::new(inbound));
+        let started = started.map_err(|error| error.to_string())?;
+        for address in started.listening() {
+            tracing::info!(address = %address, "listening for members");
+        }
+        Ok(self.transport.get_or_init(|| started))
+    }
+
+    /// The transport knows whom the table knows.
+    fn sync(&self) -> Result<(), String> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let members = records::members(&self.store);
+        let others: Vec<_> = members.iter().filter(|member| member.id != self.config.member_id).collect();
+        if others.is_empty() && known.is_empty() {
+            return Ok(());
+        }
+        let transport = self.transport()?;
+        let gone: Vec<u64> =
+            known.keys().copied().filter(|id| !others.iter().any(|member| member.id == *id)).collect();
+        for id in gone {
+            known.remove(&id);
+            transport.remove_peer(id);
+            tracing::info!(peer = format!("{id:x}"), "a member was removed; its connections are ended");
+        }
+        for member in others {
+            let addresses = identity::dial_addresses(member)?;
+            if known.get(&member.id) != Some(&addresses) {
+                transport.set_peer(member.id, addresses.clone()).map_err(|error| error.to_string())?;
+                known.insert(member.id, addresses);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps up with the member table, and tells followers that need the state to fetch it. Ends with the task.
+    pub async fn follow(self: Arc<Self>) {
+        let mut changes = self.membership.changes();
+        let mut ticks = tokio::time::interval(LOOK_INTERVAL);
+        let mut last_error = String::new();
+        loop {
+            tokio::select! {
+                _ = changes.changed() => {}
+                _ = ticks.tick() => {
+                    self.memory.note_peers(&self.raft.core_status());
+                    self.tell_who_needs_state();
+                }
+            }
+            let peers = Arc::clone(&self);
+            let synced = tokio::task::spawn_blocking(move || peers.sync()).await;
+            let error = synced.unwrap_or_else(|error| Err(error.to_string())).err().unwrap_or_default();
+            if error != last_error && !error.is_empty() {
+                tracing::error!(error, "cannot speak to all members; it is tried again");
+            }
+            last_error = error;
+        }
+    }
+
+    fn tell_who_needs_state(&self) {
+        let Some(transport) = self.transport.get() else { return };
+        for peer in self.raft.peers().iter().filter(|peer| peer.needs_snapshot && peer.is_active) {
+            let _ = transport.send(peer.id, Lane::Control, Frame::new(FETCH_FRAME, 0, 0, Vec::new()));
+        }
+    }
+
+    /// Hears whose state this member is told to fetch; 0 at first.
+    pub fn fetch_orders(&self) -> watch::Receiver<u64> {
+        self.fetch_from.subscribe()
+    }
+
+    /// As whom, and where, the state of `from` is fetched.
+    ///
+    /// # Errors
+    /// If it is no member, or at no address that can be connected to.
+    pub fn source(&self, from: u64) -> Result<(TransportConfig, Vec<String>), String> {
+        let member = records::member(&self.store, from).ok_or("it is no member any more")?;
+        Ok((self.config.clone(), identity::dial_addresses(&member)?))
+    }
+
+    /// Where a fetched state is staged.
+    pub fn staging_place(&self) -> Place {
+        self.raft.staging_place()
     }
 
     /// Closes all connections.
     pub fn stop(&self) {
-        self.transport.shutdown();
+        if let Some(transport) = self.transport.get() {
+            transport.shutdown();
+        }
     }
 }

@@ -14,16 +14,18 @@
 //!
 //! **Does not know** sockets, protobuf of services, headers.
 //!
-//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`].
+//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`members`].
 pub mod id;
 pub mod kv_hash;
 pub mod limits;
+pub mod members;
 pub mod range_stream;
 pub mod read;
 pub mod wait;
 
 use crate::apply::command::{self, Kind, LeaseExpiry, Origin};
 use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
+use crate::membership::Membership;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
@@ -64,6 +66,8 @@ pub struct PipelineOptions {
     pub timeout: Duration,
     /// Least TTL of a lease in seconds: one and a half election timeouts, rounded up.
     pub lease_ttl_min: i64,
+    /// For changes of the membership.
+    pub members: members::MemberLimits,
 }
 
 /// See the module.
@@ -76,21 +80,23 @@ pub struct Pipeline {
     options: PipelineOptions,
     member_id: u64,
     hashes: Arc<KvHashes>,
+    membership: Arc<Membership>,
     /// What was asked so far.
     pub counters: RequestCounters,
 }
 
 impl Pipeline {
-    /// A pipeline of member `member_id`; `start_ms` is the wall clock, for ids.
+    /// A pipeline of the member that `membership` knows; `start_ms` is the wall clock, for ids.
     pub fn new(
         replicator: Arc<dyn Replicator>,
         store: Store,
         view: Arc<AppliedView>,
         waiters: Arc<Waiters>,
         options: PipelineOptions,
-        member_id: u64,
+        membership: Arc<Membership>,
         start_ms: u64,
     ) -> Self {
+        let member_id = membership.member_id();
         Self {
             replicator,
             store,
@@ -100,6 +106,7 @@ impl Pipeline {
             options,
             member_id,
             hashes: Arc::default(),
+            membership,
             counters: RequestCounters::default(),
         }
     }
@@ -122,6 +129,16 @@ impl Pipeline {
     /// The key space's hash at `revision`, 0 for the current one.
     pub async fn hash_kv(&self, revision: i64) -> Result<kv_hash::KvHash, ApiError> {
         self.hashes.hash(&self.store, revision).await
+    }
+
+    /// What this member is to the cluster.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// The same, to keep.
+    pub fn shared_membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.membership)
     }
 
     /// Commands that wait for their result.
@@ -316,9 +333,7 @@ impl Pipeline {
         }
         let class = match kind {
             Kind::Put | Kind::DeleteRange | Kind::Txn | Kind::LeaseGrant => Class::Ordinary,
-            Kind::Compact | Kind::LeaseRevoke | Kind::LeaseExpire | Kind::Alarm | Kind::MemberPublish => {
-                Class::Privileged
-            }
+            _ => Class::Privileged,
         };
         self.propose_command(id, command, class)
     }

@@ -17,21 +17,23 @@ use crate::diagnostics::Diagnostics;
 use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
 use crate::grpc_limits::InflightBudget;
 use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
+use crate::join;
 use crate::listener::{ConnectionSettings, Listener, Served, Shutdown};
 use crate::logging::{self, Value};
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeOptions};
 use crate::peers::Peers;
 use crate::request::limits::Limits;
+use crate::request::members::MemberLimits;
 use crate::server::{Server, ServerOptions, StartError, StartedReplicator};
 use crate::services::router::GrpcRouter;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use sternpost_engine::checkpoint::{CheckpointEvent, CheckpointOptions};
-use sternpost_engine::io::BackendChoice;
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::{self, CalibrationReport};
 use sternpost_engine::mvcc::StoreOptions;
@@ -39,6 +41,7 @@ use sternpost_engine::options::LogOptions;
 use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// How long streams may go on after the stop began.
 pub const STREAMS_CUT: Duration = Duration::from_millis(100);
@@ -52,14 +55,19 @@ pub enum Stopped {
     Terminated,
     /// SIGINT.
     Interrupted,
+    /// This member was removed from its cluster: its data is of no use any more.
+    Removed,
+    /// The state of another member was fetched: it is put in place of ours at the next start, which is to follow.
+    StateFetched,
 }
 
 impl Stopped {
-    /// The signal's number.
-    pub fn signal(self) -> i32 {
+    /// The number of the signal by which it stopped.
+    pub fn signal(self) -> Option<i32> {
         match self {
-            Stopped::Terminated => SignalKind::terminate().as_raw_value(),
-            Stopped::Interrupted => SignalKind::interrupt().as_raw_value(),
+            Stopped::Terminated => Some(SignalKind::terminate().as_raw_value()),
+            Stopped::Interrupted => Some(SignalKind::interrupt().as_raw_value()),
+            Stopped::Removed | Stopped::StateFetched => None,
         }
     }
 }
@@ -77,7 +85,21 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
 
     let sockets = Sockets::open(&config)?;
-    prepare_directory(&config)?;
+    let is_new = prepare_directory(&config)?;
+    if is_new && config.initial_cluster_existing {
+        let joining = config.clone();
+        let joined = tokio::task::spawn_blocking(move || join::fetch_first_state(&joining));
+        tokio::select! {
+            joined = joined => joined.unwrap_or_else(|error| Err(error.to_string()))?,
+            _ = terminate.recv() => return Ok(Stopped::Terminated),
+            _ = interrupt.recv() => return Ok(Stopped::Interrupted),
+        }
+    }
+    if is_new && !config.initial_cluster_existing {
+        let starting = config.clone();
+        let asked = tokio::task::spawn_blocking(move || join::refuse_lost_data(&starting)).await;
+        asked.unwrap_or_else(|error| Err(error.to_string()))?;
+    }
     let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
     let starting = start_member(&config, metrics.clone());
     let Member { server, diagnostics, node, peers } = tokio::select! {
@@ -94,20 +116,34 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     }
     notify_supervisor();
     node.calibrate(calibration::DELAY, log_calibration);
-    drop(node);
     let scrubber = match config.scrub_bytes_per_second.min(*scrub::RATE_RANGE.end()) {
         0 => None,
         rate => Some(Scrubber::start(server.store().clone(), rate).map_err(|error| error.to_string())?),
     };
 
+    let membership = server.pipeline.membership();
+    let following = Following::start(&config, node, peers, &server);
     let stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
+        () = membership.removed() => Stopped::Removed,
+        () = join::keep_up(&following.peers) => Stopped::StateFetched,
     };
-    tracing::info!(
-        signal = if stopped == Stopped::Terminated { "terminated" } else { "interrupt" },
-        "received signal; shutting down"
-    );
+    match stopped {
+        Stopped::Removed => {
+            tracing::warn!(
+                "this member was removed from its cluster and stops; its data directory can be removed"
+            );
+        }
+        Stopped::StateFetched => {
+            tracing::info!("the state of another member is here; this member starts again with it");
+        }
+        _ => tracing::info!(
+            signal = if stopped == Stopped::Terminated { "terminated" } else { "interrupt" },
+            "received signal; shutting down"
+        ),
+    }
+    let peers = following.stop();
     server.announce_stop();
     // It ends with the 256 KiB under way.
     drop(scrubber);
@@ -127,6 +163,55 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     stopped_well?;
     tracing::info!("closed the member");
     Ok(stopped)
+}
+
+/// What keeps this member in touch with the others, from the moment that there are some.
+struct Following {
+    peers: join::PeersWatch,
+    task: tokio::task::JoinHandle<()>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+impl Following {
+    fn start(config: &Config, node: Node, peers: Option<Arc<Peers>>, server: &Server) -> Self {
+        let (tell, heard) = watch::channel(peers);
+        let is_stopping = Arc::new(AtomicBool::new(false));
+        let (config, stopping) = (config.clone(), Arc::clone(&is_stopping));
+        let (store, membership) = (server.store().clone(), server.pipeline.shared_membership());
+        let task = tokio::spawn(async move {
+            if tell.borrow().is_none() {
+                // On a thread that may wait.
+                let waiting = tokio::task::spawn_blocking(move || {
+                    let raft = node.wait_for_group(|| stopping.load(Ordering::Relaxed))?;
+                    Some(Peers::new(&config, raft, store, membership))
+                });
+                match waiting.await {
+                    Ok(Some(Ok(peers))) => drop(tell.send_replace(Some(Arc::new(peers)))),
+                    Ok(Some(Err(error))) => {
+                        tracing::error!(
+                            error,
+                            "other members cannot be spoken to; correct the flags and restart"
+                        );
+                    }
+                    _ => {}
+                }
+            }
+            let peers = tell.borrow().clone();
+            if let Some(peers) = peers {
+                peers.follow().await;
+            }
+            // Who waits for peers waits for ever, not for nobody.
+            std::future::pending::<()>().await;
+        });
+        Self { peers: heard, task, is_stopping }
+    }
+
+    /// Ends it; what has connections is to be stopped when the log is closed.
+    fn stop(self) -> Option<Arc<Peers>> {
+        self.is_stopping.store(true, Ordering::Relaxed);
+        self.task.abort();
+        self.peers.borrow().clone()
+    }
 }
 
 /// Raises the limit of open files as far as the process may: each connection takes one and each segment of the data directory, of which
@@ -240,8 +325,8 @@ impl Sockets {
     }
 }
 
-/// Makes the data directory, and refuses one that is not ours.
-fn prepare_directory(config: &Config) -> Result<(), String> {
+/// Makes the data directory, and refuses one that is not ours. True if there is no data in it yet.
+fn prepare_directory(config: &Config) -> Result<bool, String> {
     let directory = &config.data_dir;
     let shown = directory.display();
     if directory.join("member").is_dir() {
@@ -254,7 +339,8 @@ fn prepare_directory(config: &Config) -> Result<(), String> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => (false, true),
         Err(error) => return Err(format!("cannot read the data directory {shown}: {error}")),
     };
-    if is_empty {
+    let is_new = is_empty || join::is_unfinished(directory);
+    if is_new {
         config.check_bootstrap()?;
     }
     if !exists {
@@ -264,7 +350,7 @@ fn prepare_directory(config: &Config) -> Result<(), String> {
             .create(directory)
             .map_err(|error| format!("cannot make the data directory {shown}: {error}"))?;
     }
-    Ok(())
+    Ok(is_new)
 }
 
 /// A member without its listeners for clients.
@@ -272,8 +358,8 @@ struct Member {
     server: Server,
     diagnostics: Arc<Diagnostics>,
     node: Node,
-    /// None for a single node.
-    peers: Option<Peers>,
+    /// None for one alone.
+    peers: Option<Arc<Peers>>,
 }
 
 async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, String> {
@@ -291,17 +377,14 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
         message_bytes_max: config.message_bytes_max(),
         request_timeout: config.request_timeout(),
         lease_ttl_min: config.lease_ttl_min_s(),
+        members: MemberLimits { is_strict: config.strict_reconfig_check, learners_max: config.learners_max },
         lease_grace: if config.initial_cluster.len() > 1 { election } else { Duration::ZERO },
         store: StoreOptions { memtable_bytes: config.memtable_bytes },
         watch_progress_interval: config.watch_progress_interval,
         metrics,
     };
     let log = LogOptions {
-        io_backend: match config.io_backend.as_str() {
-            "ring" => BackendChoice::Ring,
-            "syscall" => BackendChoice::Syscall,
-            _ => BackendChoice::Auto,
-        },
+        io_backend: config.io_backend(),
         // The flag takes these names and "auto".
         wal_sync: SyncMethod::from_name(&config.wal_sync),
         ..LogOptions::default()
@@ -310,7 +393,7 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
     checkpoint.shelf.cache_bytes = config.cache_bytes;
     let node_config = config.clone();
     let (report, started) = tokio::sync::oneshot::channel();
-    let server = Server::start_with(options, move |machine, genesis| {
+    let server = Server::start_with(options, move |machine, genesis, membership| {
         let store = machine.store().clone();
         let options = NodeOptions {
             log,
@@ -347,9 +430,11 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
         let (cluster_id, member_id) = (opened.cluster_id, opened.member_id);
         // Before the member says its name to the cluster: that needs the others.
         let peers = match &node {
-            Node::Solo(_) => None,
+            // Nobody to speak to yet.
+            Node::Single(_) => None,
             Node::Raft(raft) => {
-                Some(Peers::start(&node_config, Arc::clone(raft), store).map_err(StartError::Options)?)
+                let peers = Peers::start(&node_config, Arc::clone(raft), store, membership);
+                Some(Arc::new(peers.map_err(StartError::Options)?))
             }
         };
         let replicator = node.replicator();

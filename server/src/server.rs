@@ -15,9 +15,12 @@
 //! replicator finishes what is queued and closes the log · whoever still waits hears that the server stopped.
 use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
 use crate::identity;
+use crate::lease::keeper::LeaseKeeper;
 use crate::lease::{self, LeaseNotices, Leases};
+use crate::membership::Membership;
 use crate::metrics::Metrics;
 use crate::request::limits::Limits;
+use crate::request::members::{self, MemberLimits};
 use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
 use crate::services::cluster::ClusterService;
@@ -58,6 +61,8 @@ pub struct ServerOptions {
     pub request_timeout: Duration,
     /// Least TTL of a lease, seconds.
     pub lease_ttl_min: i64,
+    /// For changes of the membership.
+    pub members: MemberLimits,
     /// Added to every lease's TTL when this member begins to lead: an election timeout.
     pub lease_grace: Duration,
     /// Sizes of the store.
@@ -82,6 +87,7 @@ impl Default for ServerOptions {
             limits,
             request_timeout: Duration::from_secs(7),
             lease_ttl_min: 2,
+            members: MemberLimits::default(),
             lease_grace: Duration::ZERO,
             store: StoreOptions::default(),
             watch_progress_interval: Duration::from_mins(10),
@@ -154,11 +160,14 @@ impl Server {
     /// Starts a member over what `start_replicator` makes of the state machine and the genesis; it may block.
     pub async fn start_with<F>(options: ServerOptions, start_replicator: F) -> Result<Self, StartError>
     where
-        F: FnOnce(Machine, Genesis) -> Result<StartedReplicator, StartError> + Send + 'static,
+        F: FnOnce(Machine, Genesis, Arc<Membership>) -> Result<StartedReplicator, StartError>
+            + Send
+            + 'static,
     {
         let genesis =
             identity::genesis(&options.name, &options.initial_cluster, &options.initial_cluster_token)
                 .map_err(StartError::Options)?;
+        let membership = Arc::new(Membership::default());
         let (store, writer) = StoreWriter::new(options.store.clone());
         let view = Arc::new(AppliedView::default());
         let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
@@ -169,14 +178,21 @@ impl Server {
             writer,
             Arc::clone(&view),
             Arc::clone(&waiters) as _,
-            Box::new(ServerNotices { leases: LeaseNotices(Arc::clone(&leases)), watch: Arc::clone(&watch) }),
+            Box::new(ServerNotices {
+                leases: LeaseNotices(Arc::clone(&leases)),
+                watch: Arc::clone(&watch),
+                membership: Arc::clone(&membership),
+                store: store.clone(),
+            }),
             quota,
         );
-        let started = tokio::task::spawn_blocking(move || start_replicator(machine, genesis));
+        let handed = Arc::clone(&membership);
+        let started = tokio::task::spawn_blocking(move || start_replicator(machine, genesis, handed));
         let StartedReplicator { replicator, cluster_id, member_id } = started
             .await
             .map_err(|_| StartError::Options("the start ended with a broken invariant".to_owned()))??;
         leases.extend_all();
+        membership.set_member(member_id, &store);
 
         let pipeline = Arc::new(Pipeline::new(
             Arc::clone(&replicator),
@@ -188,15 +204,18 @@ impl Server {
                 quota,
                 timeout: options.request_timeout,
                 lease_ttl_min: options.lease_ttl_min,
+                members: options.members,
             },
-            member_id,
+            Arc::clone(&membership),
             wall_clock_ms(),
         ));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
+        let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
+        answer_others(&pipeline, &keeper);
         let health = HealthService::default();
         let grpc = GrpcRouter::new(
             KvService::new(Arc::clone(&pipeline), header.clone()),
-            LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), header.clone()),
+            LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), keeper, header.clone()),
             ClusterService::new(Arc::clone(&pipeline), header.clone()),
             MaintenanceService::new(Arc::clone(&pipeline), header.clone()),
             WatchService::new(
@@ -269,15 +288,33 @@ impl Server {
 struct ServerNotices {
     leases: LeaseNotices,
     watch: Arc<WatchHub>,
+    membership: Arc<Membership>,
+    store: Store,
 }
 
 impl Notices for ServerNotices {
     fn notice(&mut self, notice: Notice) {
         match notice {
             Notice::Compacting => self.watch.before_compaction(),
+            Notice::MembersChanged => self.membership.look(&self.store),
             lease => self.leases.notice(lease),
         }
     }
+}
+
+/// Answers what the servers of other members ask, by the first byte of the question.
+fn answer_others(pipeline: &Arc<Pipeline>, keeper: &LeaseKeeper) {
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let (answering, keeper) = (Arc::clone(pipeline), keeper.clone());
+    pipeline.replicator().answer_with(Box::new(move |question, reply| {
+        if question.first() == Some(&members::QUESTION) {
+            let pipeline = Arc::clone(&answering);
+            runtime.spawn(async move { pipeline.answer_member_question(&question, reply).await });
+        } else {
+            let keeper = keeper.clone();
+            runtime.spawn(async move { keeper.answer(&question, reply).await });
+        }
+    }));
 }
 
 /// Between two attempts to publish: an attempt may fail at once.

@@ -19,8 +19,16 @@ use tonic::metadata::MetadataMap;
 
 /// Checks of the request's metadata that every call begins with, as etcd's interceptors do.
 ///
-/// A `client-api-version` that is no text is refused; `hasleader: true` asks to be refused where there is no leader.
+/// A learner answers only what needs no quorum. A `client-api-version` that is no text is refused; `hasleader: true` asks to be refused where there is no leader.
 pub fn check_metadata(metadata: &MetadataMap, pipeline: &Pipeline) -> Result<(), ApiError> {
+    if pipeline.membership().is_learner() {
+        return Err(ApiError::NotSupportedForLearner);
+    }
+    check_metadata_of_learner(metadata, pipeline)
+}
+
+/// The same of the few calls that a learner answers too.
+pub fn check_metadata_of_learner(metadata: &MetadataMap, pipeline: &Pipeline) -> Result<(), ApiError> {
     // Nearly every client of ours sends one of the two or none; an empty map costs nothing.
     if metadata.is_empty() {
         return Ok(());

@@ -5,227 +5,21 @@
 //! what it has and nothing more.
 mod support;
 
-use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
-
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::{
-    HashKvRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, MemberListRequest,
-    MoveLeaderRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseTimeToLiveRequest, MemberListRequest, MoveLeaderRequest,
+    PutRequest,
 };
-use support::process::Program;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
-
-/// Far longer than anything takes; what is waited for is a state.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
-const LOG_LINES_KEPT: usize = 60;
-
-/// One process of the cluster.
-struct Member {
-    name: String,
-    client_port: u16,
-    peer_port: u16,
-    folder: PathBuf,
-    child: Option<Child>,
-    log: Arc<Mutex<VecDeque<String>>>,
-}
-
-impl Member {
-    fn start(&mut self, initial_cluster: &str) {
-        assert!(self.child.is_none(), "it runs");
-        let client_url = format!("http://127.0.0.1:{}", self.client_port);
-        let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
-        let mut child = Command::new(Program::Sternpost.binary().unwrap())
-            .arg(format!("--name={}", self.name))
-            .arg(format!("--data-dir={}", self.folder.display()))
-            .arg(format!("--listen-client-urls={client_url}"))
-            .arg(format!("--advertise-client-urls={client_url}"))
-            .arg(format!("--listen-peer-urls={peer_url}"))
-            .arg(format!("--initial-advertise-peer-urls={peer_url}"))
-            .arg(format!("--initial-cluster={initial_cluster}"))
-            .arg("--initial-cluster-state=new")
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let log = Arc::clone(&self.log);
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                let mut log = log.lock().unwrap();
-                if log.len() == LOG_LINES_KEPT {
-                    log.pop_front();
-                }
-                log.push_back(line);
-            }
-        });
-        self.child = Some(child);
-    }
-
-    fn end(&mut self, signal: Signal) {
-        let mut child = self.child.take().expect("it runs");
-        kill_process(Pid::from_child(&child), signal).unwrap();
-        child.wait().unwrap();
-    }
-
-    fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.client_port)).unwrap().connect_lazy()
-    }
-
-    async fn status(&self) -> Result<StatusResponse, Status> {
-        Ok(MaintenanceClient::new(self.channel()).status(StatusRequest {}).await?.into_inner())
-    }
-
-    async fn put(&self, key: &str, value: &str) -> Result<i64, Status> {
-        let request =
-            PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
-        let answer = KvClient::new(self.channel()).put(request).await?.into_inner();
-        Ok(answer.header.unwrap().revision)
-    }
-
-    async fn get(&self, key: &str, serializable: bool) -> Result<Option<String>, Status> {
-        let request = RangeRequest { key: key.to_owned().into(), serializable, ..Default::default() };
-        let answer = KvClient::new(self.channel()).range(request).await?.into_inner();
-        Ok(answer.kvs.first().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap()))
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-            if std::thread::panicking() {
-                let log = self.log.lock().unwrap();
-                eprintln!("--- {}\n{}", self.name, log.iter().cloned().collect::<Vec<_>>().join("\n"));
-            }
-        }
-    }
-}
-
-struct Cluster {
-    members: Vec<Member>,
-    initial_cluster: String,
-    _folder: tempfile::TempDir,
-}
-
-impl Cluster {
-    fn start() -> Self {
-        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
-        let members: Vec<Member> = (0..3)
-            .map(|number| Member {
-                name: format!("m{number}"),
-                client_port: free_port(),
-                peer_port: free_port(),
-                folder: folder.path().join(format!("m{number}")),
-                child: None,
-                log: Arc::default(),
-            })
-            .collect();
-        let urls =
-            members.iter().map(|member| format!("{}=http://127.0.0.1:{}", member.name, member.peer_port));
-        let initial_cluster = urls.collect::<Vec<_>>().join(",");
-        let mut cluster = Self { members, initial_cluster, _folder: folder };
-        for number in 0..3 {
-            cluster.members[number].start(&cluster.initial_cluster.clone());
-        }
-        cluster
-    }
-
-    fn start_member(&mut self, number: usize) {
-        self.members[number].start(&self.initial_cluster.clone());
-    }
-
-    fn living(&self) -> impl Iterator<Item = (usize, &Member)> {
-        self.members.iter().enumerate().filter(|(_, member)| member.child.is_some())
-    }
-
-    /// Waits until all who live name the same leader, and it answers; its number.
-    async fn leader(&self) -> usize {
-        until("a leader that everybody knows", async || {
-            let mut leaders = Vec::new();
-            let mut own = Vec::new();
-            for (number, member) in self.living() {
-                let status = member.status().await.ok()?;
-                let id = status.header.as_ref()?.member_id;
-                own.push((id, number));
-                leaders.push(status.leader);
-            }
-            let leader = *leaders.first()?;
-            let number = own.iter().find(|(id, _)| *id == leader)?.1;
-            (leader != 0 && leaders.iter().all(|other| *other == leader)).then_some(number)
-        })
-        .await
-    }
-
-    /// Waits until all who live have the same revision, and compares their hashes.
-    async fn agree(&self) {
-        until("the same state everywhere", async || {
-            let mut hashes = Vec::new();
-            for (_, member) in self.living() {
-                let mut client = MaintenanceClient::new(member.channel());
-                let answer = client.hash_kv(HashKvRequest { revision: 0 }).await.ok()?.into_inner();
-                hashes.push((answer.hash, answer.compact_revision, answer.hash_revision));
-            }
-            let newest = hashes.iter().map(|hash| hash.2).max()?;
-            if hashes.iter().any(|hash| hash.2 < newest) {
-                return None;
-            }
-            assert!(
-                hashes.iter().all(|hash| *hash == hashes[0]),
-                "the same revision and another hash: {hashes:?}"
-            );
-            Some(())
-        })
-        .await;
-    }
-}
-
-/// Looks until there is something, and fails with what was waited for.
-async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
-    let found = async {
-        loop {
-            if let Some(found) = look().await {
-                return found;
-            }
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("waited for {what}"))
-}
-
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    std::iter::repeat_with(|| {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        u16::try_from(20_000 + (std::process::id().wrapping_mul(89).wrapping_add(step)) % 12_000).unwrap()
-    })
-    .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-    .unwrap()
-}
-
-fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
-}
+use support::cluster::{Cluster, runtime, until};
+use tonic::Code;
 
 #[test]
 fn a_cluster_survives_its_leader_and_every_member_serves() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start(3, &[]);
     runtime().block_on(async {
         let leader = cluster.leader().await;
         // Through each member, read through each.
@@ -288,7 +82,7 @@ fn a_cluster_survives_its_leader_and_every_member_serves() {
 
 #[test]
 fn leadership_moves_and_a_stopped_leader_hands_over() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start(3, &[]);
     runtime().block_on(async {
         let leader = cluster.leader().await;
         let target = (leader + 1) % 3;
@@ -319,7 +113,7 @@ fn leadership_moves_and_a_stopped_leader_hands_over() {
 
 #[test]
 fn a_minority_serves_what_it_has_and_takes_nothing() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start(3, &[]);
     runtime().block_on(async {
         cluster.leader().await;
         cluster.members[0].put("k", "v").await.unwrap();
@@ -348,7 +142,7 @@ fn a_minority_serves_what_it_has_and_takes_nothing() {
 
 #[test]
 fn leases_are_kept_through_every_member_and_over_a_change_of_leader() {
-    let mut cluster = Cluster::start();
+    let mut cluster = Cluster::start(3, &[]);
     runtime().block_on(async {
         let leader = cluster.leader().await;
         let follower = (leader + 1) % 3;

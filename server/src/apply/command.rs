@@ -48,6 +48,14 @@ pub enum Kind {
     Alarm = 8,
     /// `Member`: id, name, client URLs; what a member says of itself once it has started.
     MemberPublish = 9,
+    /// `Member`: a new one. Travels in an entry that changes the configuration.
+    MemberAdd = 10,
+    /// `Member`, its id alone: it is removed. As above.
+    MemberRemove = 11,
+    /// `Member`, its id alone: a learner becomes a voter. As above.
+    MemberPromote = 12,
+    /// `Member`, id and peer URLs: it has other ones.
+    MemberUpdate = 13,
 }
 
 /// Who a command acts for.
@@ -83,6 +91,10 @@ pub enum Command {
     LeaseExpire(LeaseExpiry),
     Alarm(pb::AlarmRequest),
     MemberPublish(pb::Member),
+    MemberAdd(pb::Member),
+    MemberRemove(pb::Member),
+    MemberPromote(pb::Member),
+    MemberUpdate(pb::Member),
 }
 
 /// Why bytes are no command of this build.
@@ -187,6 +199,10 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
         }
         8 => Command::Alarm(message(body)?),
         9 => Command::MemberPublish(message(body)?),
+        10 => Command::MemberAdd(message(body)?),
+        11 => Command::MemberRemove(message(body)?),
+        12 => Command::MemberPromote(message(body)?),
+        13 => Command::MemberUpdate(message(body)?),
         _ => return Err(CommandError::Kind(kind, origin)),
     };
     Ok((id, command))

@@ -1,5 +1,5 @@
 //! What a command answers, and to whom.
-use crate::wire::etcdserverpb::AlarmMember;
+use crate::wire::etcdserverpb::{AlarmMember, Member};
 use crate::wire::status::ApiError;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, TxnOutcome};
 
@@ -15,6 +15,7 @@ pub enum Outcome {
     LeaseRevoke { revision: i64 },
     Alarm { alarms: Vec<AlarmMember>, revision: i64 },
     MemberPublish,
+    Members(Vec<Member>),
 }
 
 /// What the proposer of a command hears.
@@ -63,6 +64,8 @@ pub enum Notice {
     },
     /// A compaction is about to remove history: who delivers events from it takes what is not yet delivered now.
     Compacting,
+    /// The member table has changed.
+    MembersChanged,
 }
 
 /// Who hears notices. Called on the thread that applies; must not block.

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `cluster` | cluster id u64 · feature level u32 |
 //! | `member/` id u64 | protobuf `Member` |
+//! | `removed/` id u64 | nothing: no member has this id again |
 //! | `lease/` id i64 | granted TTL i64, seconds · log index of the grant u64 |
 //! | `alarm/` type i32 · member id u64 | nothing |
 //!
@@ -23,6 +24,7 @@ use sternpost_engine::mvcc::{Store, StoreWriter};
 const FORMAT_VERSION: u8 = 1;
 const CLUSTER_KEY: &[u8] = b"cluster";
 const MEMBER_PREFIX: &[u8] = b"member/";
+const REMOVED_PREFIX: &[u8] = b"removed/";
 const LEASE_PREFIX: &[u8] = b"lease/";
 const ALARM_PREFIX: &[u8] = b"alarm/";
 
@@ -138,6 +140,17 @@ pub(crate) fn put_member(writer: &mut StoreWriter, member: &Member) {
     let mut record = value();
     member.encode(&mut record).expect("a buffer grows");
     writer.system_put(key(MEMBER_PREFIX, &[&member.id.to_be_bytes()]), record.freeze());
+}
+
+/// Takes a member out of the table; its id is kept among those that were removed.
+pub(crate) fn remove_member(writer: &mut StoreWriter, id: u64) {
+    writer.system_delete(&key(MEMBER_PREFIX, &[&id.to_be_bytes()]));
+    writer.system_put(key(REMOVED_PREFIX, &[&id.to_be_bytes()]), value().freeze());
+}
+
+/// True if a member with this id was removed.
+pub fn is_removed(store: &Store, id: u64) -> bool {
+    store.system_get(&key(REMOVED_PREFIX, &[&id.to_be_bytes()])).is_some()
 }
 
 fn member_of(key: &[u8], record: &[u8]) -> Member {

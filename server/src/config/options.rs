@@ -307,10 +307,15 @@ pub static OPTIONS: &[OptionSpec] = &[
         Kind::Flag,
         "true",
         "Refuse member changes that would lose the quorum.",
-    )
-    .warned(ONE_MEMBER),
+    ),
     option(Clustering, "pre-vote", Kind::Flag, "true", "Ask before an election.").warned(ONE_MEMBER),
-    option(Clustering, "max-learners", Kind::Int, "1", "Most learners in the cluster.").warned(ONE_MEMBER),
+    option(
+        Clustering,
+        "max-learners",
+        Kind::Int,
+        "1",
+        "Most learners in the cluster; the leader's counts, give all members the same.",
+    ),
     option(Clustering, "auto-compaction-mode", Kind::Text, "periodic", "periodic or revision.")
         .warned("automatic compaction is not served yet"),
     option(
@@ -575,6 +580,20 @@ pub static OPTIONS: &[OptionSpec] = &[
         Kind::Uint,
         "4194304",
         "How fast data on disk is read and verified in the background, over and over; 0 is never.",
+    ),
+    option(
+        Sternpost,
+        "wal-retain-bytes",
+        Kind::Uint,
+        "134217728",
+        "Bytes of the log kept for members that are away; one that misses more fetches the whole state.",
+    ),
+    option(
+        Sternpost,
+        "state-bytes-per-second",
+        Kind::Uint,
+        "104857600",
+        "How fast other members may fetch the whole state from this one, all together; 0 is no limit.",
     ),
     option(
         Sternpost,

@@ -10,6 +10,7 @@ use super::url::{self, Url};
 use super::{ConfigError, Notice};
 use std::path::PathBuf;
 use std::time::Duration;
+use sternpost_engine::io::BackendChoice;
 
 /// Lines below this level are not written.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -65,6 +66,10 @@ pub struct Config {
     pub initial_cluster_token: String,
     /// True when the member is to join a running cluster.
     pub initial_cluster_existing: bool,
+    /// Refuse changes of the membership that would lose the quorum.
+    pub strict_reconfig_check: bool,
+    /// Most learners.
+    pub learners_max: usize,
     /// Quota in bytes; none when it is switched off.
     pub quota_bytes: Option<u64>,
     /// Most operations in one list of a transaction.
@@ -77,6 +82,10 @@ pub struct Config {
     pub cache_bytes: usize,
     /// Bytes that the scrubber reads a second; 0 for none.
     pub scrub_bytes_per_second: u64,
+    /// Bytes a second of our state that other members may fetch; 0 for no limit.
+    pub state_bytes_per_second: u64,
+    /// Bytes of the log kept for members that are away.
+    pub wal_retain_bytes: u64,
     /// Size at which a memtable is written to disk.
     pub memtable_bytes: usize,
     /// HTTP/2 streams of one connection.
@@ -153,9 +162,6 @@ impl Config {
         if all.windows(2).any(|pair| pair[0] == pair[1]) {
             return Err(format!("initial cluster {} has duplicate url", self.initial_cluster_text()));
         }
-        if self.initial_cluster_existing {
-            return Err("--initial-cluster-state=existing: joining a cluster is not served yet".into());
-        }
         Ok(())
     }
 
@@ -200,6 +206,15 @@ impl Config {
         }
         let ms = |duration: Duration| u32::try_from(duration.as_millis()).unwrap_or(u32::MAX);
         (ms(self.heartbeat_interval), ms(self.election_timeout))
+    }
+
+    /// How the device is spoken to.
+    pub fn io_backend(&self) -> BackendChoice {
+        match self.io_backend.as_str() {
+            "ring" => BackendChoice::Ring,
+            "syscall" => BackendChoice::Syscall,
+            _ => BackendChoice::Auto,
+        }
     }
 
     /// Where to listen for peers.
@@ -408,12 +423,16 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         initial_cluster,
         initial_cluster_token: settings.text("initial-cluster-token").to_string(),
         initial_cluster_existing: settings.text("initial-cluster-state") == "existing",
+        strict_reconfig_check: settings.flag("strict-reconfig-check"),
+        learners_max: usize::try_from(settings.int("max-learners")).unwrap_or(0),
         quota_bytes,
         txn_ops_max: size(settings.uint("max-txn-ops")),
         request_bytes_max: size(request_bytes),
         inflight_bytes_max: size(settings.uint("max-inflight-bytes")),
         cache_bytes: size(settings.uint("cache-bytes")),
         scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
+        state_bytes_per_second: settings.uint("state-bytes-per-second"),
+        wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),
         concurrent_streams_max: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),
         keepalive_interval: positive(settings.duration_ns("grpc-keepalive-interval")),
@@ -701,14 +720,6 @@ mod tests {
                 "--initial-cluster=b=http://1.1.1.1:2,a=http://1.1.1.1:1,c=http://1.1.1.1:2"
             ]),
             "initial cluster a=http://1.1.1.1:1,b=http://1.1.1.1:2,c=http://1.1.1.1:2 has duplicate url"
-        );
-        assert!(
-            complaint(&[
-                "--name=a",
-                "--initial-cluster=a=http://localhost:2380",
-                "--initial-cluster-state=existing"
-            ])
-            .contains("joining a cluster is not served yet")
         );
         let three =
             "--initial-cluster=a=http://localhost:2380,b=http://localhost:3380,c=http://localhost:4380";

@@ -36,16 +36,9 @@ pub struct LeaseKeeper {
 }
 
 impl LeaseKeeper {
-    /// Keeps `leases`, and answers other members if there are any.
+    /// Keeps `leases`.
     pub fn new(pipeline: Arc<Pipeline>, leases: Arc<Leases>) -> Self {
-        let keeper = Self { pipeline, leases };
-        let answering = keeper.clone();
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return keeper };
-        keeper.pipeline.replicator().answer_with(Box::new(move |question, reply| {
-            let keeper = answering.clone();
-            runtime.spawn(async move { keeper.answer(&question, reply).await });
-        }));
-        keeper
+        Self { pipeline, leases }
     }
 
     /// Renews a lease: its TTL, or 0 if there is no such lease.
@@ -104,7 +97,7 @@ impl LeaseKeeper {
     }
 
     /// Another member asks.
-    async fn answer(&self, question: &[u8], reply: Reply) {
+    pub async fn answer(&self, question: &[u8], reply: Reply) {
         let mut reader = Reader::new(question);
         let (Ok(kind), Ok(lease)) = (reader.u8(), reader.i64()) else { return };
         let question = match kind {

@@ -9,12 +9,8 @@ use crate::wire::etcdserverpb::{
     MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse, MemberUpdateRequest,
     MemberUpdateResponse,
 };
-use crate::wire::status::ApiError;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
-
-/// What a change of membership answers.
-const FIXED: ApiError = ApiError::Unimplemented("changes of the membership are not served yet");
 
 /// See the module.
 #[derive(Clone)]
@@ -34,23 +30,31 @@ impl ClusterService {
 impl Cluster for ClusterService {
     async fn member_add(
         &self,
-        _request: Request<MemberAddRequest>,
+        request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
-        Err(FIXED.into())
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let (member, members) = self.pipeline.member_add(request.into_inner()).await?;
+        let header = Some(self.header.without_revision());
+        Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
 
     async fn member_remove(
         &self,
-        _request: Request<MemberRemoveRequest>,
+        request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
-        Err(FIXED.into())
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let members = self.pipeline.member_remove(request.into_inner().id).await?;
+        Ok(Response::new(MemberRemoveResponse { header: Some(self.header.without_revision()), members }))
     }
 
     async fn member_update(
         &self,
-        _request: Request<MemberUpdateRequest>,
+        request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
-        Err(FIXED.into())
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let members = self.pipeline.member_update(id, peer_ur_ls).await?;
+        Ok(Response::new(MemberUpdateResponse { header: Some(self.header.without_revision()), members }))
     }
 
     async fn member_list(
@@ -67,8 +71,10 @@ impl Cluster for ClusterService {
 
     async fn member_promote(
         &self,
-        _request: Request<MemberPromoteRequest>,
+        request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
-        Err(FIXED.into())
+        check_metadata(request.metadata(), &self.pipeline)?;
+        let members = self.pipeline.member_promote(request.into_inner().id).await?;
+        Ok(Response::new(MemberPromoteResponse { header: Some(self.header.without_revision()), members }))
     }
 }

@@ -1,6 +1,6 @@
 //! The KV service.
-use super::check_metadata;
 use super::header::HeaderSource;
+use super::{check_metadata, check_metadata_of_learner};
 use crate::request::Pipeline;
 use crate::request::range_stream::RangeChunks;
 use crate::wire::convert;
@@ -32,7 +32,11 @@ impl KvService {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        check_metadata(request.metadata(), &self.pipeline)?;
+        if request.get_ref().serializable {
+            check_metadata_of_learner(request.metadata(), &self.pipeline)?;
+        } else {
+            check_metadata(request.metadata(), &self.pipeline)?;
+        }
         let outcome = self.pipeline.range(request.into_inner()).await?;
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::range_response(outcome, Some(header))))

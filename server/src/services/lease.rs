@@ -26,8 +26,12 @@ pub struct LeaseService {
 
 impl LeaseService {
     /// Answers from `pipeline` and `leases` under `header`.
-    pub fn new(pipeline: Arc<Pipeline>, leases: Arc<Leases>, header: HeaderSource) -> Self {
-        let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
+    pub fn new(
+        pipeline: Arc<Pipeline>,
+        leases: Arc<Leases>,
+        keeper: LeaseKeeper,
+        header: HeaderSource,
+    ) -> Self {
         Self { pipeline, leases, keeper, header }
     }
 

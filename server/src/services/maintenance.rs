@@ -1,6 +1,6 @@
 //! The Maintenance service.
-use super::check_metadata;
 use super::header::HeaderSource;
+use super::{check_metadata, check_metadata_of_learner};
 use crate::config::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::request::{Pipeline, kv_hash};
 use crate::wire::etcdserverpb::maintenance_server::Maintenance;
@@ -45,7 +45,7 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        check_metadata(request.metadata(), &self.pipeline)?;
+        check_metadata_of_learner(request.metadata(), &self.pipeline)?;
         let replicator = self.pipeline.replicator().status();
         let view = self.pipeline.view();
         let mut errors = Vec::new();
@@ -65,7 +65,7 @@ impl Maintenance for MaintenanceService {
             raft_applied_index: replicator.applied_index,
             errors,
             db_size_in_use: size_bytes,
-            is_learner: false,
+            is_learner: self.pipeline.membership().is_learner(),
             storage_version: ETCD_CLUSTER_VERSION.to_owned(),
             db_size_quota: self.pipeline.options().quota.as_reported(),
             downgrade_info: Some(DowngradeInfo::default()),

@@ -16,6 +16,8 @@ macro_rules! error_table {
         #[expect(missing_docs, reason = "the texts of the table say it")]
         pub enum ApiError {
             $($name,)*
+            /// A change of the members that could not be proposed now; never on the wire: it is tried again.
+            ChangeRefused,
             /// Something this build does not do; says what to do instead.
             Unimplemented(&'static str),
             /// Something on this member's disk could not be read or does not verify; says what.
@@ -34,6 +36,7 @@ macro_rules! error_table {
             pub fn code_and_text(&self) -> (Code, &str) {
                 match self {
                     $(Self::$name => (Code::$code, $text),)*
+                    Self::ChangeRefused => (Code::Aborted, "another change of the members is under way"),
                     Self::Unimplemented(text) => (Code::Unimplemented, text),
                     Self::Unreadable(text) | Self::Unanswered(text) => (Code::DataLoss, text),
                     Self::Other(code, text) => (*code, text),

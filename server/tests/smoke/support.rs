@@ -121,7 +121,7 @@ pub(crate) async fn start() -> Running {
 pub(crate) async fn start_with(options: ServerOptions) -> Running {
     let replicator = Arc::new(Mutex::new(None));
     let made = Arc::clone(&replicator);
-    let server = Server::start_with(options, move |mut machine: Machine, genesis: Genesis| {
+    let server = Server::start_with(options, move |mut machine: Machine, genesis: Genesis, _| {
         machine.restore(1, 1, &genesis.state);
         machine.flush();
         let (cluster_id, member_id) = (genesis.cluster_id, genesis.member_id);
@@ -139,22 +139,23 @@ pub(crate) async fn start_with(options: ServerOptions) -> Running {
 /// A server over its log in `directory`.
 pub(crate) async fn start_durable(directory: &Path) -> Running {
     let directory = directory.to_owned();
-    let server = Server::start_with(ServerOptions::default(), move |machine: Machine, genesis: Genesis| {
-        let (log, progress) = (LogOptions::default(), Box::new(|_: OpenProgress<'_>| {}));
-        let solo = Solo::start(
-            SoloOptions {
-                directory,
-                log,
-                checkpoint: CheckpointOptions::default(),
-                genesis,
-                progress,
-                on_checkpoint: None,
-            },
-            machine,
-        )?;
-        let (cluster_id, member_id) = (solo.opened().cluster_id, solo.opened().member_id);
-        Ok(StartedReplicator { replicator: Arc::new(solo), cluster_id, member_id })
-    });
+    let server =
+        Server::start_with(ServerOptions::default(), move |machine: Machine, genesis: Genesis, _| {
+            let (log, progress) = (LogOptions::default(), Box::new(|_: OpenProgress<'_>| {}));
+            let solo = Solo::start(
+                SoloOptions {
+                    directory,
+                    log,
+                    checkpoint: CheckpointOptions::default(),
+                    genesis,
+                    progress,
+                    on_checkpoint: None,
+                },
+                machine,
+            )?;
+            let (cluster_id, member_id) = (solo.opened().cluster_id, solo.opened().member_id);
+            Ok(StartedReplicator { replicator: Arc::new(solo), cluster_id, member_id })
+        });
     serve(server.await.unwrap(), None).await
 }
 

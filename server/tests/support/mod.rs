@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 
 pub mod case_file;
+pub mod cluster;
 pub mod command;
 pub mod process;
 pub mod raw_client;

@@ -1,0 +1,204 @@
+//! State from other members: the first one of a member that joins, and that of one that was away for too long.
+//!
+//! **Contract.** Whatever is fetched lies beside the data until the next start puts it in place; a fetch that was cut short goes on where it was. A
+//! member that joins knows nothing but the URLs of the others: it asks them who they are, finds itself among them by its own URLs
+//! (`member add` was before), and fetches.
+//!
+//! **Failure.** A member that cannot be asked is passed over for the next. etcd's texts where a person knows them.
+use crate::apply::GenesisState;
+use crate::config::{Config, url};
+use crate::identity;
+use crate::peers::{Peers, transport_config};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use sternpost_engine::transfer::Place;
+use sternpost_replication::raft::state::{FetchProgress, fetch, has_staged_only};
+use sternpost_replication::transport::{Discovery, TransportConfig, discover};
+use tokio::sync::watch;
+
+/// Between two attempts.
+const AGAIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Attempts of a member that joins, each at all members, before it says that it cannot.
+const ATTEMPTS_MAX: u32 = 60;
+
+/// True for a directory in which a first fetch was cut short: it holds no data yet.
+pub fn is_unfinished(directory: &Path) -> bool {
+    has_staged_only(directory)
+}
+
+/// Fetches the state of a running cluster into the empty data directory of a member that was added to it.
+pub fn fetch_first_state(config: &Config) -> Result<(), String> {
+    let others: Vec<&url::Url> = config
+        .initial_cluster
+        .iter()
+        .filter(|(name, _)| *name != config.name)
+        .flat_map(|(_, urls)| urls)
+        .collect();
+    let mut last = String::new();
+    for attempt in 1..=ATTEMPTS_MAX {
+        let mut is_answered = false;
+        for url in &others {
+            let asked = discover(&url.address);
+            let discovery = match asked {
+                Ok(discovery) => discovery,
+                Err(error) => {
+                    last = format!("{url}: {error}");
+                    continue;
+                }
+            };
+            is_answered = true;
+            let (member_id, has_started) = find_oneself(config, &discovery)?;
+            if has_started {
+                return Err(lost_data(member_id));
+            }
+            let (cluster_id, genesis_hash) = (discovery.cluster_id, discovery.genesis_hash);
+            let transport = transport_config(config, cluster_id, member_id, genesis_hash, boot_nonce())?;
+            // Let go of again before the member starts.
+            let place = Place::in_directory(&config.data_dir, config.io_backend(), Place::WAIT)
+                .map_err(|error| error.to_string())?;
+            match fetch_from(&place, &transport, discovery.member_id, &url.address) {
+                Ok(()) => return Ok(()),
+                Err(error) => last = format!("{url}: {error}"),
+            }
+        }
+        if !is_answered {
+            return Err(format!(
+                "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs ({last})"
+            ));
+        }
+        tracing::warn!(attempt, error = last, "no member gave its state; all are asked again");
+        pause();
+    }
+    Err(format!("no member gave its state: {last}"))
+}
+
+/// A member without data in a cluster that has heard of it before.
+fn lost_data(member_id: u64) -> String {
+    format!(
+        "member {member_id:x} has started before, and its data directory is empty: what it has acknowledged and how it has voted is lost, so \
+         it must not take part under this id; remove it from the cluster (member remove {member_id:x}), add it anew, and start \
+         it with --initial-cluster-state=existing"
+    )
+}
+
+/// A first member with an empty directory is new, or it has lost its data: other members that run know which. All are asked at once.
+pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
+    let text = |urls: &[url::Url]| {
+        let mut texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
+        texts.sort_unstable();
+        texts
+    };
+    let own = config.initial_cluster.iter().find(|(name, _)| *name == config.name);
+    let own_urls = own.map(|(_, urls)| text(urls)).unwrap_or_default();
+    let others = config.initial_cluster.iter().filter(|(name, _)| *name != config.name);
+    let addresses: Vec<&str> =
+        others.flat_map(|(_, urls)| urls.iter().map(|url| url.address.as_str())).collect();
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = addresses.iter().map(|address| scope.spawn(move || discover(address))).collect();
+        for asking in asked {
+            // Whoever is not there, or knows nobody at our URLs, says nothing.
+            let Ok(Ok(discovery)) = asking.join() else { continue };
+            let Some(state) = GenesisState::decode(&discovery.member_table) else { continue };
+            let known = state.members.iter().find(|member| member.peer_ur_ls == own_urls);
+            if let Some(known) = known.filter(|known| !known.client_ur_ls.is_empty()) {
+                return Err(lost_data(known.id));
+            }
+        }
+        Ok(())
+    })
+}
+
+/// This member's id, by its URLs in the initial cluster, and whether it has ever said its client URLs.
+fn find_oneself(config: &Config, discovery: &Discovery) -> Result<(u64, bool), String> {
+    let state = GenesisState::decode(&discovery.member_table)
+        .ok_or("the member table of the running cluster is of a format that this build does not know")?;
+    let texts = |urls: &[url::Url]| urls.iter().map(ToString::to_string).collect();
+    let initial_cluster: Vec<(String, Vec<String>)> =
+        config.initial_cluster.iter().map(|(name, urls)| (name.clone(), texts(urls))).collect();
+    let id = identity::find_oneself(&config.name, &initial_cluster, &state.members)
+        .map_err(|error| format!("error validating peerURLs of the initial cluster: {error}"))?;
+    let has_started = state.members.iter().any(|member| member.id == id && !member.client_ur_ls.is_empty());
+    Ok((id, has_started))
+}
+
+fn fetch_from(place: &Place, transport: &TransportConfig, from: u64, address: &str) -> Result<(), String> {
+    let mut told_tenths = 0;
+    let mut progress = |progress: FetchProgress| {
+        let tenths = progress.bytes_done * 10 / progress.bytes_total.max(1);
+        if tenths != told_tenths {
+            told_tenths = tenths;
+            tracing::info!(
+                round = progress.round,
+                bytes_done = progress.bytes_done,
+                bytes_total = progress.bytes_total,
+                "fetching the state of another member"
+            );
+        }
+    };
+    tracing::info!(from = format!("{from:x}"), address, "fetching the state of another member");
+    let fetched = fetch(place, transport, from, address, &mut progress)?;
+    tracing::info!(
+        index = fetched.index,
+        revision = fetched.revision,
+        bytes = fetched.bytes,
+        rounds = fetched.rounds,
+        "fetched the state of another member"
+    );
+    Ok(())
+}
+
+/// The transport, as soon as this is a member of a group.
+pub type PeersWatch = watch::Receiver<Option<Arc<Peers>>>;
+
+/// Waits for it; None if there will be none.
+pub async fn there_are(peers: &PeersWatch) -> Option<Arc<Peers>> {
+    let mut peers = peers.clone();
+    let found = peers.wait_for(Option::is_some).await.ok()?;
+    found.clone()
+}
+
+/// Returns when the state of another member was fetched because the log does not reach back to what this one misses; for ever, otherwise.
+pub async fn keep_up(peers: &PeersWatch) {
+    let Some(peers) = there_are(peers).await else { return std::future::pending().await };
+    let mut orders = peers.fetch_orders();
+    loop {
+        if orders.changed().await.is_err() {
+            return std::future::pending().await;
+        }
+        let from = *orders.borrow_and_update();
+        let source = peers.source(from);
+        let place = peers.staging_place();
+        let fetching = tokio::task::spawn_blocking(move || {
+            let (transport, addresses) = source?;
+            let mut last = "it has no address".to_owned();
+            for address in addresses {
+                match fetch_from(&place, &transport, from, &address) {
+                    Ok(()) => return Ok(()),
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
+        });
+        match fetching.await.unwrap_or_else(|error| Err(error.to_string())) {
+            Ok(()) => return,
+            Err(error) => {
+                tracing::warn!(
+                    from = format!("{from:x}"),
+                    error,
+                    "cannot fetch the state of another member; it says again that we should"
+                );
+            }
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a member that joins has nothing else to do")]
+fn pause() {
+    std::thread::sleep(AGAIN_INTERVAL);
+}
+
+fn boot_nonce() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish() | 1
+}

@@ -1,0 +1,280 @@
+//! Clusters of real processes, as tests start, stop and ask them.
+use super::process::Program;
+use rustix::process::{Pid, Signal, kill_process};
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
+use sternpost_server::wire::etcdserverpb::{
+    HashKvRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
+};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// Far longer than anything takes; what is waited for is a state.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const LOG_LINES_KEPT: usize = 60;
+
+/// One process of the cluster.
+pub struct Member {
+    pub name: String,
+    client_port: u16,
+    peer_port: u16,
+    pub folder: PathBuf,
+    pub child: Option<Child>,
+    log: Arc<Mutex<VecDeque<String>>>,
+    /// Options beside those that make the cluster.
+    pub options: Vec<String>,
+}
+
+impl Member {
+    /// One that does not run yet.
+    fn new(name: String, folder: PathBuf) -> Self {
+        Self {
+            name,
+            client_port: free_port(),
+            peer_port: free_port(),
+            folder,
+            child: None,
+            log: Arc::default(),
+            options: Vec::new(),
+        }
+    }
+
+    pub fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
+    /// It will listen for members on another port.
+    pub fn take_other_peer_port(&mut self) {
+        self.peer_port = free_port();
+    }
+
+    /// True if it has said this since it was started last.
+    pub fn has_said(&self, text: &str) -> bool {
+        self.log.lock().unwrap().iter().any(|line| line.contains(text))
+    }
+
+    /// Waits for the process to end by itself; its exit code.
+    pub async fn exit_code(&mut self) -> Option<i32> {
+        let ended = async {
+            loop {
+                if let Some(status) = self.child.as_mut().expect("it runs").try_wait().unwrap() {
+                    return status.code();
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        let code = tokio::time::timeout(PATIENCE, ended).await.expect("it ends by itself");
+        self.child = None;
+        code
+    }
+
+    pub fn start(&mut self, initial_cluster: &str, state: &str) {
+        assert!(self.child.is_none(), "it runs");
+        let client_url = format!("http://127.0.0.1:{}", self.client_port);
+        let peer_url = self.peer_url();
+        self.log.lock().unwrap().clear();
+        let mut child = Command::new(Program::Sternpost.binary().unwrap())
+            .arg(format!("--name={}", self.name))
+            .arg(format!("--data-dir={}", self.folder.display()))
+            .arg(format!("--listen-client-urls={client_url}"))
+            .arg(format!("--advertise-client-urls={client_url}"))
+            .arg(format!("--listen-peer-urls={peer_url}"))
+            .arg(format!("--initial-advertise-peer-urls={peer_url}"))
+            .arg(format!("--initial-cluster={initial_cluster}"))
+            .arg(format!("--initial-cluster-state={state}"))
+            .args(&self.options)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let log = Arc::clone(&self.log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                let mut log = log.lock().unwrap();
+                if log.len() == LOG_LINES_KEPT {
+                    log.pop_front();
+                }
+                log.push_back(line);
+            }
+        });
+        self.child = Some(child);
+    }
+
+    pub fn end(&mut self, signal: Signal) {
+        let mut child = self.child.take().expect("it runs");
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        child.wait().unwrap();
+    }
+
+    pub fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.client_port)).unwrap().connect_lazy()
+    }
+
+    pub async fn status(&self) -> Result<StatusResponse, Status> {
+        Ok(MaintenanceClient::new(self.channel()).status(StatusRequest {}).await?.into_inner())
+    }
+
+    pub async fn put(&self, key: &str, value: &str) -> Result<i64, Status> {
+        let request =
+            PutRequest { key: key.to_owned().into(), value: value.to_owned().into(), ..Default::default() };
+        let answer = KvClient::new(self.channel()).put(request).await?.into_inner();
+        Ok(answer.header.unwrap().revision)
+    }
+
+    pub async fn get(&self, key: &str, serializable: bool) -> Result<Option<String>, Status> {
+        let request = RangeRequest { key: key.to_owned().into(), serializable, ..Default::default() };
+        let answer = KvClient::new(self.channel()).range(request).await?.into_inner();
+        Ok(answer.kvs.first().map(|kv| String::from_utf8(kv.value.to_vec()).unwrap()))
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+            if std::thread::panicking() {
+                let log = self.log.lock().unwrap();
+                eprintln!("--- {}\n{}", self.name, log.iter().cloned().collect::<Vec<_>>().join("\n"));
+            }
+        }
+    }
+}
+
+pub struct Cluster {
+    pub members: Vec<Member>,
+    initial_cluster: String,
+    folder: tempfile::TempDir,
+}
+
+impl Cluster {
+    /// So many members, started as a new cluster with these options.
+    pub fn start(count: usize, options: &[&str]) -> Self {
+        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
+        let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
+        for _ in 0..count {
+            let number = cluster.new_member(options);
+            cluster.name(number);
+        }
+        for number in 0..count {
+            cluster.start_member(number);
+        }
+        cluster
+    }
+
+    /// A member that is not in the initial cluster and does not run; its number.
+    pub fn new_member(&mut self, options: &[&str]) -> usize {
+        let name = format!("m{}", self.members.len());
+        let mut member = Member::new(name.clone(), self.folder.path().join(name));
+        member.options = options.iter().map(ToString::to_string).collect();
+        self.members.push(member);
+        self.members.len() - 1
+    }
+
+    /// From now on it is named in the initial cluster.
+    pub fn name(&mut self, number: usize) {
+        let member = &self.members[number];
+        let comma = if self.initial_cluster.is_empty() { "" } else { "," };
+        self.initial_cluster += &format!("{comma}{}={}", member.name, member.peer_url());
+    }
+
+    /// It is named no more.
+    pub fn forget(&mut self, number: usize) {
+        let prefix = format!("{}=", self.members[number].name);
+        let left = self.initial_cluster.split(',').filter(|one| !one.starts_with(&prefix));
+        self.initial_cluster = left.collect::<Vec<_>>().join(",");
+    }
+
+    pub fn start_member(&mut self, number: usize) {
+        self.members[number].start(&self.initial_cluster.clone(), "new");
+    }
+
+    /// Starts one that was added.
+    pub fn join(&mut self, number: usize) {
+        self.members[number].start(&self.initial_cluster.clone(), "existing");
+    }
+
+    pub fn living(&self) -> impl Iterator<Item = (usize, &Member)> {
+        self.members.iter().enumerate().filter(|(_, member)| member.child.is_some())
+    }
+
+    /// Waits until all who live name the same leader, and it answers; its number.
+    pub async fn leader(&self) -> usize {
+        until("a leader that everybody knows", async || {
+            let mut leaders = Vec::new();
+            let mut own = Vec::new();
+            for (number, member) in self.living() {
+                let status = member.status().await.ok()?;
+                let id = status.header.as_ref()?.member_id;
+                own.push((id, number));
+                leaders.push(status.leader);
+            }
+            let leader = *leaders.first()?;
+            let number = own.iter().find(|(id, _)| *id == leader)?.1;
+            (leader != 0 && leaders.iter().all(|other| *other == leader)).then_some(number)
+        })
+        .await
+    }
+
+    /// Waits until all who live have the same revision, and compares their hashes.
+    pub async fn agree(&self) {
+        until("the same state everywhere", async || {
+            let mut hashes = Vec::new();
+            for (_, member) in self.living() {
+                let mut client = MaintenanceClient::new(member.channel());
+                let answer = client.hash_kv(HashKvRequest { revision: 0 }).await.ok()?.into_inner();
+                hashes.push((answer.hash, answer.compact_revision, answer.hash_revision));
+            }
+            let newest = hashes.iter().map(|hash| hash.2).max()?;
+            if hashes.iter().any(|hash| hash.2 < newest) {
+                return None;
+            }
+            assert!(
+                hashes.iter().all(|hash| *hash == hashes[0]),
+                "the same revision and another hash: {hashes:?}"
+            );
+            Some(())
+        })
+        .await;
+    }
+}
+
+/// Looks until there is something, and fails with what was waited for.
+pub async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("waited for {what}"))
+}
+
+fn free_port() -> u16 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    std::iter::repeat_with(|| {
+        let step = NEXT.fetch_add(1, Ordering::Relaxed);
+        u16::try_from(20_000 + (std::process::id().wrapping_mul(89).wrapping_add(step)) % 12_000).unwrap()
+    })
+    .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+    .unwrap()
+}
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+}
