@@ -95,6 +95,8 @@ pub struct ReplicatorStatus {
     /// The term in which this member has proved to lead: it has applied everything that was acknowledged in earlier ones. None for who
     /// does not lead.
     pub proved_term: Option<u64>,
+    /// How often a leader became known that was not known a moment before, since the start; as etcd counts, once for a single node.
+    pub leader_changes_count: u64,
     /// Why this member takes no part in its group, if so.
     pub quarantine: Option<String>,
 }

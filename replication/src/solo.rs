@@ -352,6 +352,7 @@ impl Replicator for Solo {
             pending_count: self.shared.pending_count.load(Ordering::Relaxed),
             last_index: self.shared.committed_index.load(Ordering::Acquire),
             proved_term: Some(GENESIS_TERM),
+            leader_changes_count: 1,
             quarantine: None,
         }
     }

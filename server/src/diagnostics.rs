@@ -45,8 +45,7 @@ impl HealthSource for Diagnostics {
     }
 
     fn is_learner(&self) -> bool {
-        // A single member votes; learners come with clusters.
-        false
+        self.pipeline.membership().is_learner()
     }
 
     fn read(&self, linearizable: bool) -> ReadCheck {
@@ -79,8 +78,7 @@ impl MetricSource for Diagnostics {
             has_leader: status.leader != 0,
             is_leader: status.leader == self.member_id,
             is_learner: self.is_learner(),
-            // The one member of a cluster sees one change: from none to itself.
-            leader_changes: u64::from(status.leader != 0),
+            leader_changes: status.leader_changes_count,
             committed_index: status.committed_index,
             applied_index: status.applied_index,
             pending_count: status.pending_count,

@@ -31,7 +31,7 @@ use bytes::Bytes;
 use raft::eraftpb::{ConfState, HardState};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -256,6 +256,7 @@ pub(super) struct Shared {
     /// member has given its vote, which leaves it later than the news of that is here.
     pub(super) leads_alone: AtomicBool,
     status_changed: Condvar,
+    leader_changes_count: AtomicU64,
     write_age: OnceLock<WriteAge>,
     pub(super) stats: Mutex<Stats>,
     apply_thread: Mutex<Option<JoinHandle<()>>>,
@@ -275,6 +276,9 @@ impl Shared {
         self.leads_alone.store(leads_alone, Ordering::Release);
         let mut known = self.status();
         if *known != status {
+            if status.role.leader != 0 && status.role.leader != known.role.leader {
+                self.leader_changes_count.fetch_add(1, Ordering::Relaxed);
+            }
             *known = status;
             drop(known);
             self.status_changed.notify_all();
@@ -556,6 +560,7 @@ fn assemble<M: StateMachine>(
         status: Mutex::new(core.status()),
         leads_alone: AtomicBool::new(false),
         status_changed: Condvar::new(),
+        leader_changes_count: AtomicU64::new(0),
         write_age: OnceLock::new(),
         stats: Mutex::default(),
         apply_thread: Mutex::default(),
@@ -716,6 +721,7 @@ impl Replicator for Raft {
             pending_count: self.shared.inbox.open_count.load(Ordering::Relaxed),
             last_index: status.last,
             proved_term: status.proved_term,
+            leader_changes_count: self.shared.leader_changes_count.load(Ordering::Relaxed),
             quarantine: status.quarantine.map(|quarantine| quarantine.to_string()),
         }
     }

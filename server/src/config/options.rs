@@ -143,7 +143,8 @@ pub fn position(name: &str) -> Option<usize> {
     OPTIONS.iter().position(|spec| spec.name == name)
 }
 
-const ONE_MEMBER: &str = "this build runs one member, which has no peers";
+const NOT_COMPARED: &str = "members are not compared yet";
+const OWN_PEERS: &str = "the peer protocol is Sternpost's own, with limits of its own";
 const NO_TLS: &str = "TLS is not served yet";
 const NO_AUTH: &str = "authentication is not served yet";
 const NO_DISCOVERY: &str = "discovery is not served yet";
@@ -181,7 +182,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Election timeout, milliseconds; request time-outs and the least lease TTL derive from it.",
     ),
     option(Member, "initial-election-tick-advance", Kind::Flag, "true", "Shorten the first election.")
-        .warned(ONE_MEMBER),
+        .warned("a member that is alone leads at once, others wait for one election timeout"),
     option(
         Member,
         "listen-peer-urls",
@@ -250,9 +251,9 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Set SO_REUSEADDR on listeners; on Linux it is always set.",
     ),
     option(Member, "raft-read-timeout", Kind::Duration, "5s", "Read timeout of peer connections.")
-        .warned(ONE_MEMBER),
+        .warned(OWN_PEERS),
     option(Member, "raft-write-timeout", Kind::Duration, "5s", "Write timeout of peer connections.")
-        .warned(ONE_MEMBER),
+        .warned(OWN_PEERS),
     option(Member, "memory-mlock", Kind::Flag, "false", "Lock the backend's pages in memory.")
         .warned(OTHER_STORAGE),
     option(
@@ -308,7 +309,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "true",
         "Refuse member changes that would lose the quorum.",
     ),
-    option(Clustering, "pre-vote", Kind::Flag, "true", "Ask before an election.").warned(ONE_MEMBER),
+    option(Clustering, "pre-vote", Kind::Flag, "true", "Ask before an election.").warned("it is always on"),
     option(
         Clustering,
         "max-learners",
@@ -333,7 +334,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "false",
         "Start as the only member on existing data.",
     )
-    .warned(ONE_MEMBER),
+    .warned("not served yet"),
     option(Clustering, "discovery-token", Kind::Text, "", "Discovery token.").refused(NO_DISCOVERY),
     option(Clustering, "discovery-endpoints", Kind::List, "", "Endpoints of the discovery service.")
         .refused(NO_DISCOVERY),
@@ -488,7 +489,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     option(Behaviour, "enable-grpc-gateway", Kind::Flag, "true", "Serve the JSON gateway.")
         .warned("the JSON gateway is not served yet"),
     option(Behaviour, "corrupt-check-time", Kind::Duration, "0s", "Time between comparisons of members.")
-        .warned(ONE_MEMBER),
+        .warned(NOT_COMPARED),
     option(
         Behaviour,
         "compact-hash-check-time",
@@ -496,7 +497,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "1m0s",
         "Time between comparisons of compaction hashes.",
     )
-    .warned(ONE_MEMBER),
+    .warned(NOT_COMPARED),
     option(
         Behaviour,
         "compaction-batch-limit",
@@ -515,7 +516,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Time between progress notifications of watches; 0 is ten minutes, the least is 100 ms.",
     ),
     option(Behaviour, "downgrade-check-time", Kind::Duration, "5s", "Time between checks of a downgrade.")
-        .warned(ONE_MEMBER),
+        .warned("downgrades are not served yet"),
     option(Behaviour, "warning-apply-duration", Kind::Duration, "100ms", "Warn when applying takes longer.")
         .warned("slow applies are not logged yet"),
     option(
