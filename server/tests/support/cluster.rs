@@ -32,6 +32,10 @@ pub struct Member {
     log: Arc<Mutex<VecDeque<String>>>,
     /// Options beside those that make the cluster.
     pub options: Vec<String>,
+    /// Where it listens.
+    address: String,
+    /// The network namespace that it runs in, if it is not this program's.
+    space: Option<String>,
 }
 
 impl Member {
@@ -45,11 +49,13 @@ impl Member {
             child: None,
             log: Arc::default(),
             options: Vec::new(),
+            address: "127.0.0.1".to_owned(),
+            space: None,
         }
     }
 
     pub fn peer_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.peer_port)
+        format!("http://{}:{}", self.address, self.peer_port)
     }
 
     /// It will listen for members on another port.
@@ -79,10 +85,20 @@ impl Member {
 
     pub fn start(&mut self, initial_cluster: &str, state: &str) {
         assert!(self.child.is_none(), "it runs");
-        let client_url = format!("http://127.0.0.1:{}", self.client_port);
+        let client_url = format!("http://{}:{}", self.address, self.client_port);
         let peer_url = self.peer_url();
         self.log.lock().unwrap().clear();
-        let mut child = Command::new(Program::Sternpost.binary().unwrap())
+        let binary = Program::Sternpost.binary().unwrap();
+        // `ip` becomes the program that it starts, so signals reach that.
+        let mut command = match &self.space {
+            None => Command::new(binary),
+            Some(space) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", space]).arg(binary);
+                command
+            }
+        };
+        let mut child = command
             .arg(format!("--name={}", self.name))
             .arg(format!("--data-dir={}", self.folder.display()))
             .arg(format!("--listen-client-urls={client_url}"))
@@ -113,6 +129,10 @@ impl Member {
         self.child = Some(child);
     }
 
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().expect("it runs")), signal).unwrap();
+    }
+
     pub fn end(&mut self, signal: Signal) {
         let mut child = self.child.take().expect("it runs");
         kill_process(Pid::from_child(&child), signal).unwrap();
@@ -120,7 +140,7 @@ impl Member {
     }
 
     pub fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://127.0.0.1:{}", self.client_port)).unwrap().connect_lazy()
+        Endpoint::from_shared(format!("http://{}:{}", self.address, self.client_port)).unwrap().connect_lazy()
     }
 
     pub async fn status(&self) -> Result<StatusResponse, Status> {
@@ -170,6 +190,22 @@ impl Cluster {
             cluster.name(number);
         }
         for number in 0..count {
+            cluster.start_member(number);
+        }
+        cluster
+    }
+
+    /// One member at each of these addresses, in the namespace beside it.
+    pub fn start_in(places: &[(String, String)]) -> Self {
+        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
+        let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
+        for (address, space) in places {
+            let number = cluster.new_member(&[]);
+            let member = &mut cluster.members[number];
+            (member.address, member.space) = (address.clone(), Some(space.clone()));
+            cluster.name(number);
+        }
+        for number in 0..places.len() {
             cluster.start_member(number);
         }
         cluster

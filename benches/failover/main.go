@@ -1,0 +1,387 @@
+// How long clients are blind when a member of three dies, stops or is stopped: etcd and sternpost in turn, with etcd's own client.
+//
+// Two kinds of clients put 256 bytes in closed loops all the while. Two *pinned* ones for each member know that member alone: whatever the cluster
+// can acknowledge, one of them hears; the longest time in which none of them heard anything is the cluster's gap. One *ordinary* client
+// knows all members, as applications do; its gap is the longest time between two of its acknowledgements, with the client's own
+// retries and its caller's: a failed put is tried again at once. While a member is stopped (not dead), the pinned clients of that member are left out; the
+// ordinary client may be in the middle of a call to it, which ends by the caller's own time-out of 10 s whatever the servers do.
+//
+// Every put counts up; at the end every client's last acknowledged count has to be there.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+const (
+	membersCount     = 3
+	pinnedPerMember  = 2
+	valueBytes       = 256
+	requestTime      = 10 * time.Second
+	steadyBefore     = time.Second
+	quietAfter       = 2 * time.Second
+	longestGap       = 30 * time.Second
+	patience         = 60 * time.Second
+	leaveOutOfNobody = -1
+)
+
+type member struct {
+	number     int
+	clientPort int
+	peerPort   int
+	command    *exec.Cmd
+	log        *os.File
+}
+
+type cluster struct {
+	binary    string
+	directory string
+	members   []*member
+}
+
+func freePort() int {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		fail("no free port: %v", err)
+	}
+	defer listener.Close()
+	return listener.Addr().(*net.TCPAddr).Port
+}
+
+func fail(format string, arguments ...any) {
+	fmt.Fprintf(os.Stderr, "failover: "+format+"\n", arguments...)
+	os.Exit(1)
+}
+
+func (m *member) endpoint() string { return fmt.Sprintf("127.0.0.1:%d", m.clientPort) }
+
+func (c *cluster) start(m *member) {
+	var initial []string
+	for _, other := range c.members {
+		initial = append(initial, fmt.Sprintf("m%d=http://127.0.0.1:%d", other.number, other.peerPort))
+	}
+	client, peer := "http://"+m.endpoint(), fmt.Sprintf("http://127.0.0.1:%d", m.peerPort)
+	name := fmt.Sprintf("m%d", m.number)
+	m.command = exec.Command(c.binary, "--name="+name, "--data-dir="+filepath.Join(c.directory, name),
+		"--listen-client-urls="+client, "--advertise-client-urls="+client,
+		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
+		"--initial-cluster="+strings.Join(initial, ","), "--initial-cluster-state=new")
+	log, err := os.OpenFile(filepath.Join(c.directory, name+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		fail("%v", err)
+	}
+	m.log = log
+	m.command.Stdout, m.command.Stderr = log, log
+	if err := m.command.Start(); err != nil {
+		fail("start %s: %v", c.binary, err)
+	}
+}
+
+func startCluster(binary, directory string) *cluster {
+	if err := os.MkdirAll(directory, 0o700); err != nil {
+		fail("%v", err)
+	}
+	c := &cluster{binary: binary, directory: directory}
+	for number := range membersCount {
+		c.members = append(c.members, &member{number: number, clientPort: freePort(), peerPort: freePort()})
+	}
+	for _, m := range c.members {
+		c.start(m)
+	}
+	return c
+}
+
+func (c *cluster) stop() {
+	for _, m := range c.members {
+		_ = m.command.Process.Signal(syscall.SIGCONT)
+		_ = m.command.Process.Kill()
+		_ = m.command.Wait()
+		m.log.Close()
+	}
+}
+
+func connect(endpoints ...string) *clientv3.Client {
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		fail("connect: %v", err)
+	}
+	return client
+}
+
+// leader waits until all members name the same leader and have applied what it has; its number.
+func (c *cluster) leader(clients []*clientv3.Client) (int, uint64) {
+	end := time.Now().Add(patience)
+	for time.Now().Before(end) {
+		ids := make([]uint64, membersCount)
+		leaders := make([]uint64, membersCount)
+		applied := make([]uint64, membersCount)
+		ok := true
+		for number, m := range c.members {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			status, err := clients[number].Status(ctx, m.endpoint())
+			cancel()
+			if err != nil {
+				ok = false
+				break
+			}
+			ids[number], leaders[number] = status.Header.MemberId, status.Leader
+			applied[number] = status.RaftAppliedIndex
+		}
+		if ok && leaders[0] != 0 && leaders[0] == leaders[1] && leaders[1] == leaders[2] {
+			behind := slices.Max(applied) - slices.Min(applied)
+			if number := slices.Index(ids, leaders[0]); number >= 0 && behind < 1000 {
+				return number, ids[(number+1)%membersCount]
+			}
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	fail("no leader that everybody knows")
+	return 0, 0
+}
+
+// prober puts in a closed loop and notes when it was acknowledged.
+type prober struct {
+	mutex        sync.Mutex
+	member       int
+	acknowledged []time.Time
+	last         int
+	key          string
+	client       *clientv3.Client
+}
+
+func (p *prober) run(ctx context.Context) {
+	for count := 1; ctx.Err() == nil; count++ {
+		value := fmt.Sprintf("%010d", count) + strings.Repeat("x", valueBytes-10)
+		for ctx.Err() == nil {
+			putting, cancel := context.WithTimeout(ctx, requestTime)
+			_, err := p.client.Put(putting, p.key, value)
+			cancel()
+			if err == nil {
+				now := time.Now()
+				p.mutex.Lock()
+				p.acknowledged = append(p.acknowledged, now)
+				p.last = count
+				p.mutex.Unlock()
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
+
+func (p *prober) since(begin time.Time) []time.Time {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	at, _ := slices.BinarySearchFunc(p.acknowledged, begin, time.Time.Compare)
+	return slices.Clone(p.acknowledged[at:])
+}
+
+// gap is the longest time without an acknowledgement from begin to end.
+func gap(times []time.Time, begin, end time.Time) time.Duration {
+	slices.SortFunc(times, time.Time.Compare)
+	longest, last := time.Duration(0), begin
+	for _, at := range append(times, end) {
+		longest = max(longest, at.Sub(last))
+		last = at
+	}
+	return longest
+}
+
+type gaps struct {
+	Cluster  []float64 `json:"cluster_ms"`
+	Ordinary []float64 `json:"ordinary_ms"`
+}
+
+type result struct {
+	Server string          `json:"server"`
+	Gaps   map[string]gaps `json:"gaps"`
+	Puts   int             `json:"puts"`
+	Lost   int             `json:"lost"`
+}
+
+func measure(name, binary, directory string, faults []string, tries int) result {
+	c := startCluster(binary, directory)
+	defer c.stop()
+	var watchers []*clientv3.Client
+	var all []string
+	for _, m := range c.members {
+		watchers = append(watchers, connect(m.endpoint()))
+		all = append(all, m.endpoint())
+	}
+	c.leader(watchers)
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	var pinned []*prober
+	begin := func(p *prober) { group.Go(func() { p.run(ctx) }) }
+	for number, m := range c.members {
+		for one := range pinnedPerMember {
+			p := &prober{member: number, key: fmt.Sprintf("pinned-%d-%d", number, one), client: connect(m.endpoint())}
+			pinned = append(pinned, p)
+			begin(p)
+		}
+	}
+	ordinary := &prober{member: leaveOutOfNobody, key: "ordinary", client: connect(all...)}
+	begin(ordinary)
+
+	outcome := result{Server: name, Gaps: map[string]gaps{}}
+	for _, fault := range faults {
+		var found gaps
+		for try := range tries {
+			leader, next := c.leader(watchers)
+			time.Sleep(steadyBefore + time.Duration(rand.IntN(200))*time.Millisecond)
+			m := c.members[leader]
+			from := time.Now()
+			leaveOut := leaveOutOfNobody
+			switch fault {
+			case "kill":
+				_ = m.command.Process.Kill()
+				_ = m.command.Wait()
+			case "term":
+				_ = m.command.Process.Signal(syscall.SIGTERM)
+				go func() { _ = m.command.Wait() }()
+			case "stop":
+				_ = m.command.Process.Signal(syscall.SIGSTOP)
+				leaveOut = leader
+			case "move":
+				moving, stop := context.WithTimeout(context.Background(), requestTime)
+				_, err := watchers[leader].MoveLeader(moving, next)
+				stop()
+				if err != nil {
+					fmt.Fprintf(os.Stderr, "%s: move-leader: %v\n", name, err)
+				}
+			default:
+				fail("no fault is called %q", fault)
+			}
+			// Until the ordinary client has been served again for a while, or for very long.
+			for time.Since(from) < longestGap {
+				time.Sleep(50 * time.Millisecond)
+				served := ordinary.since(from.Add(steadyBefore / 2))
+				if len(served) > 0 && time.Since(served[0]) > quietAfter {
+					break
+				}
+			}
+			until := time.Now()
+			var acknowledged []time.Time
+			for _, p := range pinned {
+				if p.member != leaveOut {
+					acknowledged = append(acknowledged, p.since(from)...)
+				}
+			}
+			clusterGap, ordinaryGap := gap(acknowledged, from, until), gap(ordinary.since(from), from, until)
+			found.Cluster = append(found.Cluster, float64(clusterGap.Microseconds())/1000)
+			found.Ordinary = append(found.Ordinary, float64(ordinaryGap.Microseconds())/1000)
+			fmt.Fprintf(os.Stderr, "%s: %s %d of %d: cluster %v, ordinary client %v\n", name, fault, try+1, tries,
+				clusterGap.Round(time.Millisecond), ordinaryGap.Round(time.Millisecond))
+			switch fault {
+			case "kill":
+				c.start(m)
+			case "term":
+				for m.command.ProcessState == nil {
+					time.Sleep(10 * time.Millisecond)
+				}
+				c.start(m)
+			case "stop":
+				_ = m.command.Process.Signal(syscall.SIGCONT)
+			}
+		}
+		outcome.Gaps[fault] = found
+	}
+	c.leader(watchers)
+	cancel()
+	group.Wait()
+	for _, p := range append(pinned, ordinary) {
+		outcome.Puts += len(p.acknowledged)
+		reading, stop := context.WithTimeout(context.Background(), requestTime)
+		read, err := watchers[0].Get(reading, p.key)
+		stop()
+		if err != nil || len(read.Kvs) != 1 {
+			fail("%s: read %s: %v", name, p.key, err)
+		}
+		count, _ := strconv.Atoi(string(read.Kvs[0].Value[:10]))
+		if count < p.last {
+			outcome.Lost++
+			fmt.Fprintf(os.Stderr, "%s: LOST: %s was acknowledged up to %d and is %d\n", name, p.key, p.last, count)
+		}
+	}
+	return outcome
+}
+
+// quantile of what is measured; with 20 tries the 99th is the greatest.
+func quantile(values []float64, q float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	at := int(float64(len(sorted)) * q)
+	return sorted[min(at, len(sorted)-1)]
+}
+
+func main() {
+	etcd := flag.String("etcd", "", "etcd's program")
+	sternpost := flag.String("sternpost", "target/release/sternpost", "sternpost's program")
+	directory := flag.String("directory", "", "where the members keep their data")
+	faults := flag.String("faults", "kill,stop,term,move", "which faults, in this order")
+	tries := flag.Int("tries", 20, "how often each")
+	file := flag.String("json", "", "a file for everything that was measured")
+	changes := flag.Int("recipes", 0, "instead: hold the client's lock and election recipes over so many changes of the leader")
+	flag.Parse()
+	if *directory == "" {
+		fail("--directory says where, on the disk that matters")
+	}
+	names := strings.Split(*faults, ",")
+	var results []result
+	for _, contestant := range [][2]string{{"etcd", *etcd}, {"sternpost", *sternpost}} {
+		if contestant[1] == "" {
+			continue
+		}
+		folder := filepath.Join(*directory, contestant[0])
+		if err := os.RemoveAll(folder); err != nil {
+			fail("%v", err)
+		}
+		if *changes > 0 {
+			recipes(contestant[0], contestant[1], folder, *changes)
+			_ = os.RemoveAll(folder)
+			continue
+		}
+		results = append(results, measure(contestant[0], contestant[1], folder, names, *tries))
+		_ = os.RemoveAll(folder)
+	}
+	if *changes > 0 {
+		return
+	}
+	fmt.Printf("| milliseconds without an acknowledgement, %d tries | p50 | p90 | greatest |\n|---|---|---|---|\n", *tries)
+	for _, fault := range names {
+		for _, r := range results {
+			for _, kind := range []struct {
+				name   string
+				values []float64
+			}{{"cluster", r.Gaps[fault].Cluster}, {"one ordinary client", r.Gaps[fault].Ordinary}} {
+				fmt.Printf("| %s, %s, %s | %.0f | %.0f | %.0f |\n", fault, r.Server, kind.name,
+					quantile(kind.values, 0.5), quantile(kind.values, 0.9), quantile(kind.values, 1))
+			}
+		}
+	}
+	for _, r := range results {
+		fmt.Printf("\n%s: %d puts acknowledged, %d clients lost one.\n", r.Server, r.Puts, r.Lost)
+	}
+	if *file != "" {
+		text, _ := json.MarshalIndent(results, "", "  ")
+		if err := os.WriteFile(*file, append(text, '\n'), 0o600); err != nil {
+			fail("%v", err)
+		}
+	}
+}
