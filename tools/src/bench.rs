@@ -153,9 +153,10 @@ struct LoadOptions {
     /// What all choices are drawn from
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Process id of the server, when it runs on this machine: its processor time and memory are kept in the result
-    #[arg(long, value_name = "PID")]
-    server_pid: Option<u32>,
+    /// Process id of the server, when it runs on this machine: its processor time and memory are kept in the result. Of several members all: what
+    /// they use together
+    #[arg(long, value_name = "PID", value_delimiter = ',')]
+    server_pid: Vec<u32>,
     /// A directory on the server's disk, when it is this machine's: bytes written to that disk are kept in the result
     #[arg(long, value_name = "DIRECTORY")]
     device_of: Option<PathBuf>,
@@ -356,7 +357,7 @@ fn unix_seconds() -> u64 {
 struct Witness {
     progress: Progress,
     timeline: Vec<Second>,
-    server_pid: Option<u32>,
+    server_pids: Vec<u32>,
     device: Option<BlockDevice>,
     before: Sample,
     generator_cpu: CpuTime,
@@ -376,7 +377,7 @@ impl Witness {
         Self {
             progress: Progress::new(load.quiet),
             timeline: Vec::new(),
-            server_pid: load.server_pid,
+            server_pids: load.server_pid.clone(),
             device: load.device_of.as_deref().and_then(BlockDevice::of),
             before: Sample::default(),
             generator_cpu: CpuTime::default(),
@@ -387,7 +388,7 @@ impl Witness {
     fn sample(&self) -> Sample {
         Sample {
             generator_cpu: cpu_time(),
-            server_cpu: self.server_pid.and_then(cpu_time_of).unwrap_or_default(),
+            server_cpu: self.server_pids.iter().filter_map(|pid| cpu_time_of(*pid)).sum(),
             device: self.device.as_ref().and_then(BlockDevice::counters).unwrap_or_default(),
         }
     }
@@ -407,17 +408,20 @@ impl Observer for Witness {
     fn end(&mut self) {
         let after = self.sample();
         self.generator_cpu = after.generator_cpu.since(&self.before.generator_cpu);
-        if self.server_pid.is_none() && self.device.is_none() {
+        if self.server_pids.is_empty() && self.device.is_none() {
             return;
         }
         let cpu = after.server_cpu.since(&self.before.server_cpu);
         let device = after.device.since(&self.before.device);
-        let memory = self.server_pid.and_then(memory_of).unwrap_or_default();
+        let memories = self.server_pids.iter().filter_map(|pid| memory_of(*pid));
+        let (resident_kib, anonymous_kib) = memories.fold((0, 0), |(resident, anonymous), memory| {
+            (resident + memory.resident_kib, anonymous + memory.anonymous_kib)
+        });
         self.usage = Some(Usage {
             cpu_user_us: cpu.user_us,
             cpu_system_us: cpu.system_us,
-            resident_kib: memory.resident_kib,
-            anonymous_kib: memory.anonymous_kib,
+            resident_kib,
+            anonymous_kib,
             device: self.device.as_ref().map(BlockDevice::description).unwrap_or_default(),
             device_write_bytes: device.write_bytes,
             device_writes: device.writes,

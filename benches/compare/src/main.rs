@@ -49,6 +49,9 @@ struct Arguments {
     /// A directory on the disk to measure; what is made there is removed
     #[arg(long, default_value = ".")]
     directory: PathBuf,
+    /// So many members each, on this machine; clients use all of them, and what all use together is counted
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=7))]
+    members: u8,
     /// How often each server has its turn
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -143,13 +146,20 @@ fn measure(
 ) -> Result<Round, String> {
     let directory = scratch.join("data");
     let _ = std::fs::remove_dir_all(&directory);
-    let running = Running::start(contestant, &directory, &arguments.server_flags)?;
+    let running = Running::start(contestant, &directory, arguments.members.into(), &arguments.server_flags)?;
     #[expect(
         clippy::disallowed_methods,
         reason = "idle memory is what is left after some time of doing nothing"
     )]
     std::thread::sleep(SETTLE);
-    let idle = memory_of(running.pid()).ok_or("the server ended right after its start")?;
+    let memory = |when: &str| -> Result<(u64, u64), String> {
+        running.pids().try_fold((0, 0), |(resident, anonymous), pid| {
+            let memory = memory_of(pid).ok_or_else(|| format!("a server ended {when}"))?;
+            Ok((resident + memory.resident_kib, anonymous + memory.anonymous_kib))
+        })
+    };
+    let idle = memory("right after its start")?;
+    let pids = running.pids().map(|pid| pid.to_string()).collect::<Vec<_>>().join(",");
     let mut results = Vec::new();
     for row in rows {
         let file = scratch.join("result.json");
@@ -159,7 +169,7 @@ fn measure(
             .args(row.arguments)
             .args(["--duration", &format!("{}s", arguments.seconds)])
             .args(["--warm-up", &format!("{}s", arguments.warm_up_seconds)])
-            .args(["--server-pid", &running.pid().to_string(), "--quiet", "--json"])
+            .args(["--server-pid", &pids, "--quiet", "--json"])
             .arg(&file)
             .arg("--device-of")
             .arg(&directory)
@@ -174,16 +184,16 @@ fn measure(
         eprintln!("  {:<24} {:>10.0}/s", row.name, result.summary.operations_per_second);
         results.push(RowResult { row: row.name.to_owned(), result });
     }
-    let end = memory_of(running.pid()).ok_or("the server ended under load")?;
+    let end = memory("under load")?;
     let ready_ms = running.ready_ms;
     running.stop()?;
     Ok(Round {
         contestant: 0,
         ready_ms,
-        idle_resident_kib: idle.resident_kib,
-        idle_anonymous_kib: idle.anonymous_kib,
-        end_resident_kib: end.resident_kib,
-        end_anonymous_kib: end.anonymous_kib,
+        idle_resident_kib: idle.0,
+        idle_anonymous_kib: idle.1,
+        end_resident_kib: end.0,
+        end_anonymous_kib: end.1,
         results,
     })
 }

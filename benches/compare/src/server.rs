@@ -1,4 +1,4 @@
-//! A server under test: started alone on a fresh directory, waited for, stopped.
+//! Servers under test: one or the members of a cluster, started on a fresh directory, waited for, stopped.
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::net::TcpListener;
@@ -40,56 +40,86 @@ impl Contestant {
     }
 }
 
-/// A server that takes requests.
+/// Servers that take requests: one, or the members of a cluster.
 pub(crate) struct Running {
-    child: Child,
-    client_port: u16,
-    log: PathBuf,
-    /// From its start to its ready line, in milliseconds.
+    members: Vec<Member>,
+    /// From the start to the last one's ready line, in milliseconds.
     pub(crate) ready_ms: u64,
 }
 
+struct Member {
+    child: Child,
+    client_port: u16,
+    log: PathBuf,
+}
+
 impl Running {
-    /// Starts the server on a directory that must not exist and waits until it is ready.
-    pub(crate) fn start(contestant: &Contestant, directory: &Path, flags: &[String]) -> Result<Self, String> {
-        let (client_port, peer_port) = free_ports().map_err(|error| format!("find free ports: {error}"))?;
-        let log = directory.with_extension("log");
-        let output = File::create(&log).map_err(|error| format!("make {}: {error}", log.display()))?;
-        let errors = output.try_clone().map_err(|error| format!("share {}: {error}", log.display()))?;
-        let client_url = format!("http://127.0.0.1:{client_port}");
-        let peer_url = format!("http://127.0.0.1:{peer_port}");
+    /// Starts `count` members on a directory that must not exist and waits until they are ready.
+    pub(crate) fn start(
+        contestant: &Contestant,
+        directory: &Path,
+        count: usize,
+        flags: &[String],
+    ) -> Result<Self, String> {
+        let ports: Vec<_> = (0..count)
+            .map(|_| free_ports().map_err(|error| format!("find free ports: {error}")))
+            .collect::<Result<_, _>>()?;
+        let peers = ports.iter().enumerate();
+        let peers = peers.map(|(number, (_, port))| format!("m{number}=http://127.0.0.1:{port}"));
+        let initial_cluster = peers.collect::<Vec<_>>().join(",");
         let started = now();
-        let child = Command::new(&contestant.program)
-            .arg("--name=one")
-            .arg(format!("--data-dir={}", directory.display()))
-            .arg(format!("--listen-client-urls={client_url}"))
-            .arg(format!("--advertise-client-urls={client_url}"))
-            .arg(format!("--listen-peer-urls={peer_url}"))
-            .arg(format!("--initial-advertise-peer-urls={peer_url}"))
-            .arg(format!("--initial-cluster=one={peer_url}"))
-            .arg("--initial-cluster-state=new")
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(output)
-            .stderr(errors)
-            .spawn()
-            .map_err(|error| format!("start {}: {error}", contestant.program.display()))?;
-        let mut running = Self { child, client_port, log, ready_ms: 0 };
-        running.wait_until_ready(started)?;
+        let mut running = Self { members: Vec::new(), ready_ms: 0 };
+        std::fs::create_dir_all(directory)
+            .map_err(|error| format!("make {}: {error}", directory.display()))?;
+        for (number, (client_port, peer_port)) in ports.into_iter().enumerate() {
+            let data = directory.join(format!("m{number}"));
+            let log = data.with_extension("log");
+            let output = File::create(&log).map_err(|error| format!("make {}: {error}", log.display()))?;
+            let errors = output.try_clone().map_err(|error| format!("share {}: {error}", log.display()))?;
+            let client_url = format!("http://127.0.0.1:{client_port}");
+            let peer_url = format!("http://127.0.0.1:{peer_port}");
+            let child = Command::new(&contestant.program)
+                .arg(format!("--name=m{number}"))
+                .arg(format!("--data-dir={}", data.display()))
+                .arg(format!("--listen-client-urls={client_url}"))
+                .arg(format!("--advertise-client-urls={client_url}"))
+                .arg(format!("--listen-peer-urls={peer_url}"))
+                .arg(format!("--initial-advertise-peer-urls={peer_url}"))
+                .arg(format!("--initial-cluster={initial_cluster}"))
+                .arg("--initial-cluster-state=new")
+                .args(flags)
+                .stdin(Stdio::null())
+                .stdout(output)
+                .stderr(errors)
+                .spawn()
+                .map_err(|error| format!("start {}: {error}", contestant.program.display()))?;
+            running.members.push(Member { child, client_port, log });
+        }
+        for member in &mut running.members {
+            member.wait_until_ready(started)?;
+        }
+        running.ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(running)
     }
 
-    /// `host:port` for clients.
+    /// `host:port` for clients, of all members, with commas.
     pub(crate) fn endpoint(&self) -> String {
-        format!("127.0.0.1:{}", self.client_port)
+        let endpoints = self.members.iter().map(|member| format!("127.0.0.1:{}", member.client_port));
+        endpoints.collect::<Vec<_>>().join(",")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+    pub(crate) fn pids(&self) -> impl Iterator<Item = u32> {
+        self.members.iter().map(|member| member.child.id())
     }
 
-    /// Stops the server as an operator would.
+    /// Stops the servers as an operator would.
     pub(crate) fn stop(mut self) -> Result<(), String> {
+        self.members.iter_mut().try_for_each(Member::stop)
+    }
+}
+
+impl Member {
+    fn stop(&mut self) -> Result<(), String> {
         let pid = i32::try_from(self.child.id())
             .ok()
             .and_then(Pid::from_raw)
@@ -110,7 +140,6 @@ impl Running {
             let log = std::fs::read(&self.log).unwrap_or_default();
             let log = String::from_utf8_lossy(&log);
             if log.contains(READY_LINE) {
-                self.ready_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return Ok(());
             }
             if self.has_ended()? || started.elapsed() > START_TIMEOUT {
@@ -127,7 +156,7 @@ impl Running {
     }
 }
 
-impl Drop for Running {
+impl Drop for Member {
     fn drop(&mut self) {
         // A server that has ended cannot be killed, which is as well.
         let _ = self.child.kill();

@@ -48,6 +48,15 @@ pub struct CpuTime {
     pub system_us: u64,
 }
 
+impl std::iter::Sum for CpuTime {
+    fn sum<I: Iterator<Item = Self>>(times: I) -> Self {
+        times.fold(Self::default(), |sum, time| Self {
+            user_us: sum.user_us + time.user_us,
+            system_us: sum.system_us + time.system_us,
+        })
+    }
+}
+
 impl CpuTime {
     /// What was used since `earlier`.
     pub fn since(&self, earlier: &Self) -> Self {
