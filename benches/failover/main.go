@@ -4,6 +4,7 @@
 // can acknowledge, one of them hears; the longest time in which none of them heard anything is the cluster's gap. One *ordinary* client
 // knows all members, as applications do; its gap is the longest time between two of its acknowledgements, with the client's own
 // retries and its caller's: a failed put is tried again at once. While a member is stopped (not dead), the pinned clients of that member are left out; the
+// same while its disk is frozen. The
 // ordinary client may be in the middle of a call to it, which ends by the caller's own time-out of 10 s whatever the servers do.
 //
 // Every put counts up; at the end every client's last acknowledged count has to be there.
@@ -42,12 +43,17 @@ const (
 	leaveOutOfNobody = -1
 )
 
+// Bytes of the file system that a member's disk is, when disks are frozen.
+const diskBytes = 4 << 30
+
 type member struct {
 	number     int
 	clientPort int
 	peerPort   int
 	command    *exec.Cmd
 	log        *os.File
+	// Where its disk is mounted, if it has one of its own.
+	mount string
 }
 
 type cluster struct {
@@ -79,7 +85,11 @@ func (c *cluster) start(m *member) {
 	}
 	client, peer := "http://"+m.endpoint(), fmt.Sprintf("http://127.0.0.1:%d", m.peerPort)
 	name := fmt.Sprintf("m%d", m.number)
-	m.command = exec.Command(c.binary, "--name="+name, "--data-dir="+filepath.Join(c.directory, name),
+	data := filepath.Join(c.directory, name)
+	if m.mount != "" {
+		data = filepath.Join(m.mount, "data")
+	}
+	m.command = exec.Command(c.binary, "--name="+name, "--data-dir="+data,
 		"--listen-client-urls="+client, "--advertise-client-urls="+client,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer,
 		"--initial-cluster="+strings.Join(initial, ","), "--initial-cluster-state=new")
@@ -94,7 +104,25 @@ func (c *cluster) start(m *member) {
 	}
 }
 
-func startCluster(binary, directory string) *cluster {
+func run(name string, arguments ...string) {
+	if output, err := exec.Command(name, arguments...).CombinedOutput(); err != nil {
+		fail("%s %v: %v: %s", name, arguments, err, output)
+	}
+}
+
+// mountDisk gives a member a file system of its own on a file, which can be frozen.
+func (m *member) mountDisk(directory string) {
+	image := filepath.Join(directory, fmt.Sprintf("m%d.disk", m.number))
+	m.mount = filepath.Join(directory, fmt.Sprintf("m%d.mount", m.number))
+	run("truncate", "-s", strconv.Itoa(diskBytes), image)
+	run("mkfs.ext4", "-q", image)
+	if err := os.MkdirAll(m.mount, 0o700); err != nil {
+		fail("%v", err)
+	}
+	run("mount", "-o", "loop", image, m.mount)
+}
+
+func startCluster(binary, directory string, ownDisks bool) *cluster {
 	if err := os.MkdirAll(directory, 0o700); err != nil {
 		fail("%v", err)
 	}
@@ -103,6 +131,9 @@ func startCluster(binary, directory string) *cluster {
 		c.members = append(c.members, &member{number: number, clientPort: freePort(), peerPort: freePort()})
 	}
 	for _, m := range c.members {
+		if ownDisks {
+			m.mountDisk(directory)
+		}
 		c.start(m)
 	}
 	return c
@@ -114,6 +145,9 @@ func (c *cluster) stop() {
 		_ = m.command.Process.Kill()
 		_ = m.command.Wait()
 		m.log.Close()
+		if m.mount != "" {
+			run("umount", m.mount)
+		}
 	}
 }
 
@@ -217,7 +251,7 @@ type result struct {
 }
 
 func measure(name, binary, directory string, faults []string, tries int) result {
-	c := startCluster(binary, directory)
+	c := startCluster(binary, directory, slices.Contains(faults, "freeze"))
 	defer c.stop()
 	var watchers []*clientv3.Client
 	var all []string
@@ -259,6 +293,9 @@ func measure(name, binary, directory string, faults []string, tries int) result 
 			case "stop":
 				_ = m.command.Process.Signal(syscall.SIGSTOP)
 				leaveOut = leader
+			case "freeze":
+				run("fsfreeze", "-f", m.mount)
+				leaveOut = leader
 			case "move":
 				moving, stop := context.WithTimeout(context.Background(), requestTime)
 				_, err := watchers[leader].MoveLeader(moving, next)
@@ -299,6 +336,8 @@ func measure(name, binary, directory string, faults []string, tries int) result 
 				c.start(m)
 			case "stop":
 				_ = m.command.Process.Signal(syscall.SIGCONT)
+			case "freeze":
+				run("fsfreeze", "-u", m.mount)
 			}
 		}
 		outcome.Gaps[fault] = found
@@ -334,7 +373,7 @@ func main() {
 	etcd := flag.String("etcd", "", "etcd's program")
 	sternpost := flag.String("sternpost", "target/release/sternpost", "sternpost's program")
 	directory := flag.String("directory", "", "where the members keep their data")
-	faults := flag.String("faults", "kill,stop,term,move", "which faults, in this order")
+	faults := flag.String("faults", "kill,stop,term,move", "which faults, in this order; freeze needs root: the disks are then file systems on files")
 	tries := flag.Int("tries", 20, "how often each")
 	file := flag.String("json", "", "a file for everything that was measured")
 	changes := flag.Int("recipes", 0, "instead: hold the client's lock and election recipes over so many changes of the leader")

@@ -46,7 +46,7 @@ func (g *guarded) hold(session *concurrency.Session, work func()) {
 
 // recipes has the lock and the election of etcd's client library used by several clients while the leader changes.
 func recipes(name, binary, directory string, changes int) {
-	c := startCluster(binary, directory)
+	c := startCluster(binary, directory, false)
 	defer c.stop()
 	var watchers []*clientv3.Client
 	var all []string
