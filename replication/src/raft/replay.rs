@@ -36,6 +36,10 @@ pub struct Replay {
     runs: Vec<(u64, u64)>,
     last: (u64, u64),
     tail: VecDeque<Entry>,
+    /// An entry was read.
+    has_begun: bool,
+    /// The first entries are beyond the checkpoint and nothing is known of what lies between: they must be overwritten.
+    gap: Option<ReplayError>,
 }
 
 impl Replay {
@@ -48,6 +52,8 @@ impl Replay {
             runs: Vec::new(),
             last: (0, 0),
             tail: VecDeque::new(),
+            has_begun: false,
+            gap: None,
         }
     }
 
@@ -76,6 +82,7 @@ impl Replay {
     /// An entry was read.
     pub fn entry(&mut self, entry: Entry) -> Result<(), ReplayError> {
         let (index, term) = (entry.index, entry.term);
+        let has_begun = std::mem::replace(&mut self.has_begun, true);
         let follows = self.base.is_some() && index == self.last.0 + 1 && term >= self.last.1;
         let base = self.base.unwrap_or((0, 0));
         if !follows {
@@ -98,20 +105,29 @@ impl Replay {
                     return Err(ReplayError(format!("entry {index} of term {term} follows term {before}")));
                 }
                 self.last = (index - 1, before);
-            } else if self.tail.is_empty() && index <= self.applied {
+            } else if index <= self.applied && (self.tail.is_empty() || index <= base.0) {
                 // Where reading begins, or begins again behind something that is only kept for others and was lost; what lies
-                // before is known by the term of this one alone.
+                // before is known by the term of this one alone. What it overwrites began before the log does.
                 self.base = Some((index, term));
                 self.runs.clear();
+                self.tail.clear();
                 self.last = (index, term);
+                self.gap = None;
                 return Ok(());
             } else {
-                return Err(ReplayError(format!(
+                let gap = ReplayError(format!(
                     "entry {index} of term {term} follows entry {} of term {}",
                     self.last.0, self.last.1
-                )));
+                ));
+                if has_begun && self.gap.is_none() {
+                    return Err(gap);
+                }
+                // Within a suffix that began before the log does, and that an entry still to come overwrites.
+                self.gap = Some(gap);
+                return Ok(());
             }
         }
+        self.gap = None;
         let before = self.runs.last().map_or(base.1, |(_, term)| *term);
         if term > before {
             self.runs.push((index, term));
@@ -141,6 +157,9 @@ impl Replay {
         let Some(base) = self.base else {
             return Err(ReplayError("the log holds no entry and no genesis".into()));
         };
+        if let Some(gap) = self.gap {
+            return Err(gap);
+        }
         if self.last.0 < self.applied {
             return Err(ReplayError(format!(
                 "the log ends at {}, the checkpoint holds entries up to {}",
@@ -197,10 +216,30 @@ mod tests {
         assert_eq!((start.base, start.terms), ((1, 1), vec![(3, 3), (4, 3)]));
     }
 
+    /// The log was cut within a suffix that was overwritten later, and the member did not start: what overwrites began before everything that was read,
+    /// or the first entry lay beyond the checkpoint. Now only what nothing overwrites is refused.
+    #[test]
+    fn a_log_may_begin_within_a_suffix_that_is_overwritten() {
+        for first in 5..=8 {
+            let mut replay = Replay::new(6);
+            replay.mark(1, 1);
+            replay.hard_state(1, 0, 4).unwrap();
+            (first..=8).for_each(|index| replay.entry(entry(index, 1)).unwrap());
+            replay.hard_state(2, 0, 4).unwrap();
+            (5..=7).for_each(|index| replay.entry(entry(index, 2)).unwrap());
+            let start = replay.finish(ConfState::default()).unwrap();
+            assert_eq!((start.applied, indexes(&start.tail)), (6, vec![(7, 2)]), "from {first} on");
+            assert_eq!((start.base, start.terms.last()), ((5, 2), Some(&(7, 2))));
+        }
+    }
+
     #[test]
     fn a_log_that_makes_no_sense_is_refused() {
         let mut replay = Replay::new(5);
-        assert!(replay.entry(entry(7, 1)).is_err(), "a gap behind the checkpoint");
+        replay.mark(1, 1);
+        replay.entry(entry(7, 1)).unwrap();
+        replay.entry(entry(8, 1)).unwrap();
+        assert!(replay.finish(ConfState::default()).is_err(), "a gap behind the checkpoint");
         let mut replay = Replay::new(5);
         replay.entry(entry(4, 1)).unwrap();
         replay.entry(entry(5, 2)).unwrap();
