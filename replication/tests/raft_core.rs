@@ -459,6 +459,30 @@ fn r8_one_change_at_a_time_and_the_leader_alone() {
     );
 }
 
+/// The library keeps the highest commit index that a peer ever named. A crash took back what was not durable at the peer, the leader probed behind it,
+/// was rejected, probed there again, and never said that the peer needs the state; found by the simulator, which did not come to rest. Now what
+/// counts is what the peer said last.
+#[test]
+fn rule_12_a_peer_that_lost_what_was_not_durable_gets_no_probe_behind_it() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.cores[0] = Core::new(CoreOptions { cache_bytes_max: 0, ..options(1) }, start(&[1, 2, 3])).unwrap();
+    bench.elect(1);
+    bench.cut = 3;
+    (100..120).for_each(|id| bench.propose(1, id));
+    let (last, term) = (bench.core(1).status().last, bench.core(1).status().role.term);
+    bench.input(1, Input::FilesBeginAt { first: last - 5 });
+    bench.cut = 0;
+    // Said before the crash, of entries that were on their way to the disk.
+    let said = Message { commit: last - 2, ..message(MessageType::MsgHeartbeatResponse, 3, 1, term) };
+    bench.is_instant = false;
+    bench.input(1, frame(said));
+    bench.frames.clear();
+    bench.take();
+    bench.is_instant = true;
+    bench.ticks(1, 8);
+    assert!(bench.take().contains(&Output::NeedsSnapshot { id: 3 }));
+}
+
 #[test]
 fn r1_a_change_is_applied_behind_a_hard_state_that_commits_it() {
     let mut bench = Bench::new(&[1, 2, 3]);

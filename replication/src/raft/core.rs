@@ -553,6 +553,14 @@ impl Core {
         }
         match guards::judge(&self.node, &situation, &message) {
             Verdict::Step => {
+                // Rule 12: the library keeps the highest commit index that a peer ever named; a crash may have taken back what was not durable
+                // there, and a probe behind it would be rejected again and again.
+                if message.msg_type == MessageType::MsgHeartbeatResponse as i32
+                    && message.term == self.node.raft.term
+                    && let Some(progress) = self.node.raft.mut_prs().get_mut(from)
+                {
+                    progress.committed_index = message.commit;
+                }
                 // Its own refusals (not a member, dropped) leave nothing to do.
                 let _ = self.node.step(message);
                 self.settle(out);
