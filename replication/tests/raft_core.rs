@@ -483,6 +483,41 @@ fn rule_12_a_peer_that_lost_what_was_not_durable_gets_no_probe_behind_it() {
     assert!(bench.take().contains(&Output::NeedsSnapshot { id: 3 }));
 }
 
+/// What is durable, write by write, when one message brings two changes and a commit index that covers the first.
+fn writes_of_two_changes(planted: Planted) -> Vec<(u64, Vec<u64>)> {
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    let entry = |index: u64| Entry { index, term: 5, ..Entry::default() };
+    let change = |index: u64| Entry { entry_type: EntryType::EntryConfChangeV2 as i32, ..entry(index) };
+    let entries = vec![entry(2), change(3), entry(4), change(5), entry(6)];
+    let append =
+        Message { log_term: 1, index: 1, commit: 4, entries, ..message(MessageType::MsgAppend, 2, 1, 5) };
+    bench.is_instant = false;
+    bench.input(1, frame(append));
+    let writes = bench.take().into_iter().filter_map(|output| match output {
+        Output::Persist { hard_state, entries, .. } => Some((
+            hard_state.map_or(0, |state| state.commit),
+            entries.iter().map(|entry| entry.index).collect(),
+        )),
+        _ => None,
+    });
+    writes.collect()
+}
+
+/// Who has a change in its log must know, also after a crash, that the one before is committed: it does not campaign before it has applied that. Else it
+/// counts votes by a configuration that is two changes old, and such a quorum does not meet every one of the newest.
+#[test]
+fn r8_a_change_is_durable_behind_a_commit_index_that_covers_the_one_before() {
+    let writes = writes_of_two_changes(Planted::default());
+    // The first write commits what lies before it; the hard state before each change all that is committed before it.
+    assert_eq!(writes, [(1, vec![2]), (2, vec![3, 4]), (4, vec![5, 6])]);
+    let writes = writes_of_two_changes(Planted::new(Some(PlantedBug::ChangesInOneWrite)));
+    assert_eq!(
+        writes,
+        [(1, vec![2, 3, 4, 5, 6])],
+        "with the bug planted a crash leaves 5 and takes the commit of 3"
+    );
+}
+
 #[test]
 fn r1_a_change_is_applied_behind_a_hard_state_that_commits_it() {
     let mut bench = Bench::new(&[1, 2, 3]);

@@ -26,6 +26,8 @@ pub enum PlantedBug {
     CommitOfHardState,
     /// A follower that answers a read does not wait until it has applied the read index.
     ReadBeforeApplied,
+    /// Changes of the members may be durable without a commit index that covers the one before (R8).
+    ChangesInOneWrite,
 }
 
 /// The bug of this core, if one is planted.

@@ -6,7 +6,7 @@ use super::{Core, Outstanding, Role};
 use crate::raft::frame::Body;
 use crate::raft::input::Output;
 use crate::raft::planted::PlantedBug;
-use raft::eraftpb::{Message, MessageType};
+use raft::eraftpb::{Entry, EntryType, HardState, Message, MessageType};
 use sternpost_engine::base::rng::Rng;
 
 impl Core {
@@ -86,10 +86,10 @@ impl Core {
         let waiting = ready.take_persisted_messages();
         // Rule 7: readable before it is said to be taken over.
         self.node.mut_store().append(&entries);
-        let persist = (!entries.is_empty() || changes_vote).then(|| {
-            self.persist_number += 1;
-            self.persist_number
-        });
+        let writes = if !entries.is_empty() || changes_vote { self.split_write(entries) } else { Vec::new() };
+        let first_number = self.persist_number + 1;
+        self.persist_number += writes.len() as u64;
+        let persist = (!writes.is_empty()).then_some(self.persist_number);
         self.outstanding.push_back(Outstanding {
             ready: Some(number),
             persist,
@@ -121,14 +121,8 @@ impl Core {
         if let Some(outstanding) = self.outstanding.back_mut() {
             outstanding.messages = held;
         }
-        if let Some(number) = persist {
-            let mut hard_state = (self.hard_state != self.written).then(|| self.hard_state.clone());
+        for (number, (mut hard_state, entries)) in (first_number..).zip(writes) {
             if let Some(hard_state) = &mut hard_state {
-                // It stands before the entries, as a term must before its first one, so it commits none of them.
-                if let Some(first) = entries.first() {
-                    hard_state.commit = hard_state.commit.min(first.index - 1);
-                }
-                self.written = hard_state.clone();
                 self.written_commits.push_back((number, hard_state.commit));
                 if planted.has(PlantedBug::ForgetVote) {
                     hard_state.vote = 0;
@@ -144,6 +138,37 @@ impl Core {
         }
         self.hand_over(committed, out);
         self.node.advance_append_async(ready);
+    }
+
+    /// What is to be written for `entries`, in order: a hard state stands before them, as a term must before its first entry, so it
+    /// commits none of them.
+    ///
+    /// R8: a change is proposed when the one before is applied, so who has it in the log knows that the one before is committed; and does
+    /// not campaign before it has applied that. This must outlive a crash: members that are two changes apart elect two leaders in one term.
+    /// So a change has a hard state before it that commits the one before, also within the entries of one message.
+    fn split_write(&mut self, mut entries: Vec<Entry>) -> Vec<(Option<HardState>, Vec<Entry>)> {
+        let mut writes = Vec::new();
+        loop {
+            let mut hard_state = (self.hard_state != self.written).then(|| self.hard_state.clone());
+            if let Some(hard_state) = &mut hard_state {
+                if let Some(first) = entries.first() {
+                    hard_state.commit = hard_state.commit.min(first.index - 1);
+                }
+                self.written = hard_state.clone();
+            }
+            let (written, known) = (self.written.commit, self.hard_state.commit);
+            let needs_more = |entry: &Entry| {
+                entry.get_entry_type() != EntryType::EntryNormal && known.min(entry.index - 1) > written
+            };
+            let at = entries.iter().skip(1).position(needs_more);
+            let at = at.filter(|_| !self.options.planted.has(PlantedBug::ChangesInOneWrite));
+            let rest = at.map(|at| entries.split_off(at + 1));
+            writes.push((hard_state, entries));
+            match rest {
+                Some(rest) => entries = rest,
+                None => return writes,
+            }
+        }
     }
 
     pub(super) fn send_message(&self, message: Message, out: &mut Vec<Output>) {
