@@ -53,11 +53,14 @@ pub(super) fn judge(node: &RawNode<LogView>, situation: &Situation, message: &Me
     if kind != MessageType::MsgAppend && !message.entries.is_empty() {
         return Verdict::Drop;
     }
-    // A removed member that knows nothing of it: without a word its term does not grow here (scenario 36). Somebody who was added and whose
-    // addition is not applied here yet is heard when it is; until then it is no voter anyway. Its leader must be heard, though.
+    // A removed member that knows nothing of it: without a word its term does not grow here (scenario 36). A leader must be heard, though, and a
+    // candidate whose addition is not applied here yet, for its group may need our vote. Its commit index tells the two apart: who campaigns
+    // is a voter as of what it has committed. That is beyond what is applied here if its addition is, and before it if its removal is applied here.
     let is_known = raft.prs().get(message.from).is_some();
     let leads = matches!(kind, MessageType::MsgAppend | MessageType::MsgHeartbeat);
-    if !is_known && !leads {
+    let campaigns = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote)
+        && message.commit > raft.raft_log.applied;
+    if !(is_known || leads || campaigns) {
         return Verdict::Drop;
     }
     let log = node.store();
