@@ -136,6 +136,19 @@ impl Bench {
         }
     }
 
+    /// Until nothing is under way among these; whatever goes to or comes from others is lost.
+    fn run_among(&mut self, members: &[u64]) {
+        self.is_instant = false;
+        while !(self.durable.is_empty() && self.frames.is_empty()) {
+            self.all_durable();
+            for frame in std::mem::take(&mut self.frames) {
+                if members.contains(&frame.from) && members.contains(&frame.to) {
+                    self.input(frame.to, Input::Frame(frame));
+                }
+            }
+        }
+    }
+
     fn all_durable(&mut self) {
         for (member, number) in std::mem::take(&mut self.durable) {
             self.input(member, Input::Durable { number });
@@ -459,6 +472,133 @@ fn r8_one_change_at_a_time_and_the_leader_alone() {
     );
 }
 
+/// Members 1, 2, 3 and a learner 4 that runs.
+fn with_a_learner(planted: Planted) -> Bench {
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    bench.elect(1);
+    let add = change(ConfChangeType::AddLearnerNode, 4);
+    bench.input(1, Input::ProposeChange { id: 1, change: add, context: Bytes::new() });
+    let mut joined = start(&[1, 2, 3]);
+    joined.configuration.learners = vec![4];
+    bench.cores.push(Core::new(CoreOptions { planted, ..options(4) }, joined).unwrap());
+    bench.ticks(1, 4);
+    let status = bench.core(1).status();
+    assert_eq!((status.voters, status.learners), (vec![1, 2, 3], vec![4]));
+    bench.take();
+    bench
+}
+
+#[test]
+fn a_learner_counts_for_no_quorum_and_does_not_campaign() {
+    let mut bench = with_a_learner(Planted::default());
+    let matched = |bench: &mut Bench, id: u64| {
+        bench.core(1).status().peers.iter().find(|peer| peer.id == id).map(|peer| peer.matched)
+    };
+    assert_eq!(matched(&mut bench, 4), Some(bench.core(1).status().last), "it gets the entries");
+    // 2 and 3 hear nothing: 1 and the learner are two of four and not a quorum of three.
+    bench.is_instant = false;
+    bench.propose(1, 100);
+    bench.run_among(&[1, 4]);
+    let last = bench.core(1).status().last;
+    assert_eq!(matched(&mut bench, 4), Some(last), "the learner has it");
+    assert!(bench.core(1).status().committed < last && !is_applied(&bench.take(), 100));
+    // The learner hears of no leader for long.
+    bench.ticks(4, 10 * ELECTION_TICKS);
+    assert_eq!(bench.core(4).status().role.role, StateRole::Follower);
+    bench.frames.clear();
+}
+
+#[test]
+fn a_promoted_learner_counts_votes_and_may_lead() {
+    let mut bench = with_a_learner(Planted::default());
+    let promote = change(ConfChangeType::AddNode, 4);
+    bench.input(1, Input::ProposeChange { id: 2, change: promote, context: Bytes::new() });
+    bench.ticks(1, 4);
+    for member in 1..=4 {
+        let status = bench.core(member).status();
+        assert_eq!((status.voters, status.learners), (vec![1, 2, 3, 4], vec![]), "member {member}");
+    }
+    bench.input(1, Input::TransferLeader { to: 4 });
+    assert!(bench.core(4).status().role.is_leader());
+    // Two of four are no quorum.
+    bench.take();
+    bench.is_instant = false;
+    bench.propose(4, 100);
+    bench.run_among(&[3, 4]);
+    assert!(!is_applied(&bench.take(), 100));
+    bench.is_instant = true;
+    bench.ticks(4, 4);
+    assert!(is_applied(&bench.take(), 100));
+}
+
+/// A follower is cut off while the log goes on and the leader's files are cut behind it; then it gets the state up to `state` by another way,
+/// starts again, and is heard. What came out of the leader until the end.
+fn after_a_cut_of_the_log(state: u64, planted: Planted) -> (Bench, Vec<Output>) {
+    let mut bench = Bench::with(&[1, 2, 3], planted);
+    // Memory holds the last few entries only.
+    bench.cores[0] =
+        Core::new(CoreOptions { cache_bytes_max: 1000, planted, ..options(1) }, start(&[1, 2, 3])).unwrap();
+    bench.elect(1);
+    bench.cut = 3;
+    (100..120).for_each(|id| bench.propose(1, id));
+    let (last, term) = (bench.core(1).status().last, bench.core(1).status().role.term);
+    assert!(state < last, "{last}");
+    bench.input(1, Input::FilesBeginAt { first: last - 5 });
+    bench.take();
+    bench.cut = 0;
+    bench.ticks(1, 4);
+    let told = bench.take();
+    let needs = Output::NeedsSnapshot { id: 3 };
+    assert_eq!(told.iter().filter(|output| **output == needs).count(), 1, "said once: {told:?}");
+    assert!(bench.core(1).status().peers.iter().any(|peer| peer.id == 3 && peer.needs_snapshot));
+    bench.ticks(1, 8);
+    assert!(!bench.take().contains(&needs), "and not again");
+    let served = CoreStart {
+        hard_state: HardState { term, vote: 1, commit: state },
+        applied: state,
+        base: (state, term),
+        ..start(&[1, 2, 3])
+    };
+    bench.cores[2] = Core::new(CoreOptions { planted, ..options(3) }, served).unwrap();
+    bench.durable.retain(|(member, _)| *member != 3);
+    bench.ticks(1, 8);
+    let told = bench.take();
+    (bench, told)
+}
+
+#[test]
+fn rule_12_a_leader_goes_on_behind_a_state_that_its_peer_got_by_another_way() {
+    let (mut bench, told) = after_a_cut_of_the_log(18, Planted::default());
+    assert!(!told.contains(&Output::NeedsSnapshot { id: 3 }), "{told:?}");
+    let last = bench.core(1).status().last;
+    assert_eq!((bench.core(3).status().last, bench.core(3).status().applied), (last, last));
+    let peer = |bench: &mut Bench| *bench.core(1).status().peers.iter().find(|peer| peer.id == 3).unwrap();
+    assert_eq!(peer(&mut bench).matched, last);
+    // It falls behind once more: that is said again.
+    bench.cut = 3;
+    (200..220).for_each(|id| bench.propose(1, id));
+    let first = bench.core(1).status().last;
+    bench.input(1, Input::FilesBeginAt { first });
+    bench.take();
+    bench.cut = 0;
+    bench.input(1, Input::Unreachable { id: 3 });
+    bench.ticks(1, 8);
+    let told = bench.take();
+    assert_eq!(
+        told.iter().filter(|output| **output == Output::NeedsSnapshot { id: 3 }).count(),
+        1,
+        "{told:?}"
+    );
+}
+
+#[test]
+fn rule_12_a_state_that_is_too_old_for_the_leaders_log_does_not_help() {
+    let (mut bench, _) = after_a_cut_of_the_log(10, Planted::default());
+    let status = bench.core(1).status();
+    assert!(status.peers.iter().any(|peer| peer.id == 3 && peer.needs_snapshot), "{status:?}");
+    assert_eq!(bench.core(3).status().last, 10);
+}
+
 /// The library keeps the highest commit index that a peer ever named. A crash took back what was not durable at the peer, the leader probed behind it,
 /// was rejected, probed there again, and never said that the peer needs the state; found by the simulator, which did not come to rest. Now what
 /// counts is what the peer said last.
@@ -540,6 +680,57 @@ fn a_candidate_that_was_added_beyond_what_is_applied_here_is_heard_and_a_removed
         bench.all_durable();
         assert_eq!(bench.sent(), [(9, answer)], "added later");
     }
+}
+
+/// 1, 4 and 5 have applied that 4 and 5 became voters, and elect 1. 3 has both changes in its log and starts with `commit`, and asks 2, who has neither.
+/// True if both lead in one term.
+fn two_lead_when_one_starts_with(commit: u64) -> bool {
+    let add = |index: u64, id: u8| Entry {
+        entry_type: EntryType::EntryConfChangeV2 as i32,
+        index,
+        term: 2,
+        // `AddNode`, as protobuf.
+        data: Bytes::from(vec![0x12, 2, 0x10, id]),
+        ..Entry::default()
+    };
+    let entries = [add(2, 4), add(3, 5)];
+    let member = |id: u64, voters: &[u64], applied: u64, last: u64| {
+        let mut from = start(voters);
+        from.hard_state = HardState { term: 2, vote: 0, commit: applied };
+        from.applied = applied;
+        from.terms = (2..=last).map(|index| (index, 2)).collect();
+        from.tail =
+            entries.iter().filter(|entry| (applied + 1..=last).contains(&entry.index)).cloned().collect();
+        Core::new(options(id), from).unwrap()
+    };
+    let voters_of_3 = [1, 2, 3, 4, 5];
+    let mut bench = Bench::new(&[]);
+    bench.is_instant = false;
+    bench.cores = vec![
+        member(1, &voters_of_3, 3, 3),
+        member(2, &voters_of_3[..3], 1, 1),
+        member(3, &voters_of_3[..3 + commit as usize - 1], commit, 3),
+        member(4, &voters_of_3, 3, 3),
+        member(5, &voters_of_3, 3, 3),
+    ];
+    for (candidate, side) in [(1, &[1, 4, 5][..]), (3, &[2, 3])] {
+        for _ in 0..2 * ELECTION_TICKS {
+            bench.ticks(candidate, 1);
+            bench.run_among(side);
+        }
+    }
+    let mut role = |id: u64| bench.core(id).status().role;
+    assert!(role(1).is_leader());
+    role(3).is_leader() && role(3).term == role(1).term
+}
+
+#[test]
+fn r8_members_that_are_two_changes_apart_elect_two_leaders_in_one_term() {
+    assert!(two_lead_when_one_starts_with(1), "what a crash left before the rule");
+    assert!(
+        !two_lead_when_one_starts_with(2),
+        "R8: the change before is applied at the start, and 2 of 4 are no quorum"
+    );
 }
 
 #[test]
