@@ -21,7 +21,7 @@ const FORMAT_VERSION: u8 = 1;
 const MEMBERS_MAX: u32 = 1024;
 
 /// A change as the library has it.
-pub(super) fn encode_change(change: MemberChange) -> ConfChangeV2 {
+pub fn encode_change(change: MemberChange) -> ConfChangeV2 {
     let (kind, node_id) = match change {
         MemberChange::AddVoter(id) => (ConfChangeType::AddNode, id),
         MemberChange::AddLearner(id) => (ConfChangeType::AddLearnerNode, id),
@@ -32,7 +32,7 @@ pub(super) fn encode_change(change: MemberChange) -> ConfChangeV2 {
 }
 
 /// The change in an entry; none if it is not one of ours, and then it changes nothing.
-pub(super) fn decode_change(change: &ConfChangeV2) -> Option<MemberChange> {
+pub fn decode_change(change: &ConfChangeV2) -> Option<MemberChange> {
     let [ConfChangeSingle { change_type, node_id }] = change.changes[..] else { return None };
     if change.enter_joint().is_some() || node_id == 0 {
         return None;
@@ -46,7 +46,7 @@ pub(super) fn decode_change(change: &ConfChangeV2) -> Option<MemberChange> {
 
 /// What the configuration is after `change`; none if it makes no sense there: a voter that would learn, somebody unknown who would go, the
 /// last voter.
-pub(super) fn after(configuration: &ConfState, change: MemberChange) -> Option<ConfState> {
+pub fn after(configuration: &ConfState, change: MemberChange) -> Option<ConfState> {
     let mut next = configuration.clone();
     let without = |list: &mut Vec<u64>, id: u64| list.retain(|known| *known != id);
     match change {
@@ -75,7 +75,7 @@ pub(super) fn after(configuration: &ConfState, change: MemberChange) -> Option<C
 }
 
 /// As bytes of the record.
-pub(super) fn encode(configuration: &ConfState) -> Vec<u8> {
+pub fn encode(configuration: &ConfState) -> Vec<u8> {
     debug_assert!(configuration.voters_outgoing.is_empty() && configuration.learners_next.is_empty());
     let mut out = vec![FORMAT_VERSION];
     for list in [&configuration.voters, &configuration.learners] {

@@ -642,8 +642,11 @@ impl Core {
     }
 
     fn propose_change(&mut self, id: u64, change: &ConfChangeV2, context: &Bytes, out: &mut Vec<Output>) {
-        let raft = &self.node.raft;
         let is_joint = !self.configuration.voters_outgoing.is_empty();
+        if self.options.planted.has(PlantedBug::TwoChanges) {
+            self.node.raft.pending_conf_index = 0;
+        }
+        let raft = &self.node.raft;
         // R8: the library answers Ok and appends an empty entry instead.
         let is_possible = self.role.is_leader()
             && !raft.has_pending_conf()
@@ -662,6 +665,9 @@ impl Core {
             reject(vec![id], Refusal::ChangeRefused, out);
         } else {
             out.push(Output::ChangeProposed { id, index: entry.index, term: entry.term });
+            if self.options.planted.has(PlantedBug::ChangeUncommitted) {
+                self.apply_change(change);
+            }
         }
         self.settle(out);
     }
@@ -767,6 +773,9 @@ impl Core {
         }
         progress.become_probe();
         progress.next_idx = next;
+        if self.options.planted.has(PlantedBug::SkipIsMatched) {
+            progress.matched = progress.matched.max(next - 1);
+        }
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.needs_snapshot = false;
         }

@@ -26,6 +26,14 @@ pub enum PlantedBug {
     CommitOfHardState,
     /// A follower that answers a read does not wait until it has applied the read index.
     ReadBeforeApplied,
+    /// A leader that was removed goes on leading (R7).
+    RemovedLeads,
+    /// A change of the members is proposed while another one is not applied (R8).
+    TwoChanges,
+    /// A leader counts by a change of the members as soon as it has appended it.
+    ChangeUncommitted,
+    /// What a peer says is committed there counts as durable there.
+    SkipIsMatched,
     /// Changes of the members may be durable without a commit index that covers the one before (R8).
     ChangesInOneWrite,
 }

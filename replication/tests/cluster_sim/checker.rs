@@ -1,5 +1,5 @@
 //! What must be true of a cluster, whatever happens to it. Everything is checked as it happens, against disks and not against memory.
-use super::member::{Entry, Member, Place, REGISTERS, Write};
+use super::member::{ConfState, Done, Entry, Machine, Member, Place, REGISTERS, Write, command_id};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A client's operation that has begun.
@@ -9,15 +9,21 @@ pub struct Begun {
     floor: [Place; REGISTERS],
 }
 
-#[derive(Default)]
 pub struct Checker {
-    quorum: usize,
+    /// What a member that applied everything committed would hold.
+    machine: Machine,
+    /// Voters at the last committed index, and before the last change.
+    voters: [Vec<u64>; 2],
+    /// Index → digest and configuration of whoever applied so far.
+    states: BTreeMap<u64, (u64, Vec<u8>)>,
+    /// (index, term) → id of the change that was proposed there.
+    proposed: BTreeMap<(u64, u64), u64>,
     /// Term → (member, incarnation) that led in it.
     leaders: BTreeMap<u64, (u64, u64)>,
     /// Committed entries, by index: term and data.
     committed: BTreeMap<u64, Entry>,
-    /// (index, term) → term of the entry before, and data.
-    entries: BTreeMap<(u64, u64), (u64, Vec<u8>)>,
+    /// (index, term) → term of the entry before, if some log said it, and data.
+    entries: BTreeMap<(u64, u64), (Option<u64>, Vec<u8>)>,
     /// Writes in the committed log.
     applied: BTreeMap<u64, Place>,
     /// Ids that a client was told are not in the log.
@@ -30,8 +36,34 @@ pub struct Checker {
 }
 
 impl Checker {
-    pub fn new(members: usize) -> Self {
-        Self { quorum: members / 2 + 1, ..Self::default() }
+    pub fn new(genesis: &Machine) -> Self {
+        let voters = genesis.configuration().voters;
+        Self {
+            machine: genesis.clone(),
+            voters: [voters.clone(), voters],
+            states: BTreeMap::from([(genesis.applied, (genesis.digest, genesis.configuration.clone()))]),
+            proposed: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            committed: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            applied: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            begun: BTreeMap::new(),
+            told: Default::default(),
+            writes_acknowledged: 0,
+            reads_answered: 0,
+            leaders_count: 0,
+        }
+    }
+
+    /// Of the last committed index.
+    pub fn configuration(&self) -> ConfState {
+        self.machine.configuration()
+    }
+
+    /// A member that applied everything committed holds this.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// Election safety: one leader for each term, and none leads it again after a restart.
@@ -47,10 +79,14 @@ impl Checker {
     /// Log matching: two logs with the same index and term have the same entries up to there.
     pub fn durable(&mut self, member: &Member, entries: &[Entry]) -> Result<(), String> {
         for entry in entries {
-            let before = member.disk.log.get(&(entry.index - 1)).map_or(1, |before| before.term);
-            let what = (before, entry.data.to_vec());
-            let known = self.entries.entry((entry.index, entry.term)).or_insert_with(|| what.clone());
-            if *known != what {
+            // The one before may be in no log any more.
+            let before = member.disk.log.get(&(entry.index - 1)).map(|before| before.term);
+            let what = [entry.data.as_ref(), entry.context.as_ref()].concat();
+            let known =
+                self.entries.entry((entry.index, entry.term)).or_insert_with(|| (before, what.clone()));
+            let differs = matches!((known.0, before), (Some(known), Some(before)) if known != before);
+            known.0 = known.0.or(before);
+            if differs || known.1 != what {
                 return Err(format!(
                     "log matching: entry {} of term {} differs at member {}",
                     entry.index, entry.term, member.id
@@ -60,39 +96,58 @@ impl Checker {
         Ok(())
     }
 
-    /// An entry is handed to a state machine: committed for ever, on a quorum's disks, and on this one's.
-    pub fn committed(
-        &mut self,
-        by: u64,
-        entry: &Entry,
-        members: &[Member],
-    ) -> Result<Vec<(Write, Place)>, String> {
+    /// An entry is handed to a state machine: committed for ever, on a quorum's disks, and on this one's. What it did, if it is the
+    /// first time.
+    pub fn committed(&mut self, by: u64, entry: &Entry, members: &[Member]) -> Result<Option<Done>, String> {
         let index = entry.index;
-        let holds =
-            |member: &&Member| member.disk.log.get(&index).is_some_and(|held| held.term == entry.term);
-        if !members.iter().filter(|member| member.id == by).any(|member| holds(&member)) {
+        if !members.iter().any(|member| member.id == by && member.holds(index, entry.term)) {
             return Err(format!("member {by} applies entry {index}, which its disk does not hold"));
         }
         if let Some(known) = self.committed.get(&index) {
-            if (known.term, &known.data) != (entry.term, &entry.data) {
+            if (known.term, &known.data, &known.context) != (entry.term, &entry.data, &entry.context) {
                 return Err(format!(
                     "committed prefix: entry {index} is of term {} and of {}",
                     known.term, entry.term
                 ));
             }
-            return Ok(Vec::new());
+            return Ok(None);
         }
-        if self.committed.last_key_value().is_some_and(|(last, _)| index != last + 1) {
+        if index != self.machine.applied + 1 {
             return Err(format!("committed prefix: entry {index} leaves a gap"));
         }
-        let count = members.iter().filter(holds).count();
-        if count < self.quorum {
-            return Err(format!("entry {index} is committed and on {count} disks of {}", members.len()));
+        let holders: BTreeSet<u64> =
+            members.iter().filter(|member| member.holds(index, entry.term)).map(|member| member.id).collect();
+        let is_quorum = |voters: &Vec<u64>| {
+            voters.iter().filter(|voter| holders.contains(voter)).count() > voters.len() / 2
+        };
+        // A leader counts by what it has applied when it commits, and that may lack the last change (R8: never more than that).
+        if !self.voters.iter().any(is_quorum) {
+            return Err(format!(
+                "entry {index} is committed and on the disks of {holders:?}: no quorum of {:?} or {:?}",
+                self.voters[0], self.voters[1]
+            ));
         }
         self.committed.insert(index, entry.clone());
-        let mut machine = super::member::Machine { applied: index - 1, ..Default::default() };
-        let writes = machine.apply(entry)?;
-        for (write, place) in &writes {
+        let done = self.machine.apply(entry)?;
+        self.states.insert(index, (self.machine.digest, self.machine.configuration.clone()));
+        if done.change == Some(true) {
+            let [last, before] = &mut self.voters;
+            *before = std::mem::replace(last, self.machine.configuration().voters);
+        }
+        let proposed = self.proposed.get(&(index, entry.term)).copied();
+        if done.change.is_some() {
+            let id = command_id(&entry.context);
+            if proposed != id {
+                return Err(format!("the change at {index} is {id:?}, proposed was {proposed:?}"));
+            }
+            if id.is_some_and(|id| self.refused.contains(&id)) {
+                return Err(format!("the change at {index} was refused, and is committed"));
+            }
+        } else if let Some(id) = proposed {
+            return Err(format!("change {id:x} was proposed at {index}, and it is no change"));
+        }
+        let writes = &done.writes;
+        for (write, place) in writes {
             if let Some(before) = self.applied.insert(write.id, *place) {
                 return Err(format!("write {:x} is applied at {before:?} and at {place:?}", write.id));
             }
@@ -109,7 +164,27 @@ impl Checker {
                 ));
             }
         }
-        Ok(writes)
+        Ok(Some(done))
+    }
+
+    /// A state machine holds what it should, after an entry, a restart or an install.
+    pub fn holds(&self, member: u64, machine: &Machine) -> Result<(), String> {
+        let index = machine.applied;
+        let Some((digest, configuration)) = self.states.get(&index) else {
+            return Err(format!("member {member} applied {index}, which is not committed"));
+        };
+        if (*digest, configuration) == (machine.digest, &machine.configuration) {
+            return Ok(());
+        }
+        Err(format!("member {member} has another state than others at {index}"))
+    }
+
+    /// A change of the members is in a log.
+    pub fn proposed(&mut self, id: u64, index: u64, term: u64) -> Result<(), String> {
+        match self.proposed.insert((index, term), id) {
+            None => Ok(()),
+            Some(other) => Err(format!("changes {other:x} and {id:x} are both at {index} in term {term}")),
+        }
     }
 
     /// A client begins an operation.
@@ -162,6 +237,6 @@ impl Checker {
 
     /// The last committed index.
     pub fn last(&self) -> u64 {
-        self.committed.last_key_value().map_or(1, |(index, _)| *index)
+        self.machine.applied
     }
 }

@@ -111,7 +111,8 @@ impl Core {
         self.peers.retain(|id, _| configuration.voters.contains(id) || configuration.learners.contains(id));
         let is_member = self.configuration.voters.contains(&self.options.member)
             || self.configuration.voters_outgoing.contains(&self.options.member);
-        if !is_member && self.node.raft.state == StateRole::Leader {
+        let stays = self.options.planted.has(PlantedBug::RemovedLeads);
+        if !is_member && self.node.raft.state == StateRole::Leader && !stays {
             // R7 (rule 9): before any other call, else the library looks for its own progress and finds none.
             let term = self.node.raft.term;
             self.node.raft.become_follower(term, raft::INVALID_ID);
