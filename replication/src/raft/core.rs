@@ -19,7 +19,7 @@
 //! | 13 (R6) what travels | [`super::guards`] |
 //! | 15 a lone voter campaigns only when its log is durable | [`Core::tick`] |
 //! | R1 commit at start; hard state before a change is applied | [`Core::new`], [`Core::hand_over`] |
-//! | R8 one change at a time | [`Core::propose_change`] |
+//! | R8 one change at a time, durable behind the commit of the one before | [`Core::propose_change`], `split_write` |
 //! | R14 fate of proposals | [`super::proposals`] |
 //! | R18 acknowledgements of heartbeats wait for no disk | [`Core::drain`] |
 //! | R22 a disk that went back | [`Input::Regressed`]; who says it is the transport's caller |

@@ -1,6 +1,6 @@
 //! Bugs on purpose, for builds with the feature `planted-bugs`; in a product build [`Planted`] is empty and constant.
 //!
-//! The simulator must find each one; see `tests/cluster_sim.rs`.
+//! The simulator must find each one, but for those that `tests/cluster_sim.rs` names with a reason.
 
 /// Which bug is planted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
