@@ -145,8 +145,12 @@ func (c *cluster) stop() {
 		_ = m.command.Process.Kill()
 		_ = m.command.Wait()
 		m.log.Close()
-		if m.mount != "" {
-			run("umount", m.mount)
+		// What the kernel still has to close holds it for a moment.
+		for try := 0; m.mount != "" && try < 100; try++ {
+			if exec.Command("umount", m.mount).Run() == nil {
+				break
+			}
+			time.Sleep(100 * time.Millisecond)
 		}
 	}
 }

@@ -130,10 +130,10 @@ const FOUND: [(Bug, u64); 19] = [
     (Bug::Core(PlantedBug::SkipIsMatched), 2276),
     (Bug::Member(MemberBug::GenesisConfiguration), 3),
     (Bug::Member(MemberBug::InstallOlder), 13),
-    (Bug::Member(MemberBug::InstallOverLog), 40),
+    (Bug::Member(MemberBug::InstallOverLog), 49),
     (Bug::Member(MemberBug::InstallForgetsVote), 198),
     (Bug::Member(MemberBug::InstallTakesTerm), 160),
-    (Bug::Member(MemberBug::RemovedStopsAtOnce), 87),
+    (Bug::Member(MemberBug::RemovedStopsAtOnce), 21),
 ];
 
 /// Not found by thousands of seeds, and tried only when they are named. `ReuseReadContext` and `ChangesInOneWrite` are shown by hand in

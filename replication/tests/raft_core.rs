@@ -860,6 +860,39 @@ fn r20_a_leader_whose_disk_hangs_hands_over() {
     assert!(!status.role.is_leader() && status.role.leader != 1, "R20: {status:?}");
 }
 
+/// A client that asks somebody else is served; one that waits here for its time-out is not.
+#[test]
+fn a_follower_whose_disk_hangs_gives_its_clients_up_and_a_leader_does_not() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.is_instant = false;
+    bench.propose(3, 300);
+    bench.input(3, Input::Read { token: 9 });
+    bench.take();
+    bench.input(3, Input::Tick { write_age_us: 599_000 });
+    assert_eq!(bench.take(), [], "not yet");
+    bench.input(3, Input::Tick { write_age_us: 600_000 });
+    let told = bench.take();
+    assert!(told.contains(&Output::Rejected { ids: vec![300], why: Refusal::Unknown }), "{told:?}");
+    assert!(told.contains(&Output::ReadFailed { tokens: vec![9], why: Refusal::DiskHangs }), "{told:?}");
+    bench.propose(3, 301);
+    assert_eq!(bench.take(), [Output::Rejected { ids: vec![301], why: Refusal::DiskHangs }]);
+    // The disk is well again.
+    bench.input(3, Input::Tick { write_age_us: 0 });
+    bench.is_instant = true;
+    bench.propose(3, 302);
+    assert!(is_applied(&bench.take(), 302));
+
+    // A group of one has nobody else.
+    let mut alone = Bench::new(&[1]);
+    alone.elect(1);
+    alone.is_instant = false;
+    alone.propose(1, 100);
+    alone.take();
+    alone.input(1, Input::Tick { write_age_us: 10_000_000 });
+    assert!(!alone.take().iter().any(|output| matches!(output, Output::Rejected { .. })));
+}
+
 #[test]
 fn a_disk_without_room_refuses_what_clients_add_and_takes_the_rest() {
     let mut bench = Bench::new(&[1, 2, 3]);

@@ -133,6 +133,11 @@ fn log_event(event: RaftEvent) {
             member = format!("{id:x}"),
             "a member is further behind than the log reaches: it is told to fetch the state"
         ),
+        RaftEvent::DiskHangs { seconds } => {
+            tracing::error!(seconds, "a write has not come back from the disk for so long; the process ends");
+            // Not an orderly end, which would wait for the disk.
+            std::process::abort();
+        }
         RaftEvent::Quarantined(why) => {
             tracing::error!(why, "this member takes no part in its cluster any more");
         }

@@ -56,6 +56,8 @@ pub const ENTRY_BYTES_MAX: usize = 256 << 10;
 pub const ENTRY_COMMANDS_MAX: usize = 1024;
 /// Bytes of appended and not committed entries of a leader; of unapplied ones of a follower, which then takes no more.
 pub const UNAPPLIED_BYTES_MAX: usize = 64 << 20;
+/// A follower gives clients up when its disk has hung for so many times what makes a leader hand over.
+const HUNG_STALLS: u64 = 4;
 /// Messages of entries on their way to one peer.
 const INFLIGHT_MESSAGES_MAX: usize = 128;
 /// Ids in one frame of rejections: a frame of the control lane is short.
@@ -441,6 +443,9 @@ impl Core {
         if let Some((tokens, why)) = self.reads.expire(self.now_us, self.role.leader != 0) {
             out.push(Output::ReadFailed { tokens, why });
         }
+        if self.is_disk_hung() {
+            self.give_up_for_others(out);
+        }
         let is_slow = self.is_disk_slow();
         if self.role.is_leader() && is_slow {
             let target = {
@@ -484,6 +489,24 @@ impl Core {
             self.settle(out);
         }
         self.proposals.is_late(self.tick, self.again_ticks())
+    }
+
+    /// Nothing that a client waits for here can come: what is not durable here is not applied here. Somebody else leads, so another member can
+    /// answer; of a group whose leader this is, or that has none, nobody could do better.
+    fn is_disk_hung(&self) -> bool {
+        let is_led_by_another = self.role.leader != 0 && self.role.leader != self.options.member;
+        is_led_by_another && self.write_age_us >= HUNG_STALLS * self.options.stall_us
+    }
+
+    /// Clients hear at once that this member cannot, instead of waiting for their time-out.
+    fn give_up_for_others(&mut self, out: &mut Vec<Output>) {
+        let (never, unknown) = self.proposals.take_all();
+        reject(never, Refusal::DiskHangs, out);
+        reject(unknown, Refusal::Unknown, out);
+        let tokens = self.reads.take_all();
+        if !tokens.is_empty() {
+            out.push(Output::ReadFailed { tokens, why: Refusal::DiskHangs });
+        }
     }
 
     fn is_disk_slow(&self) -> bool {
@@ -615,6 +638,10 @@ impl Core {
     // ---- proposals
 
     fn take_over(&mut self, proposals: Vec<Proposal>, out: &mut Vec<Output>) {
+        if self.is_disk_hung() {
+            let ids = proposals.iter().map(|proposal| proposal.id).collect();
+            return reject(ids, Refusal::DiskHangs, out);
+        }
         let deadline_us = self.now_us + self.options.request_timeout_us;
         let mut refused = Vec::new();
         for proposal in proposals {

@@ -198,6 +198,8 @@ pub enum Refusal {
     ChangeRefused,
     /// This member is not the leader.
     NotLeader,
+    /// This member's disk hangs, and somebody else leads: another member can answer, this one cannot.
+    DiskHangs,
     /// This member is quarantined. Not in the log.
     Quarantined,
 }
@@ -213,6 +215,7 @@ impl Refusal {
             Self::ChangeRefused => 5,
             Self::NotLeader => 6,
             Self::Quarantined => 7,
+            Self::DiskHangs => 8,
         }
     }
 
@@ -225,6 +228,7 @@ impl Refusal {
             Self::ChangeRefused,
             Self::NotLeader,
             Self::Quarantined,
+            Self::DiskHangs,
         ];
         all.into_iter().find(|refusal| refusal.number() == number).unwrap_or(Self::Unknown)
     }

@@ -39,6 +39,8 @@ pub(super) struct LoadJob {
     end: Lsn,
 }
 
+/// A write that takes so long does not come back: the process is of no use any more, and in the way.
+const DISK_HANGS_US: u64 = 30_000_000;
 /// Jobs that wait for the reading thread: each follower has one at a time.
 pub(super) const LOAD_JOBS_MAX: usize = 64;
 
@@ -64,6 +66,8 @@ pub(super) struct LogThread {
     /// Changes of the configuration handed over and not confirmed.
     pub(super) changes: VecDeque<u64>,
     pub(super) told_replay: u64,
+    /// That the disk hangs for good was told.
+    pub(super) is_hang_told: bool,
     /// Why nothing is written any more.
     pub(super) failed: Option<String>,
 }
@@ -154,6 +158,9 @@ impl LogThread {
             self.feed(Input::Room { is_left: has_room });
         }
         let write_age_us = self.shared.write_age_us();
+        if write_age_us >= DISK_HANGS_US && !std::mem::replace(&mut self.is_hang_told, true) {
+            self.shared.tell(RaftEvent::DiskHangs { seconds: write_age_us / 1_000_000 });
+        }
         self.feed(Input::Tick { write_age_us });
     }
 
@@ -356,7 +363,7 @@ impl LogThread {
 fn rejection(why: Refusal) -> Rejection {
     match why {
         Refusal::NoSpace => Rejection::NoSpace,
-        Refusal::NoLeader | Refusal::NotLeader => Rejection::NoLeader,
+        Refusal::NoLeader | Refusal::NotLeader | Refusal::DiskHangs => Rejection::NoLeader,
         Refusal::ChangeRefused => Rejection::ChangeRefused,
         Refusal::TooMany => Rejection::TooManyRequests,
         Refusal::Quarantined => Rejection::Stopped("this member is quarantined".into()),

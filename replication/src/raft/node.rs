@@ -73,6 +73,11 @@ pub enum RaftEvent {
         /// The member.
         id: u64,
     },
+    /// A write has been on its way to the disk for 30 s or more: the process should end, so that who supervises it can do something.
+    DiskHangs {
+        /// For so long.
+        seconds: u64,
+    },
     /// This member takes no part any more.
     Quarantined(String),
     /// The log's files could not be read for a follower.
@@ -624,6 +629,7 @@ fn assemble<M: StateMachine>(
         told_applied: applied,
         changes: VecDeque::new(),
         told_replay: 0,
+        is_hang_told: false,
         failed: None,
     };
     Ok((thread, opened, genesis, calibration, Transfers { holder, place }))
