@@ -4,6 +4,7 @@
 //! atomic load: every request asks whether this is a learner.
 use crate::apply::records;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 use sternpost_engine::mvcc::Store;
 use tokio::sync::watch;
 
@@ -13,6 +14,8 @@ pub struct Membership {
     member_id: AtomicU64,
     is_learner: AtomicBool,
     is_removed: AtomicBool,
+    /// Another member has said so: it needs this one no more.
+    is_told: AtomicBool,
     changes: watch::Sender<u64>,
 }
 
@@ -22,6 +25,7 @@ impl Default for Membership {
             member_id: AtomicU64::new(0),
             is_learner: AtomicBool::new(false),
             is_removed: AtomicBool::new(false),
+            is_told: AtomicBool::new(false),
             changes: watch::Sender::new(0),
         }
     }
@@ -53,6 +57,7 @@ impl Membership {
 
     /// Another member says that this one was removed: it will not hear it by the log.
     pub fn note_removed(&self) {
+        self.is_told.store(true, Ordering::Release);
         self.is_removed.store(true, Ordering::Release);
         self.changes.send_modify(|count| *count += 1);
     }
@@ -72,12 +77,19 @@ impl Membership {
         self.changes.subscribe()
     }
 
-    /// Returns when this member was removed.
-    pub async fn removed(&self) {
+    /// Returns when this member was removed, and either another one says so or `grace` is over: of two members the other one may need this
+    /// one's vote to learn of it.
+    pub async fn removed(&self, grace: Duration) {
         let mut changes = self.changes();
+        // The sender lives as long as `self`.
         while !self.is_removed() {
-            // The sender lives as long as `self`.
             let _ = changes.changed().await;
         }
+        let told = async {
+            while !self.is_told.load(Ordering::Acquire) {
+                let _ = changes.changed().await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, told).await;
     }
 }

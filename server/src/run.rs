@@ -126,7 +126,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     let stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
-        () = membership.removed() => Stopped::Removed,
+        () = membership.removed(removal_grace(&config)) => Stopped::Removed,
         () = join::keep_up(&following.peers) => Stopped::StateFetched,
     };
     match stopped {
@@ -163,6 +163,11 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     stopped_well?;
     tracing::info!("closed the member");
     Ok(stopped)
+}
+
+/// How long a removed member stays, so that the others can elect a leader with its vote: a few election timeouts, each up to twice as long.
+fn removal_grace(config: &Config) -> Duration {
+    Duration::from_millis(500) + 6 * Duration::from_millis(config.raft_timers_ms().1.into())
 }
 
 /// What keeps this member in touch with the others, from the moment that there are some.

@@ -88,6 +88,7 @@ impl Replicator for Immediate {
             pending_count: 0,
             last_index: index,
             proved_term: Some(1),
+            leader_changes_count: 1,
             quarantine: None,
         }
     }
