@@ -167,6 +167,11 @@ impl Checker {
         Ok(Some(done))
     }
 
+    /// A lone voter lost its own vote with everything it did in this term.
+    pub fn never_led(&mut self, term: u64) {
+        self.proposed.retain(|(_, proposed), _| *proposed != term);
+    }
+
     /// A state machine holds what it should, after an entry, a restart or an install.
     pub fn holds(&self, member: u64, machine: &Machine) -> Result<(), String> {
         let index = machine.applied;

@@ -265,6 +265,8 @@ pub struct Member {
     pub is_gone: bool,
     /// A state is on its way, or somebody looks whether one is needed.
     pub is_fetching: bool,
+    /// The term it leads by its own vote alone, until that is durable.
+    pub leads_alone: Option<u64>,
     /// Entries handed to the state machine and not applied yet.
     pub unapplied: VecDeque<Entry>,
     /// Microseconds of its ticks: clocks differ.
@@ -289,6 +291,7 @@ impl Member {
             removed_at: None,
             is_gone: false,
             is_fetching: false,
+            leads_alone: None,
             unapplied: VecDeque::new(),
             tick_us,
             frozen_until_us: 0,

@@ -376,6 +376,12 @@ impl World {
                 here.submitted_us.pop_front();
                 let Some((write, entries)) = here.disk.complete() else { return Ok(()) };
                 self.checker.durable(&self.members[member], &entries)?;
+                let here = &mut self.members[member];
+                let term = here.disk.hard_state().term;
+                if let Some(led) = here.leads_alone.take_if(|led| *led <= term) {
+                    let (id, incarnation) = (here.id, here.incarnation);
+                    self.checker.leads(led, id, incarnation)?;
+                }
                 self.input(member, Input::Durable { number: write })?;
                 // Right behind a vote is where one that was not written would show.
                 let is_vote = entries.is_empty();
@@ -615,9 +621,13 @@ impl World {
         let here = &mut self.members[member];
         here.core = None;
         here.frozen_until_us = 0;
+        let led = here.leads_alone.take();
         let records = here.disk.pending_records() as u64;
         let kept = self.rng.next_u64() % (records + 1);
         here.disk.crash(kept as usize);
+        if let Some(term) = led.filter(|term| here.disk.hard_state().term < *term) {
+            self.checker.never_led(term);
+        }
         // Its clients hear nothing any more.
         self.open.retain(|_, (taken_by, _)| *taken_by != member);
     }
@@ -703,8 +713,17 @@ impl World {
                 if role.role == StateRole::Candidate && self.faults.rivals && !self.healed {
                     self.has_rivals(member);
                 }
+                let here = &mut self.members[member];
+                here.leads_alone = None;
                 if role.is_leader() {
-                    self.checker.leads(role.term, id, incarnation)?;
+                    // A lone voter leads by its own vote, which is not durable yet, and says nothing in that term before it is (D1). If a crash takes the
+                    // vote, nobody knows that it led; it may lead that term again.
+                    let status = here.core.as_ref().map(|core| core.status());
+                    if status.is_some_and(|status| status.voters == [id]) {
+                        here.leads_alone = Some(role.term);
+                    } else {
+                        self.checker.leads(role.term, id, incarnation)?;
+                    }
                 }
             }
             Output::LeaderProved { .. } => {}
