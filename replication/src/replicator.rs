@@ -213,7 +213,7 @@ pub trait Replicator: Send + Sync {
     }
 
     /// Proposes a change of the members, with a command for the state machines; the result comes by the command's id. Only the leader takes it, and one
-    /// at a time.
+    /// at a time. The first change of a node that was alone blocks until what it has queued is applied, and so does whoever proposes meanwhile.
     ///
     /// # Errors
     /// Those of [`Self::propose`]; [`ProposeError::NotServed`] from a single node, whose build or directory knows no others.

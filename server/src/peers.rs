@@ -12,9 +12,10 @@ use crate::apply::records;
 use crate::config::Config;
 use crate::identity;
 use crate::membership::Membership;
+use crate::wire::etcdserverpb::Member;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use sternpost_engine::mvcc::Store;
 use sternpost_engine::transfer::Place;
@@ -32,6 +33,8 @@ use tokio::sync::watch;
 const RAFT_FRAME: u8 = 1;
 /// Kind of the frames, without a body, that tell a follower to fetch our state.
 const FETCH_FRAME: u8 = 2;
+/// At most so many members that no table knows: more than a cluster is ever replaced by.
+const STRANGERS_MAX: usize = 16;
 /// How often the leader looks for followers that need it, and a listener that could not be opened is tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -44,6 +47,7 @@ pub struct Peers {
     fetch_from: watch::Sender<u64>,
     transport: Arc<OnceLock<Transport>>,
     memory: Arc<Memory>,
+    strangers: Arc<Strangers>,
     /// Those that the transport knows, with their addresses.
     known: Mutex<BTreeMap<u64, Vec<String>>>,
 }
@@ -57,6 +61,34 @@ struct Members {
     /// The member whose state we are told to fetch, 0 for none.
     fetch_from: watch::Sender<u64>,
     memory: Arc<Memory>,
+    /// Not a share of it: the transport holds this.
+    transport: Weak<OnceLock<Transport>>,
+    strangers: Arc<Strangers>,
+}
+
+/// Members that are in no table here, because this member was away while they were added: known by what they say of themselves, until the table says it.
+#[derive(Default)]
+struct Strangers(Mutex<BTreeMap<u64, Vec<String>>>);
+
+impl Strangers {
+    /// Where one is to be answered. False if there are too many.
+    fn add(&self, id: u64, peer_urls: &[String]) -> bool {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let has_room = known.contains_key(&id) || known.len() < STRANGERS_MAX;
+        if has_room {
+            known.insert(id, peer_urls.to_vec());
+        }
+        has_room
+    }
+
+    fn get(&self, id: u64) -> Option<Member> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&id).map(|urls| Member { id, peer_ur_ls: urls.clone(), ..Member::default() })
+    }
+
+    fn remove(&self, id: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+    }
 }
 
 /// What this member knows that others have promised durably: term, and an index that is committed and acknowledged by them (R22). A member
@@ -100,6 +132,22 @@ impl Carrier for ByTransport {
     }
 }
 
+impl Members {
+    /// A member that is in no table here is answered at the URLs that it says.
+    fn answer_stranger(&self, hello: &MemberHello) {
+        if records::member(&self.store, hello.from).is_some() {
+            return;
+        }
+        let Some(member) = self.strangers.get(hello.from) else { return };
+        let Some(transport) = self.transport.upgrade() else { return };
+        if let (Some(transport), Ok(addresses)) = (transport.get(), identity::dial_addresses(&member)) {
+            let member = format!("{:x}", hello.from);
+            tracing::info!(member, urls = ?hello.peer_urls, "a member speaks that was added while this one was away");
+            let _ = transport.set_peer(hello.from, addresses);
+        }
+    }
+}
+
 impl Inbound for Members {
     fn frame(&self, from: u64, _: Lane, frame: Received) {
         match frame.kind {
@@ -116,7 +164,10 @@ impl Inbound for Members {
         }
     }
 
-    fn connected(&self, peer: u64, lane: Lane, direction: Direction, _: &MemberHello) {
+    fn connected(&self, peer: u64, lane: Lane, direction: Direction, hello: &MemberHello) {
+        if direction == Direction::In {
+            self.answer_stranger(hello);
+        }
         if direction == Direction::Out {
             tracing::info!(peer = format!("{peer:x}"), lane = lane.name(), "connected to a member");
             self.inbox.connected(peer);
@@ -140,7 +191,14 @@ impl Inbound for Members {
         if records::is_removed(&self.store, hello.from) {
             return Err(RefusalCode::Removed);
         }
-        let member = records::member(&self.store, hello.from).ok_or(RefusalCode::Unknown)?;
+        let Some(member) = records::member(&self.store, hello.from) else {
+            // Somebody who was added while this member was away: its leader, perhaps, whom nothing else would make known here. The ids and the
+            // genesis are right; the core judges what it says. Our state is for members.
+            let is_heard = hello.lane != STATE_LANE
+                && !hello.peer_urls.is_empty()
+                && self.strangers.add(hello.from, &hello.peer_urls);
+            return if is_heard { Ok(()) } else { Err(RefusalCode::Unknown) };
+        };
         self.memory.note_peers(&self.raft.core_status());
         // A member says its client URLs when it has started, by its log: an empty one behind that was lost.
         let is_lost = !member.client_ur_ls.is_empty() && hello.position.last_index <= GENESIS_INDEX;
@@ -148,7 +206,7 @@ impl Inbound for Members {
         if hello.lane != STATE_LANE && (is_lost || self.memory.is_less(hello.from, hello.position)) {
             return Err(RefusalCode::Regressed);
         }
-        self.memory.note(hello.from, hello.position.term, 0);
+        // What it says of itself is not kept: its term may not be durable yet, and a crash take it back by right.
         Ok(())
     }
 
@@ -230,8 +288,8 @@ impl Peers {
         let transport = Arc::new(OnceLock::new());
         raft.connect(Box::new(ByTransport(Arc::clone(&transport))));
         let fetch_from = watch::Sender::new(0);
-        let (memory, known) = Default::default();
-        Ok(Self { config, raft, store, membership, fetch_from, transport, memory, known })
+        let (memory, strangers, known) = Default::default();
+        Ok(Self { config, raft, store, membership, fetch_from, transport, memory, strangers, known })
     }
 
     /// The transport, which begins to listen with the first other member.
@@ -246,6 +304,8 @@ impl Peers {
             membership: Arc::clone(&self.membership),
             fetch_from: self.fetch_from.clone(),
             memory: Arc::clone(&self.memory),
+            transport: Arc::downgrade(&self.transport),
+            strangers: Arc::clone(&self.strangers),
         };
         let started = Transport::start(self.config.clone(), Arc::new(inbound));
         let started = started.map_err(|error| error.to_string())?;
@@ -276,6 +336,7 @@ impl Peers {
             if known.get(&member.id) != Some(&addresses) {
                 transport.set_peer(member.id, addresses.clone()).map_err(|error| error.to_string())?;
                 known.insert(member.id, addresses);
+                self.strangers.remove(member.id);
             }
         }
         Ok(())
@@ -321,7 +382,8 @@ impl Peers {
     /// # Errors
     /// If it is no member, or at no address that can be connected to.
     pub fn source(&self, from: u64) -> Result<(TransportConfig, Vec<String>), String> {
-        let member = records::member(&self.store, from).ok_or("it is no member any more")?;
+        let known = records::member(&self.store, from).or_else(|| self.strangers.get(from));
+        let member = known.ok_or("it is no member any more")?;
         Ok((self.config.clone(), identity::dial_addresses(&member)?))
     }
 

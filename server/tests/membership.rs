@@ -241,6 +241,40 @@ fn a_member_is_replaced_while_clients_write() {
     });
 }
 
+/// The one that is away knows none of those who are there when it comes back.
+#[test]
+fn a_member_finds_a_cluster_whose_other_members_were_all_replaced_while_it_was_away() {
+    let options = &["--strict-reconfig-check=false"];
+    let mut cluster = Cluster::start(3, options);
+    runtime().block_on(async {
+        cluster.leader().await;
+        cluster.agree().await;
+        cluster.members[2].end(Signal::KILL);
+        for old in [0, 1] {
+            let asked = if old == 0 { 1 } else { 3 };
+            let new = cluster.new_member(options);
+            let url = cluster.members[new].peer_url();
+            until("an addition", async || Cluster::add(&cluster.members[1], url.clone(), false).await.ok())
+                .await;
+            cluster.name(new);
+            cluster.join(new);
+            let member = &cluster.members[new];
+            until("a write through the new one", async || member.put("new", "1").await.ok()).await;
+            let old_id = id(&cluster.members[old]).await;
+            until("a removal", async || Cluster::remove(&cluster.members[asked], old_id).await.ok()).await;
+            assert_eq!(cluster.members[old].exit_code().await, Some(0));
+            cluster.forget(old);
+        }
+        cluster.start_member(2);
+        cluster.leader().await;
+        cluster.agree().await;
+        until("a write through it", async || cluster.members[2].put("found", "1").await.ok()).await;
+        // With one of the two new ones gone it is needed.
+        cluster.members[4].end(Signal::KILL);
+        until("a write by both", async || cluster.members[3].put("needed", "1").await.ok()).await;
+    });
+}
+
 #[test]
 fn a_member_whose_data_was_lost_or_went_back_takes_no_part() {
     let mut cluster = Cluster::start(3, &[]);

@@ -144,7 +144,7 @@ impl Config {
         self.request_bytes_max.saturating_add(512 * 1024)
     }
 
-    /// Checks that count only while the data directory is empty: etcd's, in etcd's order, then what is not served yet. May look names
+    /// Checks that count only while the data directory is empty: etcd's, in etcd's order. May look names
     /// up, where the same URLs are written differently.
     pub fn check_bootstrap(&self) -> Result<(), String> {
         let Some((_, urls)) = self.initial_cluster.iter().find(|(name, _)| *name == self.name) else {

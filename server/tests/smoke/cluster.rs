@@ -19,9 +19,10 @@ async fn the_member_list_knows_this_member_and_says_no_revision() {
 }
 
 #[tokio::test]
-async fn membership_cannot_change_yet_and_the_answer_says_so() {
+async fn a_replicator_without_raft_says_that_its_membership_cannot_change() {
     let mut server = start().await;
-    let status = server.cluster.member_add(MemberAddRequest::default()).await.unwrap_err();
+    let request = MemberAddRequest { peer_ur_ls: vec!["http://127.0.0.1:1".to_owned()], is_learner: false };
+    let status = server.cluster.member_add(request).await.unwrap_err();
     assert_eq!(status.code(), Code::Unimplemented);
     assert!(status.message().contains("membership"), "{status}");
 }
