@@ -221,11 +221,16 @@ impl Inbound for Members {
 
     fn notice(&self, notice: &Notice) {
         tracing::warn!("{notice}");
-        if let Notice::RefusedByPeer { code: RefusalCode::Removed, .. } = notice {
+        // What the member itself says that we meant to ask, of our cluster; not what we think of it.
+        let Notice::RefusedByPeer { peer, code, by: Some(by), .. } = notice else { return };
+        if *by != (self.raft.opened().cluster_id, *peer) {
+            return;
+        }
+        if *code == RefusalCode::Removed {
             // Ids are never given again, so whoever says it is right for ever.
             self.membership.note_removed();
         }
-        if let Notice::RefusedByPeer { peer, code: RefusalCode::Regressed, .. } = notice {
+        if *code == RefusalCode::Regressed {
             self.inbox.regressed(*peer);
         }
     }

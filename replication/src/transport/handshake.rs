@@ -253,6 +253,8 @@ pub enum HandshakeError {
     Malformed(&'static str),
     /// The sides do not fit: the code, and who refused as (cluster id, member id) where it was told.
     Refused(RefusalCode, Option<(u64, u64)>),
+    /// The layer above does not admit who answered.
+    NotAdmitted(RefusalCode),
 }
 
 impl fmt::Display for HandshakeError {
@@ -261,7 +263,7 @@ impl fmt::Display for HandshakeError {
             Self::Io(error) => write!(f, "{error}"),
             Self::Foreign(what) => write!(f, "the other side speaks {what}, not this server's peer protocol"),
             Self::Malformed(what) => write!(f, "the greeting is damaged: {what}"),
-            Self::Refused(code, None) => write!(f, "{code}"),
+            Self::Refused(code, None) | Self::NotAdmitted(code) => write!(f, "{code}"),
             Self::Refused(code, Some((cluster, member))) => {
                 write!(f, "{code} (answered by member {member:x} of cluster {cluster:x})")
             }

@@ -140,7 +140,11 @@ impl Sender {
             }
             add(&self.counters().connect_failures, 1);
             last = error.to_string();
-            if let HandshakeError::Refused(code, by) = error {
+            if let HandshakeError::NotAdmitted(code) = error {
+                let (peer, address) = (self.peer, name.clone());
+                self.shared.say(Notice::RefusedAnswer { peer, address, code });
+                last.clear();
+            } else if let HandshakeError::Refused(code, by) = error {
                 let (peer, address) = (self.peer, name.clone());
                 self.shared.say(Notice::RefusedByPeer { peer, address, code, by });
                 last.clear();
@@ -172,9 +176,8 @@ impl Sender {
         for address in resolver.resolve(name, &self.queue, clock, &interrupted)? {
             let local = self.shared.hello(self.lane as u8, epoch, self.peer);
             let connected = dial.member(address, &local).and_then(|(socket, hello)| {
-                let by = Some((hello.cluster_id, hello.from));
                 let admitted = self.shared.inbound.admit(&hello);
-                admitted.map_err(|code| HandshakeError::Refused(code, by))?;
+                admitted.map_err(HandshakeError::NotAdmitted)?;
                 self.shared.compare_timers(&hello, &local);
                 Ok((socket, hello))
             });

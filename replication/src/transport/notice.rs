@@ -8,7 +8,7 @@ use sternpost_engine::base::checksum::crc32;
 /// Something to log. Said once for each peer and reason, and again after a connection with that peer has stood in between.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Notice {
-    /// A peer refused our connection, or we refused its answer.
+    /// A peer refused our connection, or what it answered is not meant for us.
     RefusedByPeer {
         /// Whom we asked for.
         peer: u64,
@@ -18,6 +18,15 @@ pub enum Notice {
         code: RefusalCode,
         /// Who answered, as (cluster id, member id), where that was told.
         by: Option<(u64, u64)>,
+    },
+    /// We did not admit who answered when we connected: the other way round, which is another thing to conclude from.
+    RefusedAnswer {
+        /// Whom we asked for.
+        peer: u64,
+        /// Where.
+        address: String,
+        /// Why.
+        code: RefusalCode,
     },
     /// We refused a connection.
     RefusedPeer {
@@ -75,6 +84,7 @@ impl Notice {
         match self {
             Self::RefusedByPeer { peer, code, .. } => (*peer, 0x100 + u32::from(code.number())),
             Self::RefusedPeer { from, code, .. } => (*from, 0x200 + u32::from(code.number())),
+            Self::RefusedAnswer { peer, code, .. } => (*peer, 0x300 + u32::from(code.number())),
             // Each text once: what strangers do has a handful of them.
             Self::Stranger { what, .. } => (0, crc32(what.as_bytes()) | STRANGERS),
             Self::Unreachable { peer, .. } => (*peer, 2),
@@ -96,6 +106,9 @@ impl fmt::Display for Notice {
                     }
                     None => Ok(()),
                 }
+            }
+            Self::RefusedAnswer { peer, address, code } => {
+                write!(f, "member {peer:x}, which answers at {address}, is refused: {code}")
             }
             Self::RefusedPeer { from, cluster_id, address, code } => write!(
                 f,

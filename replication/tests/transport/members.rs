@@ -331,6 +331,15 @@ fn what_the_layer_above_refuses_is_refused_in_both_directions() {
     client.heard.refuse(Some(RefusalCode::Regressed));
     server.heard.refuse(None);
     client.heard.wait_for_notice("holds less than it has acknowledged");
+    // What we think of a peer is not what a peer thinks of us.
+    let is_theirs = |event: &Event| {
+        matches!(event, Event::Notice(Notice::RefusedByPeer { code: RefusalCode::Regressed, .. }))
+    };
+    let is_ours = |event: &Event| {
+        matches!(event, Event::Notice(Notice::RefusedAnswer { peer: 1, code: RefusalCode::Regressed, .. }))
+    };
+    let events = client.heard.events();
+    assert!(events.iter().any(is_ours) && !events.iter().any(is_theirs), "{events:?}");
     assert!(!client.heard.events().contains(&Event::Connected(1, Lane::Log, Direction::Out)));
     client.heard.refuse(None);
     client.heard.wait_for_event(&Event::Connected(1, Lane::Log, Direction::Out));
