@@ -22,6 +22,9 @@ const AGAIN_INTERVAL: Duration = Duration::from_secs(1);
 /// Attempts of a member that joins, each at all members, before it says that it cannot.
 const ATTEMPTS_MAX: u32 = 60;
 
+/// Attempts until it believes that the cluster's members are not those of its flags.
+const UNFIT_ATTEMPTS_MAX: u32 = 5;
+
 /// True for a directory in which a first fetch was cut short: it holds no data yet.
 pub fn is_unfinished(directory: &Path) -> bool {
     has_staged_only(directory)
@@ -38,6 +41,7 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
     let mut last = String::new();
     for attempt in 1..=ATTEMPTS_MAX {
         let mut is_answered = false;
+        let mut unfit = None;
         for url in &others {
             let asked = discover(&url.address);
             let discovery = match asked {
@@ -48,7 +52,14 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
                 }
             };
             is_answered = true;
-            let (member_id, has_started) = find_oneself(config, &discovery)?;
+            let (member_id, has_started) = match find_oneself(config, &discovery) {
+                Ok(found) => found,
+                // It may not have applied yet what the others have.
+                Err(error) => {
+                    unfit = Some(error);
+                    continue;
+                }
+            };
             if has_started {
                 return Err(lost_data(member_id));
             }
@@ -66,6 +77,12 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
             return Err(format!(
                 "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs ({last})"
             ));
+        }
+        if let Some(error) = unfit {
+            if attempt >= UNFIT_ATTEMPTS_MAX {
+                return Err(error);
+            }
+            last = error;
         }
         tracing::warn!(attempt, error = last, "no member gave its state; all are asked again");
         pause();

@@ -95,7 +95,21 @@ impl Pipeline {
                 return answer;
             }
             let answer = self.replicator().ask_leader(encode_question(&wanted));
-            match tokio::time::timeout_at(end, answer).await {
+            let answer = async {
+                tokio::select! {
+                    answer = answer => Some(answer),
+                    () = self.removed_here(&wanted) => None,
+                }
+            };
+            let answer = match tokio::time::timeout_at(end, answer).await {
+                Ok(None) => {
+                    let members = records::members(self.store());
+                    return Ok(pb::MemberAddResponse { header: None, member: None, members });
+                }
+                Ok(Some(answer)) => Ok(answer),
+                Err(elapsed) => Err(elapsed),
+            };
+            match answer {
                 // Whether the leader has made it is not known, so it is not asked again.
                 Err(_) => return Err(ApiError::Timeout),
                 Ok(Some(answer)) => {
@@ -110,6 +124,20 @@ impl Pipeline {
                 return Err(if has_leader { ApiError::Timeout } else { ApiError::NoLeader });
             }
             tokio::time::sleep(AGAIN_INTERVAL).await;
+        }
+    }
+
+    /// Returns when the member that is to be removed, and was one, is none here any more. A leader that removes itself may not get its answer through: its
+    /// connections end where its removal is applied.
+    async fn removed_here(&self, wanted: &Wanted) {
+        let removed = |id| records::is_removed(self.store(), id);
+        match wanted {
+            Wanted::Remove(id) if !removed(*id) => {
+                while !removed(*id) {
+                    tokio::time::sleep(AGAIN_INTERVAL).await;
+                }
+            }
+            _ => std::future::pending().await,
         }
     }
 
