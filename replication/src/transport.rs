@@ -47,7 +47,7 @@ mod wake;
 
 pub use dial::discover;
 pub use frame::{Frame, Received};
-pub use handshake::{Discovery, HandshakeError, Lane, MemberHello, Position, RefusalCode};
+pub use handshake::{Discovery, HandshakeError, Lane, MemberHello, Position, Promised, RefusalCode};
 pub use notice::Notice;
 pub use queue::Dropped;
 pub use state::{StateClient, StateError, StateSource};
@@ -100,6 +100,18 @@ pub trait Inbound: Send + Sync + 'static {
     /// ([`RefusalCode::Removed`]), is unknown, cannot do what the cluster uses, or holds less than it acknowledged: lost or rolled back data. A member that is not a
     /// peer yet may be admitted: somebody who was away while it was added then still hears it. Must not block.
     fn admit(&self, hello: &MemberHello) -> Result<(), RefusalCode>;
+
+    /// What this member knows that `peer` has promised: told to it when it is refused for holding less. Must not block.
+    fn promised(&self, peer: u64) -> Promised {
+        let _ = peer;
+        Promised::default()
+    }
+
+    /// The peer that we meant to reach refuses us, every time that it does. What it says that we have promised is true of us; its verdict need not
+    /// be: what it judged is where we stood when the connection was begun. Must not block.
+    fn refused(&self, peer: u64, code: RefusalCode, promised: Promised) {
+        let _ = (peer, code, promised);
+    }
 
     /// The members, for somebody who wants to join: at most 1 MiB. Must not block.
     fn member_table(&self) -> Bytes;
@@ -188,6 +200,27 @@ pub struct TransportConfig {
     pub peer_urls: Vec<String>,
     /// See there.
     pub limits: Limits,
+}
+
+impl TransportConfig {
+    /// What this member says of itself on a connection with `to`.
+    fn hello(&self, lane: u8, epoch: u32, to: u64, position: Position) -> MemberHello {
+        MemberHello {
+            lane,
+            epoch,
+            cluster_id: self.cluster_id,
+            from: self.member_id,
+            to,
+            boot_count: self.boot_count,
+            boot_nonce: self.boot_nonce,
+            genesis_hash: self.genesis_hash,
+            feature_level: self.feature_level,
+            heartbeat_ms: self.heartbeat_ms,
+            election_ms: self.election_ms,
+            position,
+            peer_urls: self.peer_urls.clone(),
+        }
+    }
 }
 
 /// Why a transport did not start.

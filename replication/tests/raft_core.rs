@@ -860,6 +860,22 @@ fn r20_a_leader_whose_disk_hangs_hands_over() {
     assert!(!status.role.is_leader() && status.role.leader != 1, "R20: {status:?}");
 }
 
+/// A member is told what it has promised, and judges by where it stands now: what the other one judged may be a moment old.
+#[test]
+fn r22_a_member_that_holds_less_than_it_promised_takes_no_part_and_one_that_holds_it_does() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.propose(1, 100);
+    let status = bench.core(3).status();
+    let (term, last) = (status.role.term, status.last);
+    for (term, index, is_less) in [(0, 0, false), (term, last, false), (term, last + 1, true)] {
+        bench.input(3, Input::Promised { by: 1, term, index });
+        assert_eq!(bench.core(3).status().quarantine.is_some(), is_less, "term {term}, index {index}");
+    }
+    bench.input(2, Input::Promised { by: 1, term: term + 1, index: last });
+    assert_eq!(bench.core(2).status().quarantine, Some(Quarantine::Regressed { by: 1 }), "a later term");
+}
+
 /// A client that asks somebody else is served; one that waits here for its time-out is not.
 #[test]
 fn a_follower_whose_disk_hangs_gives_its_clients_up_and_a_leader_does_not() {

@@ -24,7 +24,7 @@ use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
 use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Raft};
 use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
-    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode,
+    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received, RefusalCode,
     StateSource, Transport, TransportConfig,
 };
 use tokio::sync::watch;
@@ -91,31 +91,25 @@ impl Strangers {
     }
 }
 
-/// What this member knows that others have promised durably: term, and an index that is committed and acknowledged by them (R22). A member
-/// that says less has lost data, and must not vote.
+/// What others have promised this member, as far as it has led since its start (R22). One that stands lower has lost data, and must not vote.
 #[derive(Default)]
-struct Memory(Mutex<BTreeMap<u64, (u64, u64)>>);
+struct Memory(Mutex<BTreeMap<u64, Promised>>);
 
 impl Memory {
-    fn note(&self, member: u64, term: u64, index: u64) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Of members alone, so it is as small as the cluster.
-        let (known_term, known_index) = known.entry(member).or_default();
-        *known_term = term.max(*known_term);
-        *known_index = index.max(*known_index);
-    }
-
     /// What the leader knows: whoever has acknowledged something in its term, has that term.
     fn note_peers(&self, status: &CoreStatus) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for peer in status.peers.iter().filter(|peer| peer.matched > 0) {
+            // Of members alone, so it is as small as the cluster.
+            let promised = known.entry(peer.id).or_default();
+            promised.term = promised.term.max(status.role.term);
             // What is not committed may be overwritten, and is gone then by right.
-            self.note(peer.id, status.role.term, peer.matched.min(status.committed));
+            promised.index = promised.index.max(peer.matched.min(status.committed));
         }
     }
 
-    fn is_less(&self, member: u64, position: Position) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).copied();
-        known.is_some_and(|(term, index)| position.term < term || position.last_index < index)
+    fn of(&self, member: u64) -> Promised {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).copied().unwrap_or_default()
     }
 }
 
@@ -133,6 +127,15 @@ impl Carrier for ByTransport {
 }
 
 impl Members {
+    /// What this member knows that `member` has promised.
+    fn promised_by(&self, member: &Member) -> Promised {
+        self.memory.note_peers(&self.raft.core_status());
+        let known = self.memory.of(member.id);
+        // A member says its client URLs when it has started, by its log: that entry it has.
+        let least = if member.client_ur_ls.is_empty() { 0 } else { GENESIS_INDEX + 1 };
+        Promised { index: known.index.max(least), ..known }
+    }
+
     /// A member that is in no table here is answered at the URLs that it says.
     fn answer_stranger(&self, hello: &MemberHello) {
         if records::member(&self.store, hello.from).is_some() {
@@ -165,12 +168,12 @@ impl Inbound for Members {
     }
 
     fn connected(&self, peer: u64, lane: Lane, direction: Direction, hello: &MemberHello) {
-        if direction == Direction::In {
-            self.answer_stranger(hello);
-        }
-        if direction == Direction::Out {
-            tracing::info!(peer = format!("{peer:x}"), lane = lane.name(), "connected to a member");
-            self.inbox.connected(peer);
+        match direction {
+            Direction::In => self.answer_stranger(hello),
+            Direction::Out => {
+                tracing::info!(peer = format!("{peer:x}"), lane = lane.name(), "connected to a member");
+                self.inbox.connected(peer);
+            }
         }
     }
 
@@ -199,15 +202,25 @@ impl Inbound for Members {
                 && self.strangers.add(hello.from, &hello.peer_urls);
             return if is_heard { Ok(()) } else { Err(RefusalCode::Unknown) };
         };
-        self.memory.note_peers(&self.raft.core_status());
-        // A member says its client URLs when it has started, by its log: an empty one behind that was lost.
-        let is_lost = !member.client_ur_ls.is_empty() && hello.position.last_index <= GENESIS_INDEX;
         // Who fetches state says nothing of his log, and gets no vote by it.
-        if hello.lane != STATE_LANE && (is_lost || self.memory.is_less(hello.from, hello.position)) {
+        if hello.lane != STATE_LANE && !self.promised_by(&member).fits(hello.position) {
             return Err(RefusalCode::Regressed);
         }
         // What it says of itself is not kept: its term may not be durable yet, and a crash take it back by right.
         Ok(())
+    }
+
+    fn promised(&self, peer: u64) -> Promised {
+        records::member(&self.store, peer).map_or_else(Promised::default, |member| self.promised_by(&member))
+    }
+
+    fn refused(&self, peer: u64, code: RefusalCode, promised: Promised) {
+        match code {
+            // Ids are never given again, so whoever says it is right for ever.
+            RefusalCode::Removed => self.membership.note_removed(),
+            RefusalCode::Regressed => self.inbox.promised(peer, promised.term, promised.index),
+            _ => {}
+        }
     }
 
     fn member_table(&self) -> Bytes {
@@ -221,18 +234,6 @@ impl Inbound for Members {
 
     fn notice(&self, notice: &Notice) {
         tracing::warn!("{notice}");
-        // What the member itself says that we meant to ask, of our cluster; not what we think of it.
-        let Notice::RefusedByPeer { peer, code, by: Some(by), .. } = notice else { return };
-        if *by != (self.raft.opened().cluster_id, *peer) {
-            return;
-        }
-        if *code == RefusalCode::Removed {
-            // Ids are never given again, so whoever says it is right for ever.
-            self.membership.note_removed();
-        }
-        if *code == RefusalCode::Regressed {
-            self.inbox.regressed(*peer);
-        }
     }
 }
 
@@ -380,6 +381,11 @@ impl Peers {
     /// Hears whose state this member is told to fetch; 0 at first.
     pub fn fetch_orders(&self) -> watch::Receiver<u64> {
         self.fetch_from.subscribe()
+    }
+
+    /// True if this member is led by `member`.
+    pub fn is_led_by(&self, member: u64) -> bool {
+        self.raft.core_status().role.leader == member
     }
 
     /// As whom, and where, the state of `from` is fetched.

@@ -22,7 +22,7 @@
 //! | R8 one change at a time, durable behind the commit of the one before | [`Core::propose_change`], `split_write` |
 //! | R14 fate of proposals | [`super::proposals`] |
 //! | R18 acknowledgements of heartbeats wait for no disk | [`Core::drain`] |
-//! | R22 a disk that went back | [`Input::Regressed`]; who says it is the transport's caller |
+//! | R22 a disk that went back | [`Input::Promised`] |
 //! | R20 hand-over when the disk hangs | [`super::stall`] |
 //!
 //! **Invariants.** D1: nothing leaves before what it promises is durable: votes and appends acknowledged, and everything said in a term, before the
@@ -338,8 +338,11 @@ impl Core {
             }
             Input::Connected { id } => again = id == self.role.leader,
             Input::TransferLeader { to } => self.transfer(to, out),
-            Input::Regressed { by } => {
-                return self.enter_quarantine(Quarantine::Regressed { by }, out);
+            Input::Promised { by, term, index } => {
+                // Whoever holds what he has promised was judged by where he stood a moment before.
+                if self.hard_state.term < term || self.node.raft.raft_log.last_index() < index {
+                    return self.enter_quarantine(Quarantine::Regressed { by }, out);
+                }
             }
         }
         self.pump(again, out);

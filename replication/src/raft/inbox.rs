@@ -11,7 +11,7 @@ use super::proposals::{OPEN_BYTES_MAX, OPEN_COUNT_MAX};
 use crate::replicator::{MemberChange, ProposeError, ReadError};
 use bytes::Bytes;
 use raft::eraftpb::Entry;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use sternpost_engine::io::Waker;
@@ -54,8 +54,8 @@ pub(super) struct Arrived {
     pub(super) readers: Vec<Reader>,
     pub(super) changes: Vec<ArrivedChange>,
     pub(super) transfers: Vec<u64>,
-    /// Who has refused us because we hold less than we have acknowledged.
-    pub(super) regressed_by: Option<u64>,
+    /// What others know that we have promised: who, term, index. As many as there are members.
+    pub(super) promised: BTreeMap<u64, (u64, u64)>,
     pub(super) loaded: Vec<(u64, Vec<Entry>)>,
 }
 
@@ -69,7 +69,7 @@ impl Arrived {
             && self.readers.is_empty()
             && self.changes.is_empty()
             && self.transfers.is_empty()
-            && self.regressed_by.is_none()
+            && self.promised.is_empty()
             && self.loaded.is_empty()
     }
 }
@@ -179,9 +179,11 @@ impl Inbox {
         });
     }
 
-    /// This peer has refused us because we hold less than we have acknowledged: our disk went back.
-    pub fn regressed(&self, by: u64) {
-        self.push(|arrived| arrived.regressed_by = Some(by));
+    /// This peer knows that we have promised so much: a term, and a committed entry.
+    pub fn promised(&self, by: u64, term: u64, index: u64) {
+        self.push(|arrived| {
+            arrived.promised.insert(by, (term, index));
+        });
     }
 
     fn push(&self, push: impl FnOnce(&mut Arrived)) {

@@ -82,10 +82,14 @@ pub enum Input {
         /// The peer.
         id: u64,
     },
-    /// Another member has refused us because we hold less than we have acknowledged (R22).
-    Regressed {
-        /// Who.
+    /// Another member knows that this one has promised this (R22).
+    Promised {
+        /// Who says it.
         by: u64,
+        /// A term that we have taken part in.
+        term: u64,
+        /// A committed entry that we have acknowledged.
+        index: u64,
     },
     /// Leadership shall go to this member, 0 for the best one.
     TransferLeader {

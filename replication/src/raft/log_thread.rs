@@ -99,8 +99,8 @@ impl LogThread {
             self.shared.inbox.stop("the server has stopped");
         }
         let is_something = !arrived.is_empty();
-        if let Some(by) = arrived.regressed_by {
-            self.feed(Input::Regressed { by });
+        for (by, (term, index)) in arrived.promised {
+            self.feed(Input::Promised { by, term, index });
         }
         // Votes and heartbeats before entries, entries before what clients want.
         arrived.control.into_iter().chain(arrived.log).for_each(|frame| self.feed(Input::Frame(frame)));

@@ -202,7 +202,7 @@ impl Dial<'_> {
     ) -> Result<(TcpStream, MemberHello), HandshakeError> {
         let (socket, body) = self.ask(address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX)?;
         let hello = MemberHello::decode(&body)?;
-        let by = Some((hello.cluster_id, hello.from));
+        let by = hello.as_refuser();
         hello.judge(local).map_err(|code| HandshakeError::Refused(code, by))?;
         if hello.from != local.to || hello.epoch != local.epoch {
             return Err(HandshakeError::Refused(RefusalCode::WrongMember, by));

@@ -19,7 +19,8 @@
 //! cluster id u64 · from u64 · to u64 · boot count u64 · boot nonce u64 · genesis hash u64 · feature level u32 · heartbeat ms u32 ·
 //! election ms u32 · term u64 · last index u64 · last term u64 · peer URLs (count u8, each length u16 · UTF-8). Asking to *discover* has no
 //! body; the answer is cluster id u64 · answering member u64 · genesis hash u64 · feature level u32 · member table (length u32 ·
-//! bytes). A refusal's body is the refusing side's cluster id u64 · member id u64.
+//! bytes). A refusal's body is the refusing side's cluster id u64 · member id u64 ·
+//! and what it knows that the other one has promised: term u64 · index u64, zeros for nothing.
 //!
 //! **Does not know** members, addresses or sockets: functions over bytes and over anything that reads.
 use std::fmt;
@@ -195,6 +196,33 @@ pub struct Position {
     pub last_term: u64,
 }
 
+/// What one member knows that another one has promised durably, in acknowledgements: whatever happens to it, its log and vote stand no lower.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Promised {
+    /// A term that it has taken part in.
+    pub term: u64,
+    /// A committed entry that it has acknowledged.
+    pub index: u64,
+}
+
+impl Promised {
+    /// Whether somebody who stands at `position` can have promised it.
+    pub fn fits(self, position: Position) -> bool {
+        position.term >= self.term && position.last_index >= self.index
+    }
+}
+
+/// Who refused.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refuser {
+    /// Its cluster.
+    pub cluster_id: u64,
+    /// It.
+    pub member_id: u64,
+    /// Of the one that it refused.
+    pub promised: Promised,
+}
+
 /// What a member says of itself at the start of a connection.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MemberHello {
@@ -251,8 +279,8 @@ pub enum HandshakeError {
     Foreign(&'static str),
     /// They are, and do not fit.
     Malformed(&'static str),
-    /// The sides do not fit: the code, and who refused as (cluster id, member id) where it was told.
-    Refused(RefusalCode, Option<(u64, u64)>),
+    /// The sides do not fit: the code, and who refused where it was told.
+    Refused(RefusalCode, Option<Refuser>),
     /// The layer above does not admit who answered.
     NotAdmitted(RefusalCode),
 }
@@ -264,8 +292,8 @@ impl fmt::Display for HandshakeError {
             Self::Foreign(what) => write!(f, "the other side speaks {what}, not this server's peer protocol"),
             Self::Malformed(what) => write!(f, "the greeting is damaged: {what}"),
             Self::Refused(code, None) | Self::NotAdmitted(code) => write!(f, "{code}"),
-            Self::Refused(code, Some((cluster, member))) => {
-                write!(f, "{code} (answered by member {member:x} of cluster {cluster:x})")
+            Self::Refused(code, Some(Refuser { cluster_id, member_id, .. })) => {
+                write!(f, "{code} (answered by member {member_id:x} of cluster {cluster_id:x})")
             }
         }
     }
@@ -443,6 +471,12 @@ impl MemberHello {
         Ok(())
     }
 
+    /// Who answered what does not fit.
+    pub(super) fn as_refuser(&self) -> Option<Refuser> {
+        let promised = Promised::default();
+        Some(Refuser { cluster_id: self.cluster_id, member_id: self.from, promised })
+    }
+
     /// Whether timers differ more than twofold: the cluster then elects by the hastiest member.
     pub fn timers_differ(&self, local: &MemberHello) -> bool {
         let differ = |a: u32, b: u32| u64::from(a) > 2 * u64::from(b) || u64::from(b) > 2 * u64::from(a);
@@ -476,8 +510,9 @@ impl Discovery {
 }
 
 /// The greeting that refuses, from member `member_id` of cluster `cluster_id`.
-pub(super) fn refusal(code: RefusalCode, cluster_id: u64, member_id: u64) -> Vec<u8> {
-    let body = [cluster_id.to_le_bytes(), member_id.to_le_bytes()].concat();
+pub(super) fn refusal(code: RefusalCode, by: Refuser) -> Vec<u8> {
+    let Refuser { cluster_id, member_id, promised: Promised { term, index } } = by;
+    let body = [cluster_id, member_id, term, index].map(u64::to_le_bytes).concat();
     Greeting { versions: VERSIONS, kind: code.number(), body }.encode(ANSWERING)
 }
 
@@ -485,8 +520,12 @@ pub(super) fn refusal(code: RefusalCode, cluster_id: u64, member_id: u64) -> Vec
 pub(super) fn accepted_body(answer: Greeting) -> Result<Vec<u8>, HandshakeError> {
     if answer.kind != 0 {
         let mut body = Reader::new(&answer.body);
-        let by = body.u64().and_then(|cluster| Ok((cluster, body.u64()?)));
-        return Err(HandshakeError::Refused(RefusalCode::from_number(answer.kind), by.ok()));
+        let by = body.u64().and_then(|cluster_id| Ok((cluster_id, body.u64()?)));
+        // A build before this one says nothing of promises.
+        let promised =
+            body.u64().and_then(|term| Ok(Promised { term, index: body.u64()? })).unwrap_or_default();
+        let by = by.ok().map(|(cluster_id, member_id)| Refuser { cluster_id, member_id, promised });
+        return Err(HandshakeError::Refused(RefusalCode::from_number(answer.kind), by));
     }
     if answer.versions.0 != answer.versions.1 || common_version(answer.versions).is_none() {
         return Err(HandshakeError::Refused(RefusalCode::Version, None));
@@ -563,9 +602,25 @@ mod tests {
         for number in 1..=u8::MAX {
             assert_eq!(RefusalCode::from_number(number).number(), number);
         }
-        let answer = Greeting::read(&mut &refusal(RefusalCode::Removed, 9, 8)[..], ANSWERING, 64).unwrap();
-        let error = accepted_body(answer).unwrap_err();
-        assert!(matches!(error, HandshakeError::Refused(RefusalCode::Removed, Some((9, 8)))), "{error}");
+        let by = Refuser { cluster_id: 9, member_id: 8, promised: Promised { term: 7, index: 6 } };
+        let read = |bytes: &[u8]| {
+            let answer = Greeting::read(&mut &bytes[..], ANSWERING, 64).unwrap();
+            accepted_body(answer).unwrap_err()
+        };
+        let error = read(&refusal(RefusalCode::Removed, by));
+        assert!(
+            matches!(error, HandshakeError::Refused(RefusalCode::Removed, Some(found)) if found == by),
+            "{error}"
+        );
+        // Of a build that says nothing of promises.
+        let body = [9_u64, 8].map(u64::to_le_bytes).concat();
+        let kind = RefusalCode::Regressed.number();
+        let error = read(&Greeting { versions: VERSIONS, kind, body }.encode(ANSWERING));
+        let by = Refuser { promised: Promised::default(), ..by };
+        assert!(
+            matches!(error, HandshakeError::Refused(RefusalCode::Regressed, Some(found)) if found == by),
+            "{error}"
+        );
     }
 
     #[test]

@@ -146,7 +146,14 @@ impl Sender {
                 last.clear();
             } else if let HandshakeError::Refused(code, by) = error {
                 let (peer, address) = (self.peer, name.clone());
-                self.shared.say(Notice::RefusedByPeer { peer, address, code, by });
+                let ids = by.map(|by| (by.cluster_id, by.member_id));
+                self.shared.say(Notice::RefusedByPeer { peer, address, code, by: ids });
+                // Whoever else answers there says nothing of us.
+                if let Some(by) = by
+                    && (by.cluster_id, by.member_id) == (self.shared.config.cluster_id, peer)
+                {
+                    self.shared.inbound.refused(peer, code, by.promised);
+                }
                 last.clear();
             }
         }

@@ -11,7 +11,7 @@ use super::dial::SocketTimers;
 use super::frame::{Frame, FrameError, PING, PONG, Received, read_frame};
 use super::handshake::{
     ANSWERING, ASKING, Discovery, Greeting, HELLO_BYTES_MAX, HandshakeError, HelloKind, Lane, MemberHello,
-    RefusalCode, common_version, refusal,
+    Promised, RefusalCode, Refuser, common_version, refusal,
 };
 use super::notice::Notice;
 use super::shared::{Shared, lock};
@@ -214,6 +214,18 @@ enum Taken {
     State(u64, Box<dyn StateSource>),
 }
 
+/// What is answered to somebody who is not taken.
+struct Refusal {
+    code: RefusalCode,
+    promised: Promised,
+}
+
+impl From<RefusalCode> for Refusal {
+    fn from(code: RefusalCode) -> Self {
+        Self { code, promised: Promised::default() }
+    }
+}
+
 struct Framed {
     peer: u64,
     lane: Lane,
@@ -255,9 +267,11 @@ impl Receiver<'_> {
         let answered = self.judge(&greeting, socket);
         let (answer, taken) = match answered {
             Ok(answered) => answered,
-            Err(code) => {
+            Err(Refusal { code, promised }) => {
+                let (cluster_id, member_id) = (config.cluster_id, config.member_id);
+                let by = Refuser { cluster_id, member_id, promised };
                 // An answer that does not arrive changes nothing.
-                let _ = by_deadline.write_all(&refusal(code, config.cluster_id, config.member_id));
+                let _ = by_deadline.write_all(&refusal(code, by));
                 return Err(HandshakeError::Refused(code, None));
             }
         };
@@ -276,11 +290,7 @@ impl Receiver<'_> {
     }
 
     /// Whether the asking side is taken, and the answer.
-    fn judge(
-        &self,
-        greeting: &Greeting,
-        socket: &TcpStream,
-    ) -> Result<(Vec<u8>, Option<Taken>), RefusalCode> {
+    fn judge(&self, greeting: &Greeting, socket: &TcpStream) -> Result<(Vec<u8>, Option<Taken>), Refusal> {
         let shared = self.shared;
         let version = common_version(greeting.versions).ok_or(RefusalCode::Version)?;
         let answer = |body| Greeting { versions: (version, version), kind: 0, body }.encode(ANSWERING);
@@ -297,13 +307,16 @@ impl Receiver<'_> {
             return Ok((answer(discovery.encode()), None));
         }
         if greeting.kind != HelloKind::Member as u8 {
-            return Err(RefusalCode::Malformed);
+            return Err(RefusalCode::Malformed.into());
         }
         let hello = MemberHello::decode(&greeting.body).map_err(|_| RefusalCode::Malformed)?;
         let local = shared.hello(hello.lane, hello.epoch, hello.from);
-        let taken = self.admit(&hello, &local, socket).inspect_err(|code| {
+        let taken = self.admit(&hello, &local, socket).map_err(|code| {
             let (from, cluster_id, address) = (hello.from, hello.cluster_id, self.address);
-            shared.say(Notice::RefusedPeer { from, cluster_id, address, code: *code });
+            shared.say(Notice::RefusedPeer { from, cluster_id, address, code });
+            let is_for_less = code == RefusalCode::Regressed;
+            let promised = if is_for_less { shared.inbound.promised(from) } else { Promised::default() };
+            Refusal { code, promised }
         })?;
         Ok((answer(local.encode()), Some(taken)))
     }

@@ -70,22 +70,7 @@ impl Shared {
 
     /// What this member says of itself on a connection with `to`.
     pub(super) fn hello(&self, lane: u8, epoch: u32, to: u64) -> MemberHello {
-        let config = &self.config;
-        MemberHello {
-            lane,
-            epoch,
-            cluster_id: config.cluster_id,
-            from: config.member_id,
-            to,
-            boot_count: config.boot_count,
-            boot_nonce: config.boot_nonce,
-            genesis_hash: config.genesis_hash,
-            feature_level: config.feature_level,
-            heartbeat_ms: config.heartbeat_ms,
-            election_ms: config.election_ms,
-            position: self.inbound.position(),
-            peer_urls: config.peer_urls.clone(),
-        }
+        self.config.hello(lane, epoch, to, self.inbound.position())
     }
 
     /// Hands a notice on if it is new.

@@ -243,28 +243,14 @@ impl StateClient {
             timers: SocketTimers::new(Lane::Log, config.election_ms),
             handshake_us_max: config.limits.handshake_us_max,
         };
-        let local = MemberHello {
-            lane: STATE_LANE,
-            epoch: 0,
-            cluster_id: config.cluster_id,
-            from: config.member_id,
-            to,
-            boot_count: config.boot_count,
-            boot_nonce: config.boot_nonce,
-            genesis_hash: config.genesis_hash,
-            feature_level: config.feature_level,
-            heartbeat_ms: config.heartbeat_ms,
-            election_ms: config.election_ms,
-            position: Position::default(),
-            peer_urls: config.peer_urls.clone(),
-        };
+        let local = config.hello(STATE_LANE, 0, to, Position::default());
         let mut last =
             HandshakeError::Io(io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")));
         for address in look_up(address)? {
             match dial.ask(address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX) {
                 Ok((socket, body)) => {
                     let hello = MemberHello::decode(&body)?;
-                    let by = Some((hello.cluster_id, hello.from));
+                    let by = hello.as_refuser();
                     hello.judge(&local).map_err(|code| HandshakeError::Refused(code, by))?;
                     if hello.from != to {
                         return Err(HandshakeError::Refused(RefusalCode::WrongMember, by).into());

@@ -9,7 +9,7 @@ use sternpost_replication::transport::handshake::{
     ANSWERING, ASKING, Greeting, HELLO_BYTES_MAX, HelloKind, VERSIONS,
 };
 use sternpost_replication::transport::{
-    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Received, RefusalCode,
+    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received, RefusalCode,
     StateSource, Transport, TransportConfig,
 };
 
@@ -23,6 +23,7 @@ pub(crate) enum Event {
     Connected(u64, Lane, Direction),
     Lost(u64, Lane, Direction),
     Notice(Notice),
+    Refused(u64, RefusalCode, Promised),
 }
 
 #[derive(Default)]
@@ -121,6 +122,15 @@ pub(crate) fn bodies(events: &[Event], from: u64, lane: Lane) -> Vec<Bytes> {
 }
 
 impl Inbound for Recorder {
+    /// Something that is told apart from nothing.
+    fn promised(&self, peer: u64) -> Promised {
+        Promised { term: 7, index: peer }
+    }
+
+    fn refused(&self, peer: u64, code: RefusalCode, promised: Promised) {
+        self.push(Event::Refused(peer, code, promised));
+    }
+
     fn state(&self, _: u64) -> Option<Box<dyn StateSource>> {
         let looks_left = self.state.lock().unwrap().state_looks?;
         Some(Box::new(super::state::Pattern { looks_left }))
