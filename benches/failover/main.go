@@ -163,6 +163,15 @@ func connect(endpoints ...string) *clientv3.Client {
 	return client
 }
 
+// clients are one for each member, and everybody's endpoints.
+func (c *cluster) clients() (watchers []*clientv3.Client, all []string) {
+	for _, m := range c.members {
+		watchers = append(watchers, connect(m.endpoint()))
+		all = append(all, m.endpoint())
+	}
+	return watchers, all
+}
+
 // leader waits until all members name the same leader and have applied what it has; its number.
 func (c *cluster) leader(clients []*clientv3.Client) (int, uint64) {
 	end := time.Now().Add(patience)
@@ -257,12 +266,7 @@ type result struct {
 func measure(name, binary, directory string, faults []string, tries int) result {
 	c := startCluster(binary, directory, slices.Contains(faults, "freeze"))
 	defer c.stop()
-	var watchers []*clientv3.Client
-	var all []string
-	for _, m := range c.members {
-		watchers = append(watchers, connect(m.endpoint()))
-		all = append(all, m.endpoint())
-	}
+	watchers, all := c.clients()
 	c.leader(watchers)
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup

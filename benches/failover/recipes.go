@@ -48,12 +48,7 @@ func (g *guarded) hold(session *concurrency.Session, work func()) {
 func recipes(name, binary, directory string, changes int) {
 	c := startCluster(binary, directory, false)
 	defer c.stop()
-	var watchers []*clientv3.Client
-	var all []string
-	for _, m := range c.members {
-		watchers = append(watchers, connect(m.endpoint()))
-		all = append(all, m.endpoint())
-	}
+	watchers, all := c.clients()
 	c.leader(watchers)
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
@@ -124,6 +119,14 @@ func session(ctx context.Context, client *clientv3.Client) *concurrency.Session 
 	return nil
 }
 
+// end gives a session's keys up at once; what does not get through, its lease ends.
+func end(client *clientv3.Client, s *concurrency.Session) {
+	s.Orphan()
+	revoking, stop := context.WithTimeout(context.Background(), requestTime)
+	defer stop()
+	_, _ = client.Revoke(revoking, s.Lease())
+}
+
 // lockAndCount counts a key up under the lock, by reading it and writing one more: two holders would lose a count.
 func lockAndCount(ctx context.Context, client *clientv3.Client, g *guarded, sure, unsure *atomic.Int64) {
 	for ctx.Err() == nil {
@@ -165,10 +168,7 @@ func lockAndCount(ctx context.Context, client *clientv3.Client, g *guarded, sure
 				break
 			}
 		}
-		s.Orphan()
-		revoking, stop := context.WithTimeout(context.Background(), requestTime)
-		_, _ = client.Revoke(revoking, s.Lease())
-		stop()
+		end(client, s)
 	}
 }
 
@@ -196,9 +196,6 @@ func campaign(ctx context.Context, client *clientv3.Client, number int, g *guard
 				break
 			}
 		}
-		s.Orphan()
-		revoking, stop := context.WithTimeout(context.Background(), requestTime)
-		_, _ = client.Revoke(revoking, s.Lease())
-		stop()
+		end(client, s)
 	}
 }

@@ -35,7 +35,7 @@ pub use input::{Input, Output, Proposal, Quarantine, Refusal, Role};
 pub use log_thread::describe_role;
 pub use log_view::{LOAD_BYTES, LogView};
 pub use node::{
-    CACHE_BYTES_MAX, Carrier, GroupOptions, RETAIN_BYTES, Raft, RaftEvent, RaftOptions, is_of_group,
+    CACHE_BYTES_MAX, Carrier, GroupOptions, Raft, RaftEvent, RaftOptions, boot_nonce, is_of_group,
 };
 pub use planted::Planted;
 #[cfg(feature = "planted-bugs")]

@@ -143,10 +143,9 @@ impl Machine {
             Command::LeaseExpire(expiry) => self.lease_expire(context, expiry),
             Command::Alarm(request) => Ok(self.alarm(request)),
             Command::MemberPublish(member) => self.member_publish(member),
-            update @ Command::MemberUpdate(_) => match MemberCommand::of(update) {
-                Some(update) => self.change_members(update),
-                None => Err(MISPLACED),
-            },
+            Command::MemberUpdate(member) => {
+                self.change_members(MemberCommand::Update(member.id, member.peer_ur_ls))
+            }
             // They come by entries of another kind, see `apply_change`.
             Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };

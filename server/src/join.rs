@@ -9,11 +9,11 @@ use crate::apply::GenesisState;
 use crate::config::{Config, url};
 use crate::identity;
 use crate::peers::{Peers, transport_config};
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::transfer::Place;
-use sternpost_replication::raft::state::{FetchProgress, fetch, has_staged_only};
+use sternpost_replication::raft::boot_nonce;
+use sternpost_replication::raft::state::{FetchProgress, fetch};
 use sternpost_replication::transport::{Discovery, TransportConfig, discover};
 use tokio::sync::watch;
 
@@ -24,11 +24,6 @@ const ATTEMPTS_MAX: u32 = 60;
 
 /// Attempts until it believes that the cluster's members are not those of its flags.
 const UNFIT_ATTEMPTS_MAX: u32 = 5;
-
-/// True for a directory in which a first fetch was cut short: it holds no data yet.
-pub fn is_unfinished(directory: &Path) -> bool {
-    has_staged_only(directory)
-}
 
 /// Fetches the state of a running cluster into the empty data directory of a member that was added to it.
 pub fn fetch_first_state(config: &Config) -> Result<(), String> {
@@ -41,6 +36,7 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
     let mut last = String::new();
     for attempt in 1..=ATTEMPTS_MAX {
         let mut is_answered = false;
+        let mut has_fit = false;
         let mut unfit = None;
         for url in &others {
             let asked = discover(&url.address);
@@ -60,6 +56,7 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
                     continue;
                 }
             };
+            has_fit = true;
             if has_started {
                 return Err(lost_data(member_id));
             }
@@ -78,7 +75,7 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
                 "cannot fetch cluster info from peer urls: could not retrieve cluster information from the given URLs ({last})"
             ));
         }
-        if let Some(error) = unfit {
+        if let Some(error) = unfit.filter(|_| !has_fit) {
             if attempt >= UNFIT_ATTEMPTS_MAX {
                 return Err(error);
             }
@@ -184,6 +181,10 @@ pub async fn keep_up(peers: &PeersWatch) {
             return std::future::pending().await;
         }
         let from = *orders.borrow_and_update();
+        // Late words of somebody who leads no more would cost a restart, of a leader perhaps.
+        if !peers.is_led_by(from) {
+            continue;
+        }
         let source = peers.source(from);
         let place = peers.staging_place();
         let fetching = tokio::task::spawn_blocking(move || {
@@ -213,9 +214,4 @@ pub async fn keep_up(peers: &PeersWatch) {
 #[expect(clippy::disallowed_methods, reason = "a member that joins has nothing else to do")]
 fn pause() {
     std::thread::sleep(AGAIN_INTERVAL);
-}
-
-fn boot_nonce() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish() | 1
 }

@@ -40,6 +40,7 @@ use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
+use sternpost_replication::raft::state::has_staged_only;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -205,8 +206,6 @@ impl Following {
             if let Some(peers) = peers {
                 peers.follow().await;
             }
-            // Who waits for peers waits for ever, not for nobody.
-            std::future::pending::<()>().await;
         });
         Self { peers: heard, task, is_stopping }
     }
@@ -339,12 +338,12 @@ fn prepare_directory(config: &Config) -> Result<bool, String> {
             "the data directory {shown} holds data of etcd (member/); a directory of etcd cannot be opened, give another --data-dir"
         ));
     }
-    let (exists, is_empty) = match std::fs::read_dir(directory) {
-        Ok(mut entries) => (true, entries.next().is_none()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => (false, true),
+    let exists = match std::fs::read_dir(directory) {
+        Ok(_) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
         Err(error) => return Err(format!("cannot read the data directory {shown}: {error}")),
     };
-    let is_new = is_empty || join::is_unfinished(directory);
+    let is_new = has_staged_only(directory);
     if is_new {
         config.check_bootstrap()?;
     }

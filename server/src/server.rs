@@ -19,6 +19,7 @@ use crate::lease::keeper::LeaseKeeper;
 use crate::lease::{self, LeaseNotices, Leases};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::request::id;
 use crate::request::limits::Limits;
 use crate::request::members::{self, MemberLimits};
 use crate::request::wait::{self, Waiters};
@@ -207,7 +208,7 @@ impl Server {
                 members: options.members,
             },
             Arc::clone(&membership),
-            wall_clock_ms(),
+            id::wall_clock_ms(),
         ));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
         let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
@@ -338,13 +339,4 @@ async fn run_ticks(waiters: Arc<Waiters>) {
         ticks.tick().await;
         waiters.tick();
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "ids begin at the wall clock so that a restarted member does not reuse them"
-)]
-fn wall_clock_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }

@@ -47,8 +47,6 @@ use sternpost_engine::{Error, Result};
 
 /// Length of a tick: heartbeats and election timeouts are multiples of it.
 pub const TICK: Duration = Duration::from_millis(10);
-/// Bytes of the log that are kept for members that were away, whatever the checkpoints need: see [`LogOptions::retain_bytes`].
-pub const RETAIN_BYTES: u64 = 128 << 20;
 /// Bytes of entries that are kept in memory for followers that are a little behind.
 pub const CACHE_BYTES_MAX: usize = 64 << 20;
 
@@ -117,7 +115,7 @@ pub struct GroupOptions {
     pub request_timeout: Duration,
     /// Finds the id in a command, by which its result is delivered; unique in the cluster and over restarts.
     pub command_id: fn(&[u8]) -> Option<u64>,
-    /// See [`LogOptions::retain_bytes`]; [`RETAIN_BYTES`] unless a test wants less.
+    /// See [`LogOptions::retain_bytes`]; of a running member as its flag says.
     pub retain_bytes: u64,
     /// Bytes of entries kept in memory for followers; [`CACHE_BYTES_MAX`] unless a test wants less.
     pub cache_bytes_max: usize,
@@ -635,8 +633,8 @@ fn assemble<M: StateMachine>(
     Ok((thread, opened, genesis, calibration, Transfers { holder, place }))
 }
 
-/// Differs from that of every other start. The standard library seeds its hash maps from the operating system.
-fn boot_nonce() -> u64 {
+/// Of a start: differs from that of every other one. The standard library seeds its hash maps from the operating system.
+pub fn boot_nonce() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish() | 1
 }

@@ -24,13 +24,12 @@ pub enum MemberCommand {
 }
 
 impl MemberCommand {
-    /// The change in a command; none in others.
+    /// The change in a command that travels with one of the configuration; none in others.
     pub(super) fn of(command: Command) -> Option<Self> {
         match command {
             Command::MemberAdd(member) => Some(Self::Add(member)),
             Command::MemberPromote(member) => Some(Self::Promote(member.id)),
             Command::MemberRemove(member) => Some(Self::Remove(member.id)),
-            Command::MemberUpdate(member) => Some(Self::Update(member.id, member.peer_ur_ls)),
             _ => None,
         }
     }

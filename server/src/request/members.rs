@@ -9,7 +9,7 @@
 //!
 //! **Layout** of a question to the leader: kind u8 ([`QUESTION`]) · change u8 (1 add, 2 remove, 3 promote) · the request's protobuf. Of an
 //! answer: 0 · protobuf `MemberAddResponse` (members, and for an addition the member); 1 · gRPC code i32 · text; 2: does not lead.
-use super::Pipeline;
+use super::{Pipeline, id};
 use crate::apply::command::{self, Kind, Origin};
 use crate::apply::members::{MemberCommand, check};
 use crate::apply::{Applied, Outcome, records};
@@ -101,23 +101,18 @@ impl Pipeline {
                     () = self.removed_here(&wanted) => None,
                 }
             };
-            let answer = match tokio::time::timeout_at(end, answer).await {
+            match tokio::time::timeout_at(end, answer).await {
+                // Whether the leader has made it is not known, so it is not asked again.
+                Err(_) => return Err(ApiError::Timeout),
                 Ok(None) => {
                     let members = records::members(self.store());
                     return Ok(pb::MemberAddResponse { header: None, member: None, members });
                 }
-                Ok(Some(answer)) => Ok(answer),
-                Err(elapsed) => Err(elapsed),
-            };
-            match answer {
-                // Whether the leader has made it is not known, so it is not asked again.
-                Err(_) => return Err(ApiError::Timeout),
                 Ok(Some(answer)) => {
-                    if let Some(answer) = decode_answer(&answer) {
+                    if let Some(answer) = answer.and_then(|answer| decode_answer(&answer)) {
                         return answer;
                     }
                 }
-                Ok(None) => {}
             }
             if Instant::now() >= end {
                 let has_leader = self.replicator().status().leader != 0;
@@ -201,7 +196,7 @@ impl Pipeline {
         let only_id = |id| pb::Member { id, ..pb::Member::default() };
         match wanted {
             Wanted::Add(request) => {
-                let member = new_member(request, wall_clock_s());
+                let member = new_member(request, id::wall_clock_ms() / 1000);
                 if is_strict {
                     self.may_add(&members, member.is_learner)?;
                 }
@@ -318,15 +313,6 @@ fn new_member(request: &pb::MemberAddRequest, now_s: u64) -> pb::Member {
     let id = hash.finalize().iter().take(8).fold(0, |id, byte| id << 8 | u64::from(*byte));
     // 0 is nobody.
     pb::Member { id: id.max(1), peer_ur_ls, is_learner: request.is_learner, ..pb::Member::default() }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "an id that was never given before has the time in it, as etcd's"
-)]
-fn wall_clock_s() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_secs())
 }
 
 fn encode_question(wanted: &Wanted) -> Vec<u8> {
