@@ -180,6 +180,40 @@ impl Inspection {
         Self::look(directory.as_ref(), &mut |inspection| inspection.log_once(newest_max, progress))
     }
 
+    /// Reads the log from the replay position to its end into what `visit` makes of it, together with the state below it. A directory in use may be read
+    /// more than once; each time begins with a new `V`. `progress` as for [`Self::verify`].
+    ///
+    /// # Errors
+    /// The first damage found, and what `visit` says.
+    pub fn read<V: Default>(
+        directory: impl AsRef<Path>,
+        visit: &mut dyn FnMut(&mut V, &Self, &Record<'_>) -> Result<()>,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<(SuperblockView, V)> {
+        Self::look(directory.as_ref(), &mut |inspection| {
+            let mut found = V::default();
+            if inspection.superblock.stage == Stage::Ready {
+                inspection.read_log(&mut |record| visit(&mut found, inspection, record), progress)?;
+            }
+            Ok((inspection.superblock(), found))
+        })
+    }
+
+    /// A system record of the checkpoint; none if it is not there, or later than the checkpoint.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`], and those of reading.
+    pub fn system(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        let mut found = None;
+        self.state.for_each_system(&mut |at, value| {
+            if at == key {
+                found = Some(value.to_vec());
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
     /// What `what` finds, until a directory in use held still for it.
     fn look<T>(directory: &Path, what: &mut dyn FnMut(&Self) -> Result<T>) -> Result<T> {
         let mut retries = Retries::default();
@@ -207,6 +241,7 @@ impl Inspection {
             if newest.len() < newest_max {
                 newest.push_back(LogRecordView::of(record, segment_bytes));
             }
+            Ok(())
         };
         let report = match self.superblock.stage {
             Stage::Creating => None,
@@ -219,7 +254,7 @@ impl Inspection {
         self.verify_copies()?;
         let log = match self.superblock.stage {
             Stage::Creating => None,
-            Stage::Ready => Some(self.read_log(&mut |_| {}, progress)?),
+            Stage::Ready => Some(self.read_log(&mut |_| Ok(()), progress)?),
         };
         Ok(Verified { checkpoint: self.state.verify(progress)?, log })
     }
@@ -248,27 +283,17 @@ impl Inspection {
 
     fn read_log(
         &self,
-        visit: &mut dyn FnMut(&Record<'_>),
+        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<LogReport> {
         let mut disk = ReadOnlyDisk::open(&self.directory)?;
         let Superblock { database, segment_bytes, wal_replay_lsn, .. } = self.superblock;
-        wal::inspect(
-            &mut disk,
-            database,
-            u64::from(segment_bytes),
-            wal_replay_lsn,
-            &mut |record| {
-                visit(record);
-                Ok(())
-            },
-            &mut |read| {
-                progress(VerifyProgress {
-                    part: "log",
-                    bytes_done: read.bytes_done,
-                    bytes_total: read.bytes_total,
-                });
-            },
-        )
+        wal::inspect(&mut disk, database, u64::from(segment_bytes), wal_replay_lsn, visit, &mut |read| {
+            progress(VerifyProgress {
+                part: "log",
+                bytes_done: read.bytes_done,
+                bytes_total: read.bytes_total,
+            });
+        })
     }
 }
