@@ -5,11 +5,12 @@
 //! [`Raft`] is one with disk, threads and peers.
 //!
 //! Reading order: [`input`], [`frame`], [`core`] with `guards`, [`configuration`], `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
-//! `inbox`, `log_thread`, `apply`, `open`, `positions` and `barrier`; [`state`]; `single`.
+//! `inbox`, `log_thread`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`].
 mod apply;
 mod barrier;
 pub mod configuration;
 pub mod core;
+mod force;
 pub mod frame;
 mod guards;
 mod inbox;
@@ -26,9 +27,11 @@ pub mod replay;
 mod single;
 mod stall;
 pub mod state;
+pub mod survey;
 mod terms;
 
 pub use self::core::{Core, CoreOptions, CoreStart, CoreStatus, PeerProgress};
+pub use force::ChangeCommand;
 pub use frame::{Body, Frame, Lane};
 pub use inbox::Inbox;
 pub use input::{Input, Output, Proposal, Quarantine, Refusal, Role};

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::raft::{
-    Carrier, CoreStatus, GroupOptions, Inbox, Lane, Raft, RaftOptions, Single, is_of_group,
+    Carrier, CoreStatus, GroupOptions, Inbox, Lane, Raft, RaftEvent, RaftOptions, Single, is_of_group,
 };
 use sternpost_replication::{
     Class, Entry, Genesis, MemberChange, Rejection, Replicator, Solo, SoloOptions, StateMachine,
@@ -124,9 +124,13 @@ impl Cluster {
     }
 
     fn start_member(&mut self, member: usize) {
-        let machine = Machine::default();
         let path = self.directory.path().join(member.to_string());
-        let raft = Raft::start(options(&path, MEMBERS[member]), machine.clone()).unwrap();
+        self.start_with(member, options(&path, MEMBERS[member]));
+    }
+
+    fn start_with(&mut self, member: usize, options: RaftOptions) {
+        let machine = Machine::default();
+        let raft = Raft::start(options, machine.clone()).unwrap();
         self.hub.inboxes.lock().unwrap()[member] = Some(raft.inbox());
         raft.connect(Box::new(Wire { from: member, hub: Arc::clone(&self.hub) }));
         self.members[member] = Some((raft, machine));
@@ -207,6 +211,7 @@ fn options(directory: &Path, member_id: u64) -> RaftOptions {
         genesis: Genesis { cluster_id: 7, member_id, voters: MEMBERS.to_vec(), state: b"members".to_vec() },
         progress: Box::new(|_| {}),
         on_checkpoint: None,
+        force_alone: None,
         group: group(),
     }
 }
@@ -370,12 +375,56 @@ impl Cluster {
     }
 }
 
+/// What a leader had taken and nobody else heard of is kept, for nobody can know that it was not acknowledged.
+#[test]
+fn a_member_that_is_forced_keeps_its_whole_log_and_goes_on_alone_at_every_later_start() {
+    let mut cluster = Cluster::start();
+    let leader = cluster.leader(None);
+    let mut ids: Vec<u64> = (0..30).map(|number| cluster.propose(number % 3, 100)).collect();
+    cluster.agree(&ids);
+    // Cut off, it takes one more as long as it believes that it leads.
+    cluster.hub.cut.lock().unwrap().insert(leader);
+    let committed = cluster.raft(leader).core_status().committed;
+    ids.push(cluster.propose(leader, 100));
+    let took = |status: &CoreStatus| status.last > committed;
+    assert!(cluster.raft(leader).wait_for(PATIENCE, took), "it took what only it knows of");
+    cluster.members.iter_mut().for_each(|member| *member = None);
+    cluster.hub.cut.lock().unwrap().clear();
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let path = cluster.directory.path().join(leader.to_string());
+    for round in 0..3 {
+        let mut options = options(&path, MEMBERS[leader]);
+        let told = Arc::clone(&events);
+        options.group.on_event = Box::new(move |event| told.lock().unwrap().push(event));
+        if round < 2 {
+            options.force_alone = Some(Box::new(|_| Vec::new()));
+        }
+        cluster.start_with(leader, options);
+        let raft = cluster.raft(leader);
+        assert!(raft.wait_for(PATIENCE, |status| status.proved_term.is_some()), "it leads, alone");
+        let status = raft.core_status();
+        assert_eq!((status.voters.as_slice(), status.learners.as_slice()), (&[MEMBERS[leader]][..], &[][..]));
+        ids.push(cluster.propose(leader, 10));
+        cluster.agree(&ids);
+        cluster.members[leader] = None;
+        let forced = |event: &RaftEvent| match event {
+            RaftEvent::ForcedAlone { removed, uncommitted_count } => {
+                Some((removed.clone(), *uncommitted_count))
+            }
+            _ => None,
+        };
+        let forced: Vec<_> = events.lock().unwrap().iter().filter_map(forced).collect();
+        let others: Vec<u64> = MEMBERS.into_iter().filter(|id| *id != MEMBERS[leader]).collect();
+        assert_eq!(forced, [(others, 1)], "once, in round {round}");
+    }
+}
+
 /// R16: with proposers that do not stop. Before and after it is a node of its kind, and nothing is lost, doubled or refused.
 #[test]
 fn one_alone_becomes_a_member_of_a_group_under_load_and_stays_one() {
     let directory = tempfile::tempdir().unwrap();
     let alone = || {
-        let RaftOptions { directory, log, checkpoint, mut genesis, progress, on_checkpoint, group } =
+        let RaftOptions { directory, log, checkpoint, mut genesis, progress, on_checkpoint, group, .. } =
             options(directory.path(), MEMBERS[0]);
         genesis.voters = vec![MEMBERS[0]];
         (SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint }, group)

@@ -9,6 +9,7 @@ use crate::apply::GenesisState;
 use crate::config::{Config, url};
 use crate::identity;
 use crate::peers::{Peers, transport_config};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::transfer::Place;
@@ -96,7 +97,26 @@ fn lost_data(member_id: u64) -> String {
     )
 }
 
-/// A first member with an empty directory is new, or it has lost its data: other members that run know which. All are asked at once.
+/// Asks all of these addresses at once who is there; whoever does not answer says nothing.
+fn ask_all<'a>(addresses: impl Iterator<Item = &'a str>) -> Vec<(Discovery, GenesisState)> {
+    std::thread::scope(|scope| {
+        let asked: Vec<_> = addresses.map(|address| scope.spawn(move || discover(address))).collect();
+        let answers = asked.into_iter().filter_map(|asking| asking.join().ok()?.ok());
+        answers
+            .filter_map(|discovery| {
+                let state = GenesisState::decode(&discovery.member_table)?;
+                Some((discovery, state))
+            })
+            .collect()
+    })
+}
+
+fn addresses_of_others(config: &Config) -> impl Iterator<Item = &str> {
+    let others = config.initial_cluster.iter().filter(|(name, _)| *name != config.name);
+    others.flat_map(|(_, urls)| urls.iter().map(|url| url.address.as_str()))
+}
+
+/// A first member with an empty directory is new, or it has lost its data: other members that run know which.
 pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
     let text = |urls: &[url::Url]| {
         let mut texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
@@ -105,22 +125,45 @@ pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
     };
     let own = config.initial_cluster.iter().find(|(name, _)| *name == config.name);
     let own_urls = own.map(|(_, urls)| text(urls)).unwrap_or_default();
-    let others = config.initial_cluster.iter().filter(|(name, _)| *name != config.name);
-    let addresses: Vec<&str> =
-        others.flat_map(|(_, urls)| urls.iter().map(|url| url.address.as_str())).collect();
-    std::thread::scope(|scope| {
-        let asked: Vec<_> = addresses.iter().map(|address| scope.spawn(move || discover(address))).collect();
-        for asking in asked {
-            // Whoever is not there, or knows nobody at our URLs, says nothing.
-            let Ok(Ok(discovery)) = asking.join() else { continue };
-            let Some(state) = GenesisState::decode(&discovery.member_table) else { continue };
-            let known = state.members.iter().find(|member| member.peer_ur_ls == own_urls);
-            if let Some(known) = known.filter(|known| !known.client_ur_ls.is_empty()) {
-                return Err(lost_data(known.id));
-            }
+    for (_, state) in ask_all(addresses_of_others(config)) {
+        // Whoever knows nobody at our URLs says nothing.
+        let known = state.members.iter().find(|member| member.peer_ur_ls == own_urls);
+        if let Some(known) = known.filter(|known| !known.client_ur_ls.is_empty()) {
+            return Err(lost_data(known.id));
         }
-        Ok(())
-    })
+    }
+    Ok(())
+}
+
+/// `--force-new-cluster` tells every other member that it was removed, and then it ends. While they have a quorum among them, that would end a
+/// cluster that works. Asked are the members of `--initial-cluster` and those that they know.
+pub fn refuse_needless_force(config: &Config) -> Result<(), String> {
+    let mut answered = ask_all(addresses_of_others(config));
+    let known: BTreeSet<String> = answered
+        .iter()
+        .flat_map(|(_, state)| &state.members)
+        .filter_map(|member| identity::dial_addresses(member).ok())
+        .flatten()
+        .collect();
+    let own: Vec<&str> = config.initial_advertise_peer_urls.iter().map(|url| url.address.as_str()).collect();
+    let unasked = known.iter().map(String::as_str).filter(|address| {
+        !own.contains(address) && !addresses_of_others(config).any(|asked| asked == *address)
+    });
+    answered.extend(ask_all(unasked));
+    let answering: BTreeSet<u64> = answered.iter().map(|(discovery, _)| discovery.member_id).collect();
+    for (_, state) in &answered {
+        let voters = state.members.iter().filter(|member| !member.is_learner);
+        let voters: Vec<u64> = voters.map(|member| member.id).collect();
+        let there = voters.iter().filter(|id| answering.contains(*id)).count();
+        if there > voters.len() / 2 {
+            return Err(format!(
+                "--force-new-cluster would end a cluster that works: {there} of its {} voting members answer without this one; start without \
+                 the flag, or stop the others first",
+                voters.len()
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// This member's id, by its URLs in the initial cluster, and whether it has ever said its client URLs.

@@ -1,8 +1,11 @@
 //! Which replicator a member runs: one alone that becomes a member of a group when somebody joins it, or one of a group.
 //!
 //! More than one member in `--initial-cluster` makes a group from the start; so does a directory that a group has written to, whatever the flags say.
-use crate::apply::{Machine, command};
+use crate::apply::Machine;
+use crate::apply::command::{self, Kind, Origin};
 use crate::config::Config;
+use crate::request::id::{self, IdSource};
+use crate::wire::etcdserverpb::Member;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::Result;
@@ -12,10 +15,11 @@ use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::WalStats;
 use sternpost_replication::raft::{
-    CACHE_BYTES_MAX, GroupOptions, Raft, RaftEvent, RaftOptions, Single, describe_role, is_of_group,
+    CACHE_BYTES_MAX, ChangeCommand, GroupOptions, Raft, RaftEvent, RaftOptions, Single, describe_role,
+    is_of_group,
 };
 use sternpost_replication::solo::Opened;
-use sternpost_replication::{Genesis, Replicator, SoloOptions};
+use sternpost_replication::{Genesis, MemberChange, Replicator, SoloOptions};
 
 /// See the module.
 #[derive(Clone)]
@@ -38,6 +42,8 @@ pub struct NodeOptions {
     pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
     /// Hears of checkpoints.
     pub on_checkpoint: OnCheckpoint,
+    /// All other members are removed: `--force-new-cluster`.
+    pub force_alone: bool,
 }
 
 impl Node {
@@ -46,7 +52,7 @@ impl Node {
     /// # Errors
     /// Those of opening, and a directory of another cluster than the one that was asked for.
     pub fn start(config: &Config, options: NodeOptions, machine: Machine) -> Result<Self> {
-        let NodeOptions { log, checkpoint, genesis, progress, on_checkpoint } = options;
+        let NodeOptions { log, checkpoint, genesis, progress, on_checkpoint, force_alone } = options;
         let directory = config.data_dir.clone();
         let (heartbeat_ms, election_ms) = config.raft_timers_ms();
         let group = GroupOptions {
@@ -63,7 +69,9 @@ impl Node {
             let options = SoloOptions { directory, log, checkpoint, genesis, progress, on_checkpoint };
             return Ok(Self::Single(Arc::new(Single::start(options, group, machine)?)));
         }
-        let options = RaftOptions { directory, log, checkpoint, genesis, progress, on_checkpoint, group };
+        let force_alone = force_alone.then(|| change_commands(genesis.member_id));
+        let options =
+            RaftOptions { directory, log, checkpoint, genesis, progress, on_checkpoint, force_alone, group };
         Ok(Self::Raft(Arc::new(Raft::start(options, machine)?)))
     }
 
@@ -115,6 +123,19 @@ impl Node {
     }
 }
 
+/// Commands that go with changes which no client asked for.
+fn change_commands(member_id: u64) -> ChangeCommand {
+    let ids = IdSource::new(member_id, id::wall_clock_ms());
+    Box::new(move |change| {
+        let (kind, id) = match change {
+            MemberChange::AddVoter(id) => (Kind::MemberPromote, id),
+            MemberChange::Remove(id) => (Kind::MemberRemove, id),
+            MemberChange::AddLearner(_) => unreachable!("who goes on alone adds nobody"),
+        };
+        command::encode(kind, Origin::RootInternal, ids.next(), &Member { id, ..Member::default() })
+    })
+}
+
 fn log_event(event: RaftEvent) {
     match event {
         RaftEvent::Role(role) => tracing::info!(
@@ -141,6 +162,11 @@ fn log_event(event: RaftEvent) {
         RaftEvent::Quarantined(why) => {
             tracing::error!(why, "this member takes no part in its cluster any more");
         }
+        RaftEvent::ForcedAlone { removed, uncommitted_count } => tracing::warn!(
+            removed = removed.iter().map(|id| format!("{id:x}")).collect::<Vec<_>>().join(","),
+            uncommitted_count,
+            "forced: this member is the only one of its cluster now, and the others are removed"
+        ),
         RaftEvent::LogUnreadable { index, error } => {
             tracing::error!(index, error, "the log cannot be read for a member that is behind");
         }

@@ -262,7 +262,7 @@ pub fn transport_config(
 }
 
 impl Peers {
-    /// Listens and connects, if there are others. `store` holds the member table.
+    /// Listens and connects, if there are others or were. `store` holds the member table.
     ///
     /// # Errors
     /// In one line: an address that cannot be listened on or connected to.
@@ -326,7 +326,8 @@ impl Peers {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let members = records::members(&self.store);
         let others: Vec<_> = members.iter().filter(|member| member.id != self.config.member_id).collect();
-        if others.is_empty() && known.is_empty() {
+        // One alone listens too if there were others: they may come back, and hear only here that they were removed.
+        if others.is_empty() && known.is_empty() && !records::has_removed(&self.store) {
             return Ok(());
         }
         let transport = self.transport()?;

@@ -101,6 +101,11 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         let asked = tokio::task::spawn_blocking(move || join::refuse_lost_data(&starting)).await;
         asked.unwrap_or_else(|error| Err(error.to_string()))?;
     }
+    if config.force_new_cluster && !is_new {
+        let forcing = config.clone();
+        let asked = tokio::task::spawn_blocking(move || join::refuse_needless_force(&forcing)).await;
+        asked.unwrap_or_else(|error| Err(error.to_string()))?;
+    }
     let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
     let starting = start_member(&config, metrics.clone());
     let Member { server, diagnostics, node, peers } = tokio::select! {
@@ -405,6 +410,7 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
             genesis,
             progress: Box::new(log_progress()),
             on_checkpoint: Box::new(log_checkpoint),
+            force_alone: node_config.force_new_cluster,
         };
         let node = Node::start(&node_config, options, machine)?;
         let opened = node.opened();

@@ -3,6 +3,7 @@ mod support;
 
 use rustix::process::Signal;
 use std::sync::atomic::{AtomicBool, Ordering};
+use sternpost_replication::raft::survey::{Survey, judge};
 use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
@@ -337,6 +338,79 @@ fn an_update_moves_a_member_to_other_peer_urls() {
         cluster.start_member(moving);
         cluster.leader().await;
         until("a write through it", async || cluster.members[moving].put("moved", "1").await.ok()).await;
+        cluster.agree().await;
+    });
+}
+
+#[test]
+fn a_survivor_goes_on_alone_where_it_is_forced_to_and_the_others_end_when_they_return() {
+    let mut cluster = Cluster::start(3, &[]);
+    runtime().block_on(async {
+        let survivor = cluster.leader().await;
+        let [one, other] = [(survivor + 1) % 3, (survivor + 2) % 3];
+        let put = cluster.members[survivor].put("acknowledged", "1").await.unwrap();
+        let before = cluster.members[survivor].status().await.unwrap().header.unwrap();
+        // While the others work without it, nothing is forced.
+        cluster.members[survivor].end(Signal::KILL);
+        cluster.leader().await;
+        let plain = cluster.members[survivor].options.clone();
+        cluster.members[survivor].options.push("--force-new-cluster".to_owned());
+        cluster.start_member(survivor);
+        assert_eq!(cluster.members[survivor].exit_code().await, Some(1));
+        assert!(
+            cluster.members[survivor].has_said("would end a cluster that works: 2 of its 3 voting members")
+        );
+        cluster.members[survivor].options = plain.clone();
+        cluster.start_member(survivor);
+        until("a leader again", async || cluster.members[survivor].put("again", "1").await.ok()).await;
+        // Two are gone, and what the survivor then took is in no other log.
+        cluster.members[one].end(Signal::KILL);
+        cluster.members[other].end(Signal::KILL);
+        let member = &cluster.members[survivor];
+        let left = member.put("left", "1").await.unwrap_err();
+        assert!(left.message().contains("etcdserver:"), "{left:?}");
+        cluster.members[survivor].end(Signal::KILL);
+        // With the disk of one other member it is certain who has what, without it not.
+        let survey = |number: usize| Survey::of(&cluster.members[number].folder, &mut |_, _| {}).unwrap();
+        let surveys = [survey(survivor), survey(one), survey(other)];
+        let judged = judge(&surveys[..1]).unwrap();
+        assert_eq!((judged.is_proved, judged.has_quorum, judged.unseen.len()), (false, false, 2));
+        assert!(judge(&surveys[..2]).unwrap().is_proved && judge(&surveys).unwrap().has_quorum);
+        assert_eq!(surveys[0].newest().voters.len(), 3);
+        cluster.members[survivor].options.push("--force-new-cluster".to_owned());
+        cluster.start_member(survivor);
+        let member = &cluster.members[survivor];
+        until("the survivor to serve", async || member.put("alone", "1").await.ok()).await;
+        let status = member.status().await.unwrap();
+        let header = status.header.unwrap();
+        assert_eq!((header.cluster_id, header.member_id), (before.cluster_id, before.member_id));
+        assert!(header.raft_term > before.raft_term && header.revision > put);
+        assert_eq!(member.get("acknowledged", false).await.unwrap().as_deref(), Some("1"));
+        let members = Cluster::list(member).await.unwrap();
+        let ids: Vec<u64> = members.iter().map(|member| member.id).collect();
+        assert_eq!(ids, [before.member_id]);
+        // The same again changes nothing, and neither does a start without the flag.
+        for options in [&cluster.members[survivor].options.clone(), &plain] {
+            cluster.members[survivor].end(Signal::KILL);
+            cluster.members[survivor].options.clone_from(options);
+            cluster.start_member(survivor);
+            until("the survivor again", async || cluster.members[survivor].put("alone", "2").await.ok())
+                .await;
+        }
+        for returning in [one, other] {
+            cluster.start_member(returning);
+            assert_eq!(cluster.members[returning].exit_code().await, Some(0));
+            assert!(cluster.members[returning].has_said("was removed from its cluster"));
+        }
+        // It grows again.
+        let fresh = cluster.new_member(&[]);
+        let url = cluster.members[fresh].peer_url();
+        Cluster::add(&cluster.members[survivor], url, false).await.unwrap();
+        cluster.forget(one);
+        cluster.forget(other);
+        cluster.name(fresh);
+        cluster.join(fresh);
+        until("the new member", async || cluster.members[fresh].put("grown", "1").await.ok()).await;
         cluster.agree().await;
     });
 }

@@ -7,14 +7,14 @@
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
 //! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
 //!
-//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify`, `salvage` and `backup`, which
+//! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify`, `salvage`, `backup` and `recover`, which
 //! do nothing else and speak to none.
 //!
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
 //! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`, `salvage`,
-//! `backup`.
+//! `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod json;
@@ -23,7 +23,7 @@ pub(crate) mod printer;
 pub(crate) mod quote;
 pub(crate) mod table;
 
-use crate::{backup, bench, endpoint, inspect, kv, lease, salvage, verify, watch};
+use crate::{backup, bench, endpoint, inspect, kv, lease, recover, salvage, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -67,6 +67,8 @@ enum Command {
     Salvage(salvage::SalvageCommand),
     /// Back up a data directory that is not in use, verify and restore backups; speaks to no server
     Backup(backup::BackupCommand),
+    /// Which member to go on with after a quorum is lost for good; reads files, speaks to no server
+    Recover(recover::RecoverCommand),
     /// Put load on a server and measure it
     Bench(bench::BenchCommand),
 }
@@ -99,6 +101,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Command::Verify(command) => return verify::run(&command, &options),
         Command::Salvage(command) => return salvage::run(&command, &options),
         Command::Backup(command) => return backup::run(command, &options),
+        Command::Recover(command) => return recover::run(&command, &options),
         _ => {}
     }
     let printer = options.printer()?;
@@ -121,7 +124,8 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             | Command::Inspect(_)
             | Command::Verify(_)
             | Command::Salvage(_)
-            | Command::Backup(_) => {
+            | Command::Backup(_)
+            | Command::Recover(_) => {
                 unreachable!("handled above")
             }
         }

@@ -3,7 +3,7 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
-//! `inspect`, `verify`, `salvage` and `backup` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
+//! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
 mod backup;
@@ -14,6 +14,7 @@ mod inspect;
 mod kv;
 mod lease;
 mod progress;
+mod recover;
 mod salvage;
 pub mod tidy;
 mod verify;

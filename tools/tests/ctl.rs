@@ -78,3 +78,44 @@ fn commands_print_what_etcdctl_prints() {
         assert_eq!(said, (Some(*exit), (*stdout).to_owned(), (*stderr).to_owned()), "{arguments:?}");
     }
 }
+
+/// A member that was never more than one is its own quorum; two clusters do not mix, and what is no survey is refused.
+#[test]
+fn a_directory_is_surveyed_and_judged() {
+    let (endpoint, directory) = start();
+    assert_eq!(sternctl(&endpoint, &["put", "foo", "bar"]).status.code(), Some(0));
+    let data = directory.path().join("data");
+    let data = data.to_str().unwrap();
+    let survey = sternctl(&endpoint, &["recover", "survey", "--data-dir", data, "-w", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&survey.stdout).unwrap();
+    assert_eq!(json["survey"]["member_id"], "8e9e05c52164694d", "{json}");
+    assert_eq!(json["configurations"][0]["voters"], "8e9e05c52164694d");
+    assert!(json["survey"]["last_index"].as_u64() >= Some(2), "{json}");
+    let file = directory.path().join("m1.json");
+    std::fs::write(&file, &survey.stdout).unwrap();
+    let file = file.to_str().unwrap();
+    let chosen = sternctl(&endpoint, &["recover", "choose", file]);
+    let said = String::from_utf8_lossy(&chosen.stdout);
+    assert_eq!(chosen.status.code(), Some(0), "{said}");
+    assert!(
+        said.contains("has every write that was acknowledged") && said.contains("are a quorum"),
+        "{said}"
+    );
+    let three = String::from_utf8_lossy(&survey.stdout)
+        .replace("\"voters\":\"8e9e05c52164694d\"", "\"voters\":\"1,2,8e9e05c52164694d\"");
+    std::fs::write(file, three).unwrap();
+    let complaint = |arguments: &[&str]| {
+        let output = sternctl(&endpoint, arguments);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(complaint(&["recover", "choose", file]).contains("acknowledged writes may be lost"));
+    let chosen = sternctl(&endpoint, &["recover", "choose", "--accept-loss", file]);
+    let said = String::from_utf8_lossy(&chosen.stdout);
+    assert!(chosen.status.success() && said.contains("Start it once with --force-new-cluster"), "{said}");
+    assert!(complaint(&["recover", "choose", file, data]).contains("was given twice"));
+    std::fs::write(file, "{}").unwrap();
+    assert!(complaint(&["recover", "choose", file]).contains("it is no survey"));
+    assert!(complaint(&["recover", "choose", "/nowhere/at/all"]).contains("No such file"));
+    assert!(complaint(&["recover", "survey", "--data-dir", "/nowhere"]).contains("/nowhere"));
+}

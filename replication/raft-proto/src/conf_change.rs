@@ -103,6 +103,11 @@ pub fn decode_conf_change(entry: &Entry) -> Option<ConfChangeV2> {
     }
 }
 
+/// Data of an entry that makes a change: of the type `EntryConfChangeV2`.
+pub fn encode_conf_change(change: &ConfChangeV2) -> Vec<u8> {
+    prost::Message::encode_to_vec(change)
+}
+
 impl ConfChangeV2 {
     /// Whether applying it needs a joint configuration, and if so whether that is left by itself.
     pub fn enter_joint(&self) -> Option<bool> {

@@ -14,7 +14,8 @@ pub mod eraftpb;
 mod message;
 
 pub use conf_change::{
-    ConfChangeI, decode_conf_change, new_conf_change_single, parse_conf_change, stringify_conf_change,
+    ConfChangeI, decode_conf_change, encode_conf_change, new_conf_change_single, parse_conf_change,
+    stringify_conf_change,
 };
 pub use conf_state::conf_state_eq;
 

@@ -12,6 +12,7 @@ use super::apply::put_configuration;
 use super::apply::{Applier, ApplyQueue};
 use super::barrier::Slot;
 use super::core::{Core, CoreOptions, CoreStart, CoreStatus};
+use super::force::{self, ChangeCommand};
 use super::frame::{Body, Frame, Lane};
 use super::inbox::{ArrivedChange, Inbox, Questions, Reader};
 use super::input::{Proposal, Role};
@@ -78,6 +79,13 @@ pub enum RaftEvent {
     },
     /// This member takes no part any more.
     Quarantined(String),
+    /// As it was told to, this member has removed all others and goes on alone.
+    ForcedAlone {
+        /// Who was removed, in order.
+        removed: Vec<u64>,
+        /// Entries of its log that were not known to be committed, and are now.
+        uncommitted_count: u64,
+    },
     /// The log's files could not be read for a follower.
     LogUnreadable {
         /// From this entry on.
@@ -101,6 +109,8 @@ pub struct RaftOptions {
     pub progress: Box<dyn FnMut(OpenProgress<'_>) + Send>,
     /// Hears of checkpoints, on the thread that applies; must not block.
     pub on_checkpoint: Option<OnCheckpoint>,
+    /// Given, all other members are removed, with these commands: the last resort when a quorum is lost (`replication/docs/raft.md`).
+    pub force_alone: Option<ChangeCommand>,
     /// The rest.
     pub group: GroupOptions,
 }
@@ -170,7 +180,8 @@ fn take_over<M: StateMachine>(
         tail: Vec::new(),
     };
     let (positions, lsns) = Default::default();
-    let member = OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis };
+    let forced = None;
+    let member = OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis, forced };
     assemble(member, options, Some(woken))
 }
 
@@ -492,12 +503,16 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
     let decision = state::install(&transfers, &options.directory, &log_options, &identity)?;
     let is_installed = decision.is_some();
     let prepared = PreparedLog::in_place(&place, &log_options, &identity)?;
-    let member = open(prepared, &options.checkpoint, &mut *progress, &options.genesis, decision, machine)?;
+    let (genesis, force) = (&options.genesis, options.force_alone);
+    let member = open(prepared, &options.checkpoint, &mut *progress, genesis, decision, force, machine)?;
     if is_installed {
         state::finish(&transfers)?;
     }
     mark_as_group(&options.directory)?;
     let mut member = member;
+    if let Some(force::Forced { removed, uncommitted_count, .. }) = member.forced.take() {
+        (options.group.on_event)(RaftEvent::ForcedAlone { removed, uncommitted_count });
+    }
     if let Some(on_checkpoint) = options.on_checkpoint {
         member.checkpointer.set_on_event(on_checkpoint);
     }
@@ -530,8 +545,9 @@ fn assemble<M: StateMachine>(
     options: GroupOptions,
     woken: Option<Arc<OnceLock<Waker>>>,
 ) -> Result<Prepared> {
-    let OpenedMember { mut log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis } =
-        member;
+    let OpenedMember {
+        mut log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis, ..
+    } = member;
     let boot = boot_nonce();
     let core_options = CoreOptions {
         member: opened.member_id,

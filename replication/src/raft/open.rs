@@ -1,18 +1,19 @@
 //! Opening a member's directory: checkpoint, log, genesis.
 use super::apply::{apply_entry, put_configuration};
 use super::core::{CoreStart, sorted};
+use super::force::{self, ChangeCommand, Forced};
 use super::positions::Positions;
 use super::replay::Replay;
 use super::state::Decision;
 use crate::entry_format::{
     FEATURE_LEVEL, GENESIS_INDEX, GENESIS_TERM, decode_change, decode_entry, decode_genesis,
-    decode_hard_state, encode_genesis, encode_hard_state,
+    decode_hard_state, encode_change, encode_genesis, encode_hard_state,
 };
 use crate::replicator::Genesis;
 use crate::solo::{GROUP, Opened};
 use crate::state_machine::StateMachine;
 use bytes::Bytes;
-use raft::eraftpb::{ConfState, Entry, EntryType};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState};
 use std::collections::VecDeque;
 use sternpost_engine::base::ids::Lsn;
 use sternpost_engine::checkpoint::{CheckpointOptions, Checkpointer};
@@ -32,6 +33,8 @@ pub(super) struct OpenedMember<M> {
     pub(super) opened: Opened,
     /// As the directory has it.
     pub(super) genesis: Genesis,
+    /// What was done to make it the only member.
+    pub(super) forced: Option<Forced>,
 }
 
 /// What the log has said so far.
@@ -53,6 +56,7 @@ pub(super) fn open<M: StateMachine>(
     progress: &mut dyn FnMut(OpenProgress<'_>),
     genesis: &Genesis,
     decision: Option<Decision>,
+    force: Option<ChangeCommand>,
     mut machine: M,
 ) -> Result<OpenedMember<M>> {
     let mut checkpointer = prepared.checkpointer(options)?;
@@ -87,7 +91,7 @@ pub(super) fn open<M: StateMachine>(
     };
     let (mut log, recovery, created) =
         prepared.recover_ahead(priors, &mut announce, &mut |record| reading.visit(record), progress)?;
-    let Reading { mut replay, genesis: found, mut configuration, positions, lsns, .. } = reading;
+    let Reading { mut replay, genesis: found, mut configuration, mut positions, mut lsns, .. } = reading;
     let superblock = log.identity();
     let genesis = match (found, decision) {
         (Some(found), _) => found,
@@ -129,6 +133,29 @@ pub(super) fn open<M: StateMachine>(
             genesis
         }
     };
+    let mut forced = None;
+    if let Some(mut command) = force {
+        let member = superblock.member_id;
+        forced = force::plan(member, &replay, &configuration, &mut command).map_err(Error::Refused)?;
+    }
+    if let Some(forced) = &forced {
+        for (entry, lsn) in write_forced(&mut log, forced)? {
+            positions.note(entry.index, lsn);
+            note_lsn(&mut lsns, entry.index, lsn);
+            replay.entry(entry).map_err(refused)?;
+        }
+        let HardState { term, vote, commit } = forced.hard_state;
+        replay.hard_state(term, vote, commit).map_err(refused)?;
+        while let Some(entry) = replay.take_committed() {
+            let lsn = take_lsn(&mut lsns, entry.index);
+            apply_entry(&mut machine, &mut checkpointer, &mut configuration, &entry, lsn, true);
+        }
+        if configuration.voters != [superblock.member_id] || !configuration.learners.is_empty() {
+            return Err(Error::Refused(format!(
+                "this member was to be the only one, and the members are {configuration:?}"
+            )));
+        }
+    }
     machine.flush();
     let start = replay.finish(configuration).map_err(refused)?;
     let opened = Opened {
@@ -139,7 +166,7 @@ pub(super) fn open<M: StateMachine>(
         recovery,
         sync_method: log.sync_method(),
     };
-    Ok(OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis })
+    Ok(OpenedMember { log, machine, checkpointer, positions, lsns, start, opened, genesis, forced })
 }
 
 /// The configuration of the checkpoint; empty if there is none.
@@ -270,6 +297,33 @@ fn write_begin(
     log.append(mark, &encode_genesis(genesis), Reserve::Privileged)?;
     let hard_state = RecordMeta { kind: RecordKind::HardState, term: hard_term, ..mark };
     let lsn = log.append(hard_state, &encode_hard_state(vote), Reserve::Privileged)?;
+    wait_durable(log, lsn)
+}
+
+/// What makes a member the only one, durably and as one group. Returns the entries with their places.
+fn write_forced(log: &mut Log, forced: &Forced) -> Result<Vec<(Entry, Lsn)>> {
+    let HardState { term, vote, commit } = forced.hard_state;
+    let hard_state =
+        RecordMeta { kind: RecordKind::HardState, entry_type: 0, group: GROUP, term, index: commit };
+    let mut last = log.append(hard_state, &encode_hard_state(vote), Reserve::Privileged)?;
+    let mut placed = Vec::new();
+    for entry in &forced.entries {
+        let meta = RecordMeta {
+            kind: RecordKind::RaftEntry,
+            entry_type: entry.entry_type as u8,
+            group: GROUP,
+            term: entry.term,
+            index: entry.index,
+        };
+        last = log.append(meta, &encode_change(&entry.data, &entry.context), Reserve::Privileged)?;
+        placed.push((entry.clone(), last));
+    }
+    wait_durable(log, last)?;
+    Ok(placed)
+}
+
+/// Writes what was appended and waits until the record at `lsn` is durable.
+fn wait_durable(log: &mut Log, lsn: Lsn) -> Result<()> {
     while log.durable_lsn() <= lsn {
         log.submit();
         log.wait(1_000_000);

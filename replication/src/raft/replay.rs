@@ -152,6 +152,21 @@ impl Replay {
         self.last.0
     }
 
+    /// Index and term of the last entry; of the checkpoint, if there is none.
+    pub fn last(&self) -> (u64, u64) {
+        self.last
+    }
+
+    /// The newest term: of an entry, or that this member has heard of.
+    pub fn term(&self) -> u64 {
+        self.last.1.max(self.hard_state.term)
+    }
+
+    /// Entries that are not known to be committed, in order.
+    pub fn tail(&self) -> impl Iterator<Item = &Entry> {
+        self.tail.iter()
+    }
+
     /// Everything was read and applied as far as it is committed.
     pub fn finish(self, configuration: ConfState) -> Result<CoreStart, ReplayError> {
         let Some(base) = self.base else {

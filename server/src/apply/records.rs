@@ -153,6 +153,11 @@ pub fn is_removed(store: &Store, id: u64) -> bool {
     store.system_get(&key(REMOVED_PREFIX, &[&id.to_be_bytes()])).is_some()
 }
 
+/// True if any member was removed.
+pub fn has_removed(store: &Store) -> bool {
+    !store.system_scan(REMOVED_PREFIX).is_empty()
+}
+
 fn member_of(key: &[u8], record: &[u8]) -> Member {
     Member::decode(body(key, record).rest())
         .unwrap_or_else(|error| panic!("A3: member record {key:?}: {error}"))

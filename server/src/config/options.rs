@@ -332,9 +332,8 @@ pub static OPTIONS: &[OptionSpec] = &[
         "force-new-cluster",
         Kind::Flag,
         "false",
-        "Start as the only member on existing data.",
-    )
-    .warned("not served yet"),
+        "Remove all other members at the start and go on alone: the last resort when a quorum is lost for good.",
+    ),
     option(Clustering, "discovery-token", Kind::Text, "", "Discovery token.").refused(NO_DISCOVERY),
     option(Clustering, "discovery-endpoints", Kind::List, "", "Endpoints of the discovery service.")
         .refused(NO_DISCOVERY),

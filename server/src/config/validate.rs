@@ -68,6 +68,8 @@ pub struct Config {
     pub initial_cluster_existing: bool,
     /// Refuse changes of the membership that would lose the quorum.
     pub strict_reconfig_check: bool,
+    /// An existing member removes all others and goes on alone.
+    pub force_new_cluster: bool,
     /// Most learners.
     pub learners_max: usize,
     /// Quota in bytes; none when it is switched off.
@@ -424,6 +426,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         initial_cluster_token: settings.text("initial-cluster-token").to_string(),
         initial_cluster_existing: settings.text("initial-cluster-state") == "existing",
         strict_reconfig_check: settings.flag("strict-reconfig-check"),
+        force_new_cluster: settings.flag("force-new-cluster"),
         learners_max: usize::try_from(settings.int("max-learners")).unwrap_or(0),
         quota_bytes,
         txn_ops_max: size(settings.uint("max-txn-ops")),

@@ -54,6 +54,12 @@ impl Printer {
         Ok(())
     }
 
+    /// What was collected.
+    #[cfg(test)]
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.out).into_owned()
+    }
+
     pub(crate) fn line(&mut self, line: impl Display) {
         self.out.extend_from_slice(line.to_string().as_bytes());
         self.out.push(b'\n');
