@@ -303,13 +303,22 @@ impl Log {
         self.give_back();
     }
 
+    /// Gives back what is only retained for others, once: for a device without room. What recovery needs or a [`LogHold`] holds stays.
+    pub fn yield_retained(&mut self) {
+        self.give_back_retaining(0);
+    }
+
     /// Removes files that are kept for a burst of writing: to be called when there is none. See [`Wal::trim`].
     pub fn trim(&mut self) {
         self.wal.trim();
     }
 
     fn give_back(&mut self) {
-        let retained = Lsn(self.wal.durable_lsn().0.saturating_sub(self.retain_bytes));
+        self.give_back_retaining(self.retain_bytes);
+    }
+
+    fn give_back_retaining(&mut self, bytes: u64) {
+        let retained = Lsn(self.wal.durable_lsn().0.saturating_sub(bytes));
         let lsn = self.replay_lsn.min(retained);
         let lsn = self.holds.lowest().map_or(lsn, |held| held.min(lsn));
         self.wal.set_replay_lsn(lsn);

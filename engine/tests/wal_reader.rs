@@ -123,6 +123,25 @@ fn what_is_retained_stays_over_a_restart_and_the_rest_goes() {
 }
 
 #[test]
+fn what_is_retained_is_given_back_once_when_there_is_no_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(directory.path(), 4 * SEGMENT_BYTES);
+    let placed = append(&mut log, 2..400);
+    log.set_replay_lsn(placed[placed.len() - 3].0);
+    assert!(log.durable_lsn().0 - log.begin_lsn().0 >= 4 * SEGMENT_BYTES);
+    log.yield_retained();
+    log.submit();
+    assert!(log.begin_lsn() <= placed[placed.len() - 3].0, "recovery needs it");
+    assert!(log.durable_lsn().0 - log.begin_lsn().0 < 2 * SEGMENT_BYTES);
+    // Later it is retained again.
+    let more = append(&mut log, 400..800);
+    log.set_replay_lsn(more[more.len() - 3].0);
+    log.submit();
+    assert!(log.durable_lsn().0 - log.begin_lsn().0 >= 4 * SEGMENT_BYTES);
+    log.close().unwrap();
+}
+
+#[test]
 fn damage_in_what_is_only_kept_for_others_stops_no_start() {
     let directory = tempfile::tempdir().unwrap();
     let (mut log, _) = open(directory.path(), 4 * SEGMENT_BYTES);

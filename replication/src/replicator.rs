@@ -99,6 +99,8 @@ pub struct ReplicatorStatus {
     pub leader_changes_count: u64,
     /// Why this member takes no part in its group, if so.
     pub quarantine: Option<String>,
+    /// Why nothing more can be written to the log, while that lasts.
+    pub full: Option<String>,
 }
 
 /// How far another member is, as the leader sees it.

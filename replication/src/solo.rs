@@ -160,6 +160,8 @@ struct Shared {
     write_age: OnceLock<WriteAge>,
     /// Newest statistics of the log, refreshed by the thread when somebody asks.
     stats: Mutex<Option<(WalStats, CheckpointStats)>>,
+    /// Why nothing more can be written, while that lasts.
+    full: Mutex<Option<String>>,
 }
 
 #[derive(Default)]
@@ -175,6 +177,10 @@ struct Queue {
 }
 
 impl Shared {
+    fn set_full(&self, full: Option<String>) {
+        *self.full.lock().unwrap_or_else(PoisonError::into_inner) = full;
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // The queue is plain data: a panic elsewhere leaves it usable.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -354,6 +360,7 @@ impl Replicator for Solo {
             proved_term: Some(GENESIS_TERM),
             leader_changes_count: 1,
             quarantine: None,
+            full: self.shared.full.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 
@@ -408,6 +415,8 @@ struct SoloCore<M> {
     member_id: u64,
     /// True after the machine was told that the log failed.
     failed: bool,
+    /// The last ordinary entry was refused for want of room.
+    is_full: bool,
     genesis: Genesis,
 }
 
@@ -463,6 +472,7 @@ impl<M: StateMachine> SoloCore<M> {
             body: Vec::new(),
             member_id: superblock.member_id,
             failed: false,
+            is_full: false,
             genesis: Genesis {
                 cluster_id: superblock.cluster_id,
                 member_id: superblock.member_id,
@@ -598,7 +608,8 @@ impl<M: StateMachine> SoloCore<M> {
         };
         if let Some(error) = refusal {
             // Nothing more can be held: the proposers hear why.
-            self.refuse(commands, &error);
+            let commands: Vec<_> = commands.into_iter().map(|(_, command)| command).collect();
+            self.refuse(&commands, error);
             return closing;
         }
         let mut entry = Vec::new();
@@ -620,16 +631,19 @@ impl<M: StateMachine> SoloCore<M> {
         closing
     }
 
-    fn refuse(&mut self, commands: VecDeque<(Class, Vec<u8>)>, error: &Error) {
+    fn refuse(&mut self, commands: &[Vec<u8>], error: Error) {
         let rejection = match error {
-            Error::NoSpace(_) => Rejection::NoSpace,
+            Error::NoSpace(_) => {
+                self.is_full = true;
+                self.shared.set_full(Some(error.to_string()));
+                Rejection::NoSpace
+            }
             other => Rejection::Stopped(other.to_string()),
         };
-        let commands: Vec<_> = commands.into_iter().map(|(_, command)| command).collect();
-        for command in &commands {
+        for command in commands {
             self.machine.rejected(command, &rejection);
         }
-        self.shared.release(&commands);
+        self.shared.release(commands);
     }
 
     fn append_entry(&mut self, commands: Vec<Vec<u8>>, class: Class) {
@@ -655,17 +669,12 @@ impl<M: StateMachine> SoloCore<M> {
             Ok(lsn) => {
                 self.next_index += 1;
                 self.unapplied.push_back(Unapplied { lsn, index, commands });
-            }
-            Err(error) => {
-                let rejection = match error {
-                    Error::NoSpace(_) => Rejection::NoSpace,
-                    other => Rejection::Stopped(other.to_string()),
-                };
-                for command in &commands {
-                    self.machine.rejected(command, &rejection);
+                // What may be written when the device is full says nothing about room.
+                if class == Class::Ordinary && std::mem::take(&mut self.is_full) {
+                    self.shared.set_full(None);
                 }
-                self.shared.release(&commands);
             }
+            Err(error) => self.refuse(&commands, error),
         }
     }
 

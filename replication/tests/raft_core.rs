@@ -913,7 +913,12 @@ fn a_follower_whose_disk_hangs_gives_its_clients_up_and_a_leader_does_not() {
 fn a_disk_without_room_refuses_what_clients_add_and_takes_the_rest() {
     let mut bench = Bench::new(&[1, 2, 3]);
     bench.elect(1);
-    bench.input(1, Input::Room { is_left: false });
+    // Nobody else is better off, and everybody says so in what he sends next.
+    for member in [2, 3, 1] {
+        bench.input(member, Input::Room { is_left: false });
+        bench.ticks(1, 4);
+    }
+    assert!(bench.core(1).status().role.is_leader());
     bench.take();
     bench.propose(1, 100);
     assert_eq!(bench.take(), [Output::Rejected { ids: vec![100], why: Refusal::NoSpace }]);
@@ -923,4 +928,28 @@ fn a_disk_without_room_refuses_what_clients_add_and_takes_the_rest() {
     let command = Bytes::from(7_u64.to_le_bytes().to_vec());
     bench.input(3, Input::Propose(vec![Proposal { id: 7, is_privileged: true, only_term: None, command }]));
     assert!(is_applied(&bench.take(), 7));
+}
+
+/// A full disk is as good a reason to hand over as one that hangs, and what clients write meanwhile is not refused: the next leader takes it.
+#[test]
+fn r20_a_leader_without_room_hands_over_with_what_it_was_given() {
+    let mut bench = Bench::new(&[1, 2, 3]);
+    bench.elect(1);
+    bench.ticks(1, 4);
+    bench.input(1, Input::Room { is_left: false });
+    bench.take();
+    bench.propose(1, 100);
+    bench.propose(3, 300);
+    assert_eq!(bench.take(), [], "neither taken nor refused");
+    // A full follower's clients are served: the leader has room.
+    bench.ticks(1, 1);
+    let leader = bench.core(1).status().role.leader;
+    assert!([2, 3].contains(&leader), "R20");
+    (0..10).for_each(|_| [1, 2, 3].into_iter().for_each(|member| bench.ticks(member, 1)));
+    let told = bench.take();
+    assert!(is_applied(&told, 100) && is_applied(&told, 300), "{told:?}");
+    bench.propose(1, 101);
+    (0..10).for_each(|_| [1, 2, 3].into_iter().for_each(|member| bench.ticks(member, 1)));
+    assert!(is_applied(&bench.take(), 101));
+    assert!(!bench.core(1).status().role.is_leader(), "it does not come back while it is full");
 }

@@ -159,6 +159,13 @@ fn log_event(event: RaftEvent) {
             // Not an orderly end, which would wait for the disk.
             std::process::abort();
         }
+        RaftEvent::Full(Some(why)) => {
+            tracing::error!(
+                why,
+                "the log cannot grow: this member acknowledges nothing more and leads no more until there is room again; free or add some"
+            );
+        }
+        RaftEvent::Full(None) => tracing::info!("there is room for the log again"),
         RaftEvent::Quarantined(why) => {
             tracing::error!(why, "this member takes no part in its cluster any more");
         }

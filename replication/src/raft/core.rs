@@ -450,33 +450,20 @@ impl Core {
             self.give_up_for_others(out);
         }
         let is_slow = self.is_disk_slow();
-        if self.role.is_leader() && is_slow {
-            let target = {
-                let progress = |id: u64| self.node.raft.prs().get(id).map_or(0, |progress| progress.matched);
-                let healthy_ms = u32::try_from(self.options.stall_us / 2_000).unwrap_or(u32::MAX);
-                let is_healthy = |id: u64| {
-                    self.peers.get(&id).is_some_and(|peer| {
-                        peer.disk_ms <= healthy_ms
-                            && self.tick - peer.heard_tick <= self.options.election_ticks as u64
-                    })
-                };
-                let others =
-                    self.configuration.voters.iter().copied().filter(|id| *id != self.options.member);
-                let healthy: Vec<_> =
-                    others.filter(|id| is_healthy(*id)).map(|id| (progress(id), id)).collect();
-                let second_us = 1_000_000 / self.options.tick_us.max(1);
-                self.watchdog.target(
-                    self.tick,
-                    &healthy,
-                    self.configuration.voters.len(),
-                    self.options.election_ticks as u64,
-                    second_us,
-                )
-            };
+        let should_not_lead = is_slow || !self.has_room;
+        if self.role.is_leader() && should_not_lead {
+            let second_us = 1_000_000 / self.options.tick_us.max(1);
+            let target = self.watchdog.target(
+                self.tick,
+                &self.healthy_others(),
+                self.configuration.voters.len(),
+                self.options.election_ticks as u64,
+                second_us,
+            );
             if let Some(target) = target {
                 self.transfer(target, out);
             }
-        } else if !is_slow {
+        } else if !should_not_lead {
             self.watchdog.recovered();
         }
         // A follower whose disk hangs cannot make its vote durable: it does not campaign. Rule 15: neither does a lone voter
@@ -516,6 +503,28 @@ impl Core {
         self.write_age_us >= self.options.stall_us
     }
 
+    /// (last index known to be there, id) of the other voters whose disks are well, as far as was heard lately.
+    fn healthy_others(&self) -> Vec<(u64, u64)> {
+        let progress = |id: u64| self.node.raft.prs().get(id).map_or(0, |progress| progress.matched);
+        let healthy_ms = u32::try_from(self.options.stall_us / 2_000).unwrap_or(u32::MAX);
+        let is_healthy = |id: u64| {
+            self.peers.get(&id).is_some_and(|peer| {
+                peer.disk_ms <= healthy_ms
+                    && self.tick - peer.heard_tick <= self.options.election_ticks as u64
+            })
+        };
+        let others = self.configuration.voters.iter().copied().filter(|id| *id != self.options.member);
+        others.filter(|id| is_healthy(*id)).map(|id| (progress(id), id)).collect()
+    }
+
+    /// What clients write has room here, or will have where leadership goes: a leader with a full disk hands over (R20), and what it was given goes with
+    /// that. Only where nobody is better off it is refused.
+    fn takes_ordinary(&self) -> bool {
+        self.has_room
+            || !self.role.is_leader()
+            || self.healthy_others().len() > self.configuration.voters.len() / 2
+    }
+
     /// So long nothing is said twice.
     fn again_ticks(&self) -> u64 {
         2 * self.options.heartbeat_ticks as u64
@@ -524,7 +533,10 @@ impl Core {
     // ---- frames
 
     fn send(&self, to: u64, body: Body, out: &mut Vec<Output>) {
-        let disk_ms = u32::try_from(self.write_age_us / 1000).unwrap_or(u32::MAX);
+        // One without room is as little of a help as one that hangs.
+        let trouble_us =
+            if self.has_room { self.write_age_us } else { self.write_age_us.max(self.options.stall_us) };
+        let disk_ms = u32::try_from(trouble_us / 1000).unwrap_or(u32::MAX);
         out.push(Output::Send(Frame { from: self.options.member, to, disk_ms, body }));
     }
 
@@ -619,8 +631,9 @@ impl Core {
             || planted.has(PlantedBug::TakeForwardsTwice)
             || planted.has(PlantedBug::TakeStaleForwards);
         // What cannot be taken now is not confirmed, and comes again.
-        if is_next && self.node.raft.lead_transferee.is_none() {
-            let has_room = self.has_room;
+        let has_room = self.has_room;
+        let is_soon_elsewhere = !has_room && self.takes_ordinary();
+        if is_next && self.node.raft.lead_transferee.is_none() && !is_soon_elsewhere {
             let (taken, refused): (Vec<_>, Vec<_>) =
                 proposals.into_iter().partition(|proposal| has_room || proposal.is_privileged);
             if taken.is_empty() || self.append(&taken) {
@@ -730,6 +743,9 @@ impl Core {
             && self.proposals.has_waiting()
         {
             if !self.has_room {
+                if self.takes_ordinary() {
+                    break;
+                }
                 let refused = self.proposals.take_ordinary();
                 reject(refused, Refusal::NoSpace, out);
             }

@@ -26,10 +26,10 @@ use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, PoisonError};
-use sternpost_engine::Result;
 use sternpost_engine::base::ids::Lsn;
 use sternpost_engine::log::Log;
 use sternpost_engine::wal::{LogReader, RecordKind, RecordMeta, Reserve};
+use sternpost_engine::{Error, Result};
 
 /// Entries to be read from the log's files.
 pub(super) struct LoadJob {
@@ -37,6 +37,15 @@ pub(super) struct LoadJob {
     high: u64,
     from: Lsn,
     end: Lsn,
+}
+
+/// A write of the core, as far as the log has not taken it.
+pub(super) struct Unwritten {
+    number: u64,
+    hard_state: Option<HardState>,
+    entries: VecDeque<Entry>,
+    /// Place of the last record that was taken.
+    last: Option<Lsn>,
 }
 
 /// A write that takes so long does not come back: the process is of no use any more, and in the way.
@@ -53,6 +62,11 @@ pub(super) struct LogThread {
     pub(super) positions: Positions,
     /// Places of entries that are not handed to the state machine yet.
     pub(super) lsns: VecDeque<(u64, Lsn)>,
+    /// Writes of the core that wait for room on the device, in order. While there are some, this is a disk that hangs: nothing is acknowledged, and
+    /// the core takes no more than [`super::core::UNAPPLIED_BYTES_MAX`] from a leader.
+    pub(super) unwritten: VecDeque<Unwritten>,
+    /// Since when there are some.
+    pub(super) unwritten_since_us: Option<u64>,
     /// Writes of the core that are not durable: number, place of the last record.
     pub(super) writes: VecDeque<(u64, Lsn)>,
     pub(super) outputs: Vec<Output>,
@@ -128,6 +142,7 @@ impl LogThread {
         }
         arrived.transfers.into_iter().for_each(|to| self.feed(Input::TransferLeader { to }));
         self.take_replay_position();
+        self.write();
         self.log.submit();
         let has_durable = self.tell_durable();
         self.publish();
@@ -152,16 +167,25 @@ impl LogThread {
         }
         let is_late = now_us - self.next_tick_us > 2 * self.tick_us;
         self.next_tick_us = if is_late { now_us } else { self.next_tick_us } + self.tick_us;
-        let has_room = self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary).is_ok();
-        if has_room != self.has_room {
-            self.has_room = has_room;
-            self.feed(Input::Room { is_left: has_room });
-        }
+        self.look_for_room();
         let write_age_us = self.shared.write_age_us();
         if write_age_us >= DISK_HANGS_US && !std::mem::replace(&mut self.is_hang_told, true) {
             self.shared.tell(RaftEvent::DiskHangs { seconds: write_age_us / 1_000_000 });
         }
-        self.feed(Input::Tick { write_age_us });
+        // A disk that is full is no reason to end: room comes back.
+        let waits_us = self.unwritten_since_us.map_or(0, |since_us| now_us - since_us);
+        self.feed(Input::Tick { write_age_us: write_age_us.max(waits_us) });
+    }
+
+    fn look_for_room(&mut self) {
+        let full =
+            self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary).err().map(|error| error.to_string());
+        let has_room = full.is_none();
+        if has_room != self.has_room {
+            self.has_room = has_room;
+            self.shared.set_full(full);
+            self.feed(Input::Room { is_left: has_room });
+        }
     }
 
     /// What the state machine has applied since it was told last.
@@ -188,12 +212,17 @@ impl LogThread {
         if replay > self.told_replay && Lsn(replay) <= self.log.durable_lsn() {
             self.told_replay = replay;
             self.log.set_replay_lsn(Lsn(replay));
-            let first = self.positions.forget_before(self.log.begin_lsn());
-            self.feed(Input::FilesBeginAt { first });
+            self.tell_begin();
         }
         if self.apply.has_rested.swap(false, Ordering::AcqRel) {
             self.log.trim();
         }
+    }
+
+    /// The log begins elsewhere.
+    fn tell_begin(&mut self) {
+        let first = self.positions.forget_before(self.log.begin_lsn());
+        self.feed(Input::FilesBeginAt { first });
     }
 
     fn tell_durable(&mut self) -> bool {
@@ -224,10 +253,13 @@ impl LogThread {
         match output {
             Output::Send(frame) => self.shared.send(&frame),
             Output::Persist { number, entries, hard_state } => {
-                if let Err(error) = self.persist(number, &entries, hard_state.as_ref()) {
-                    // What the library holds is not in the log: this member can promise nothing any more.
-                    self.failed.get_or_insert(error.to_string());
-                }
+                self.unwritten.push_back(Unwritten {
+                    number,
+                    hard_state,
+                    entries: entries.into(),
+                    last: None,
+                });
+                self.write();
             }
             Output::Apply(entries) => self.hand_over(entries),
             Output::ReadAt { tokens, .. } => {
@@ -269,9 +301,32 @@ impl LogThread {
         }
     }
 
-    fn persist(&mut self, number: u64, entries: &[Entry], hard_state: Option<&HardState>) -> Result<()> {
-        let mut last = None;
-        if let Some(HardState { term, vote, commit }) = hard_state {
+    /// Gives the log what the core wants written, as far as there is room.
+    fn write(&mut self) {
+        while self.failed.is_none()
+            && let Some(mut write) = self.unwritten.pop_front()
+        {
+            match self.append(&mut write) {
+                Ok(()) => {
+                    let last =
+                        write.last.unwrap_or_else(|| panic!("D2: write {} writes nothing", write.number));
+                    self.writes.push_back((write.number, last));
+                }
+                Err(Error::NoSpace(_)) => {
+                    self.unwritten.push_front(write);
+                    self.unwritten_since_us.get_or_insert(self.log.now_us());
+                    return;
+                }
+                // What the library holds is not in the log: this member can promise nothing any more.
+                Err(error) => self.failed = Some(error.to_string()),
+            }
+        }
+        self.unwritten_since_us = None;
+    }
+
+    /// Appends what is left of a write; what was taken is no part of it any more.
+    fn append(&mut self, write: &mut Unwritten) -> Result<()> {
+        if let Some(HardState { term, vote, commit }) = &write.hard_state {
             let meta = RecordMeta {
                 kind: RecordKind::HardState,
                 entry_type: 0,
@@ -279,13 +334,14 @@ impl LogThread {
                 term: *term,
                 index: *commit,
             };
-            last = Some(self.log.append(meta, &encode_hard_state(*vote), Reserve::Privileged)?);
+            write.last = Some(self.log.append(meta, &encode_hard_state(*vote), Reserve::Privileged)?);
+            write.hard_state = None;
         }
-        if !entries.is_empty() {
+        if !write.entries.is_empty() {
             let notes = self.apply.notes.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.log.append_notes(GROUP, notes);
         }
-        for entry in entries {
+        while let Some(entry) = write.entries.front() {
             let meta = RecordMeta {
                 kind: RecordKind::RaftEntry,
                 entry_type: entry.entry_type as u8,
@@ -302,10 +358,9 @@ impl LogThread {
             };
             self.positions.note(entry.index, lsn);
             note_lsn(&mut self.lsns, entry.index, lsn);
-            last = Some(lsn);
+            write.last = Some(lsn);
+            write.entries.pop_front();
         }
-        let last = last.unwrap_or_else(|| panic!("D2: write {number} writes nothing"));
-        self.writes.push_back((number, last));
         Ok(())
     }
 

@@ -77,6 +77,8 @@ pub enum RaftEvent {
         /// For so long.
         seconds: u64,
     },
+    /// The device has no room for more of the log: why, or none if it has again.
+    Full(Option<String>),
     /// This member takes no part any more.
     Quarantined(String),
     /// As it was told to, this member has removed all others and goes on alone.
@@ -273,6 +275,8 @@ pub(super) struct Shared {
     leader_changes_count: AtomicU64,
     write_age: OnceLock<WriteAge>,
     pub(super) stats: Mutex<Stats>,
+    /// Why the log has no room, while it has none.
+    full: Mutex<Option<String>>,
     apply_thread: Mutex<Option<JoinHandle<()>>>,
     asked: Asked,
     on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
@@ -312,6 +316,12 @@ impl Shared {
 
     pub(super) fn tell(&self, event: RaftEvent) {
         (self.on_event)(event);
+    }
+
+    /// Why the log has no room, or none if it has.
+    pub(super) fn set_full(&self, full: Option<String>) {
+        self.full.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&full);
+        self.tell(RaftEvent::Full(full));
     }
 
     pub(super) fn write_age_us(&self) -> u64 {
@@ -582,6 +592,7 @@ fn assemble<M: StateMachine>(
         leader_changes_count: AtomicU64::new(0),
         write_age: OnceLock::new(),
         stats: Mutex::default(),
+        full: Mutex::default(),
         apply_thread: Mutex::default(),
         asked: Asked { member: opened.member_id, boot, answerer: OnceLock::new(), waiting: Mutex::default() },
         on_event: options.on_event,
@@ -632,6 +643,8 @@ fn assemble<M: StateMachine>(
         apply,
         positions,
         lsns,
+        unwritten: VecDeque::new(),
+        unwritten_since_us: None,
         writes: VecDeque::new(),
         outputs: Vec::new(),
         readers: BTreeMap::new(),
@@ -743,6 +756,7 @@ impl Replicator for Raft {
             proved_term: status.proved_term,
             leader_changes_count: self.shared.leader_changes_count.load(Ordering::Relaxed),
             quarantine: status.quarantine.map(|quarantine| quarantine.to_string()),
+            full: self.shared.full.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 

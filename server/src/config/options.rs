@@ -586,7 +586,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "wal-retain-bytes",
         Kind::Uint,
         "134217728",
-        "Bytes of the log kept for members that are away; one that misses more fetches the whole state.",
+        "Bytes of the log kept for members that are away, unless the device is full; one that misses more fetches the whole state.",
     ),
     option(
         Sternpost,

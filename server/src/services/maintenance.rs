@@ -53,6 +53,7 @@ impl Maintenance for MaintenanceService {
             errors.push(ApiError::NoLeader.to_string());
         }
         errors.extend(replicator.quarantine.clone());
+        errors.extend(replicator.full.clone());
         errors.extend(view.alarms().iter().map(alarm_text));
         let size_bytes = view.size_bytes();
         Ok(Response::new(StatusResponse {

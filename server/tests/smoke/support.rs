@@ -90,6 +90,7 @@ impl Replicator for Immediate {
             proved_term: Some(1),
             leader_changes_count: 1,
             quarantine: None,
+            full: None,
         }
     }
 
