@@ -6,105 +6,10 @@ mod support;
 
 use rustix::process::Signal;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use sternpost_server::wire::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
-use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
-use sternpost_server::wire::etcdserverpb::request_op::Request as Op;
-use sternpost_server::wire::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use support::cluster::{Cluster, runtime, until};
-use tonic::transport::Channel;
-
-/// How long a call may take before a client gives it up; what it did is not known then.
-const CALL_TIME: Duration = Duration::from_millis(700);
-const KEY: &str = "register";
-
-/// A register that one writer counts up, each value under the condition that the one before is there, so that what is applied late changes nothing;
-/// and readers at every member.
-#[derive(Default)]
-struct Register {
-    acknowledged: AtomicU64,
-    attempted: AtomicU64,
-    reads: AtomicU64,
-    is_over: AtomicBool,
-}
-
-impl Register {
-    /// Counts up to the end.
-    async fn write(self: Arc<Self>, channels: Vec<Channel>) {
-        let mut turn = 0;
-        for value in 1_u64.. {
-            self.attempted.store(value, Ordering::SeqCst);
-            while !self.is_over.load(Ordering::Relaxed) {
-                turn += 1;
-                if count_up(&channels[turn % channels.len()], value).await {
-                    self.acknowledged.store(value, Ordering::SeqCst);
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            if self.is_over.load(Ordering::Relaxed) {
-                return;
-            }
-        }
-    }
-
-    /// Reads at one member to the end; a read never says less than what was acknowledged before it began, nor more than was tried.
-    async fn read(self: Arc<Self>, channel: Channel, number: usize) {
-        while !self.is_over.load(Ordering::Relaxed) {
-            let floor = self.acknowledged.load(Ordering::SeqCst);
-            if let Some(value) = read(&channel, false).await {
-                let top = self.attempted.load(Ordering::SeqCst);
-                assert!(
-                    (floor..=top).contains(&value),
-                    "linearizability: member {number} reads {value}, {floor} was acknowledged before, {top} is the newest"
-                );
-                self.reads.fetch_add(1, Ordering::Relaxed);
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    }
-}
-
-async fn read(channel: &Channel, serializable: bool) -> Option<u64> {
-    let request = RangeRequest { key: KEY.into(), serializable, ..Default::default() };
-    let mut client = KvClient::new(channel.clone());
-    let answer = tokio::time::timeout(CALL_TIME, client.range(request)).await.ok()?.ok()?.into_inner();
-    let value = answer.kvs.first().map_or(0, |kv| std::str::from_utf8(&kv.value).unwrap().parse().unwrap());
-    Some(value)
-}
-
-/// True if `value` is known to be there, by this call or one before it.
-async fn count_up(channel: &Channel, value: u64) -> bool {
-    let previous = if value == 1 { String::new() } else { (value - 1).to_string() };
-    let compare = |text: String| Compare {
-        result: CompareResult::Equal.into(),
-        target: CompareTarget::Value.into(),
-        key: KEY.into(),
-        target_union: Some(TargetUnion::Value(text.into())),
-        ..Default::default()
-    };
-    let is_absent = Compare {
-        result: CompareResult::Equal.into(),
-        target: CompareTarget::Version.into(),
-        key: KEY.into(),
-        target_union: Some(TargetUnion::Version(0)),
-        ..Default::default()
-    };
-    let put = PutRequest { key: KEY.into(), value: value.to_string().into(), ..Default::default() };
-    let get = RangeRequest { key: KEY.into(), ..Default::default() };
-    let request = TxnRequest {
-        compare: vec![if value == 1 { is_absent } else { compare(previous) }],
-        success: vec![RequestOp { request: Some(Op::RequestPut(put)) }],
-        failure: vec![RequestOp { request: Some(Op::RequestRange(get)) }],
-    };
-    let mut client = KvClient::new(channel.clone());
-    let Ok(Ok(answer)) = tokio::time::timeout(CALL_TIME, client.txn(request)).await else { return false };
-    let answer = answer.into_inner();
-    // An earlier attempt was made after all; nobody else counts.
-    answer.succeeded || format!("{answer:?}").contains(&format!("value: b\"{value}\""))
-}
+use support::register::{Load, read};
 
 /// Namespaces on one bridge of this machine.
 struct Network {
@@ -197,13 +102,25 @@ fn run(program: &str, arguments: &str) -> bool {
     output.is_ok_and(|output| output.status.success())
 }
 
-/// Three members under load.
+/// Three members under load, each in a namespace of its own.
 struct Bench {
-    cluster: Cluster,
-    register: Arc<Register>,
-    tasks: tokio::task::JoinSet<()>,
+    load: Load,
     // Goes last: the members run in it.
     network: Network,
+}
+
+impl std::ops::Deref for Bench {
+    type Target = Load;
+
+    fn deref(&self) -> &Load {
+        &self.load
+    }
+}
+
+impl std::ops::DerefMut for Bench {
+    fn deref_mut(&mut self) -> &mut Load {
+        &mut self.load
+    }
 }
 
 impl Bench {
@@ -212,61 +129,12 @@ impl Bench {
         let places = (0..3).map(|member| (network.address(member), network.space(member)));
         let cluster = Cluster::start_in(&places.collect::<Vec<_>>());
         let runtime = runtime();
-        let mut bench =
-            Self { cluster, register: Arc::default(), tasks: tokio::task::JoinSet::new(), network };
-        runtime.block_on(async {
-            bench.cluster.leader().await;
-            let channels: Vec<_> = bench.cluster.members.iter().map(|member| member.channel()).collect();
-            for (number, channel) in channels.iter().enumerate() {
-                bench.tasks.spawn(Arc::clone(&bench.register).read(channel.clone(), number));
-            }
-            bench.tasks.spawn(Arc::clone(&bench.register).write(channels));
-            bench.goes_on("the first writes").await;
-        });
-        Some((bench, runtime))
+        let load = runtime.block_on(Load::start(cluster));
+        Some((Self { load, network }, runtime))
     }
 
-    /// Waits until so many more writes are acknowledged.
-    async fn goes_on(&self, what: &str) {
-        let goal = self.register.acknowledged.load(Ordering::SeqCst) + 20;
-        until(what, async || (self.register.acknowledged.load(Ordering::SeqCst) >= goal).then_some(())).await;
-    }
-
-    async fn term(&self, member: usize) -> u64 {
-        until("a term", async || Some(self.cluster.members[member].status().await.ok()?.raft_term)).await
-    }
-
-    /// The load ends; everybody has the same, and everything that was acknowledged.
-    async fn end(mut self) {
-        self.goes_on("writes at the end").await;
-        self.register.is_over.store(true, Ordering::Relaxed);
-        while let Some(task) = self.tasks.join_next().await {
-            task.unwrap();
-        }
-        self.cluster.leader().await;
-        self.cluster.agree().await;
-        let acknowledged = self.register.acknowledged.load(Ordering::SeqCst);
-        for member in &self.cluster.members {
-            let value = until("a read", async || read(&member.channel(), false).await).await;
-            assert!(value >= acknowledged, "{value} of {acknowledged}");
-        }
-        assert!(self.register.reads.load(Ordering::Relaxed) > 100, "it was read");
-    }
-
-    /// Waits until a majority without `member` has another leader; its number.
-    async fn leader_without(&self, member: usize) -> usize {
-        until("a leader of the others", async || {
-            let mut ids = Vec::new();
-            let mut leaders = Vec::new();
-            for number in (0..3).filter(|number| *number != member) {
-                let status = self.cluster.members[number].status().await.ok()?;
-                ids.push((status.header.as_ref()?.member_id, number));
-                leaders.push(status.leader);
-            }
-            let number = ids.iter().find(|(id, _)| *id == leaders[0])?.1;
-            (leaders[0] == leaders[1]).then_some(number)
-        })
-        .await
+    async fn end(self) {
+        self.load.end().await;
     }
 }
 

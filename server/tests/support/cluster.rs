@@ -183,31 +183,31 @@ pub struct Cluster {
 impl Cluster {
     /// So many members, started as a new cluster with these options.
     pub fn start(count: usize, options: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
-        let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
-        for _ in 0..count {
-            let number = cluster.new_member(options);
-            cluster.name(number);
-        }
-        for number in 0..count {
-            cluster.start_member(number);
-        }
-        cluster
+        Self::start_each(count, options, |_, _| {})
     }
 
     /// One member at each of these addresses, in the namespace beside it.
     pub fn start_in(places: &[(String, String)]) -> Self {
+        Self::start_each(places.len(), &[], |number, member| {
+            let (address, space) = &places[number];
+            (member.address, member.space) = (address.clone(), Some(space.clone()));
+        })
+    }
+
+    /// One member with each of these data directories.
+    pub fn start_on(folders: &[PathBuf], options: &[&str]) -> Self {
+        Self::start_each(folders.len(), options, |number, member| member.folder.clone_from(&folders[number]))
+    }
+
+    fn start_each(count: usize, options: &[&str], prepare: impl Fn(usize, &mut Member)) -> Self {
         let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
         let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
-        for (address, space) in places {
-            let number = cluster.new_member(&[]);
-            let member = &mut cluster.members[number];
-            (member.address, member.space) = (address.clone(), Some(space.clone()));
+        for _ in 0..count {
+            let number = cluster.new_member(options);
+            prepare(number, &mut cluster.members[number]);
             cluster.name(number);
         }
-        for number in 0..places.len() {
-            cluster.start_member(number);
-        }
+        (0..count).for_each(|number| cluster.start_member(number));
         cluster
     }
 

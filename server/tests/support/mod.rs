@@ -6,5 +6,6 @@ pub mod cluster;
 pub mod command;
 pub mod process;
 pub mod raw_client;
+pub mod register;
 pub mod session;
 pub mod text;
