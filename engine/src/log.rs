@@ -125,7 +125,7 @@ impl PreparedLog {
         Self::in_place(&place, options, identity)
     }
 
-    /// The same in a directory that the caller has locked: on a simulated disk with salts of no seed.
+    /// The same in a directory that the caller has locked, or on a simulated disk, whose seed then makes the salts.
     pub fn in_place(place: &Place, options: &LogOptions, identity: &LogIdentity) -> Result<Self> {
         let mut io = place.open_io()?;
         let device = match &place.kind {
@@ -136,7 +136,7 @@ impl PreparedLog {
             #[cfg(feature = "sim")]
             Kind::Simulated(_) => None,
         };
-        Self::prepare(io, device, place.clone(), options, random_seed(), identity)
+        Self::prepare(io, device, place.clone(), options, place.salt_seed(), identity)
     }
 
     /// The same over a simulated disk, without a lock. `seed` makes the salts. Nothing measured is used, and nothing is
@@ -337,16 +337,13 @@ impl Log {
         self.wal.begin_lsn()
     }
 
-    /// Reads records again, on other threads. None for a simulated disk.
+    /// Reads records again, on other threads.
     ///
     /// # Errors
     /// If the directory is gone.
-    pub fn reader(&self) -> Result<Option<LogReader>> {
-        if !self.place.is_on_device() {
-            return Ok(None);
-        }
+    pub fn reader(&self) -> Result<LogReader> {
         let segment_bytes = u64::from(self.superblock.read().segment_bytes);
-        Ok(Some(LogReader::new(self.place.files()?, segment_bytes)))
+        Ok(LogReader::new(self.place.files()?, segment_bytes))
     }
 
     /// The superblock in force, and what is durable of the log from its replay position on, kept as long as the hold lives:

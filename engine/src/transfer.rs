@@ -46,7 +46,7 @@ pub use staging::Staging;
 use crate::error::Result;
 use crate::io::dir_lock::SERVER_WAIT;
 use crate::io::{BackendChoice, Files, Io};
-use crate::log::{Log, random_seed};
+use crate::log::Log;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,17 +69,17 @@ impl Place {
     /// [`crate::Error::Locked`] if somebody has it open.
     pub fn in_directory(directory: &Path, io_backend: BackendChoice, wait: Duration) -> Result<Self> {
         let place = crate::log::Place::in_directory(directory, io_backend, wait, |_| {})?;
-        Ok(Self::new(place, random_seed()))
+        Ok(Self::at(&place))
     }
 
     /// The directory of an open log, from any thread; large writes wait while the log's own are late.
     pub fn of(log: &Log) -> Self {
-        Self::new(log.place(), random_seed())
+        Self::at(&log.place())
     }
 
-    /// A directory that the caller has locked, and nobody has open.
+    /// A directory that the caller has locked, and nobody has open; or a simulated disk, whose seed then makes the salts.
     pub fn at(place: &crate::log::Place) -> Self {
-        Self::new(place.clone(), random_seed())
+        Self::new(place.clone(), place.salt_seed())
     }
 
     /// The root of a simulated disk.

@@ -66,7 +66,7 @@ fn records_are_read_from_any_position_and_fragments_put_together() {
     let directory = tempfile::tempdir().unwrap();
     let (mut log, _) = open(directory.path(), 0);
     let placed = append(&mut log, 2..300);
-    let reader = log.reader().unwrap().unwrap();
+    let reader = log.reader().unwrap();
     for at in (0..placed.len()).step_by(11) {
         let mut seen = Vec::new();
         reader
@@ -98,7 +98,7 @@ fn what_is_retained_stays_over_a_restart_and_the_rest_goes() {
     // The superblock of this directory says 0: what was used again is not there, so recovery begins behind it.
     let at = placed.iter().position(|(lsn, _)| *lsn >= begin).unwrap();
     let mut seen = Vec::new();
-    let reader = log.reader().unwrap().unwrap();
+    let reader = log.reader().unwrap();
     reader
         .read(placed[at].0, log.durable_lsn(), &mut |record| {
             seen.push((record.lsn, record.meta.index));

@@ -5,7 +5,7 @@
 //! [`Raft`] is one with disk, threads and peers.
 //!
 //! Reading order: [`input`], [`frame`], [`core`] with `guards`, [`configuration`], `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
-//! `inbox`, `log_thread`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`].
+//! `inbox`, `log_thread`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`]; `simulated`.
 mod apply;
 mod barrier;
 pub mod configuration;
@@ -24,6 +24,8 @@ mod positions;
 mod proposals;
 mod reads;
 pub mod replay;
+#[cfg(feature = "sim")]
+pub mod simulated;
 mod single;
 mod stall;
 pub mod state;

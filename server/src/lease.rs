@@ -1,6 +1,6 @@
 //! Leases in time: renewals, what is left, and the loop that revokes what ran out.
 //!
-//! **Contract.** [`Leases`] is the lessor behind a lock with tokio's clock: the state machine tells it what was granted and
+//! **Contract.** [`Leases`] is the lessor behind a lock with a clock: the state machine tells it what was granted and
 //! ended ([`Notices`]), clients renew through it without touching the log, and [`run_expiry`] revokes through the log what ran
 //! out. Losing the process loses no lease, only the time: a start gives every lease its full TTL again, as etcd does.
 //!
@@ -15,15 +15,16 @@
 pub mod keeper;
 pub mod lessor;
 
+use crate::apply::command::LeaseExpiry;
 use crate::apply::{Notice, Notices};
 use crate::request::Pipeline;
 use crate::wire::status::ApiError;
 use lessor::{Lessor, Remaining, Renewal};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use sternpost_engine::base::clock::Clock;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 /// How often expired leases are looked for.
 pub const EXPIRY_TICK: Duration = Duration::from_millis(500);
@@ -35,7 +36,7 @@ pub struct Leases {
     lessor: Mutex<Lessor>,
     /// Moves whenever a revocation was decided; keepalives of ending leases wait for it.
     decided: watch::Sender<u64>,
-    start: Instant,
+    clock: Arc<dyn Clock>,
     /// Added to every TTL when this member begins to keep the time.
     grace: Duration,
     /// The term in which it does.
@@ -43,19 +44,19 @@ pub struct Leases {
 }
 
 impl Leases {
-    /// No leases yet. `grace` is an election timeout where there are elections.
-    pub fn new(grace: Duration) -> Self {
+    /// No leases yet. `grace` is an election timeout where there are elections; `clock` is this process's alone.
+    pub fn new(grace: Duration, clock: Arc<dyn Clock>) -> Self {
         Self {
             lessor: Mutex::default(),
             decided: watch::Sender::new(0),
-            start: Instant::now(),
+            clock,
             grace,
             kept_term: Mutex::default(),
         }
     }
 
     fn now_us(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX)
+        self.clock.now_us()
     }
 
     fn lessor(&self) -> MutexGuard<'_, Lessor> {
@@ -155,52 +156,57 @@ pub async fn run_expiry(leases: Arc<Leases>, pipeline: Arc<Pipeline>) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(term) = pipeline.replicator().status().proved_term else { continue };
-        leases.take_over(term);
-        let now_us = leases.now_us();
-        let due = leases.lessor().take_due(now_us);
-        if due.is_empty() {
-            continue;
-        }
-        let proved = match pipeline.read_barrier().await {
-            Ok(()) if pipeline.replicator().status().proved_term == Some(term) => Ok(()),
-            Ok(()) => Err(ApiError::NotLeader),
-            Err(error) => Err(error),
-        };
         let mut revokes = JoinSet::new();
-        for expiry in due {
-            if proved.is_err() {
-                leases.lessor().revoke_failed(now_us, expiry);
-                continue;
-            }
+        for (expiry, term) in take_due(&leases, &pipeline).await {
             if revokes.len() == REVOKES_MAX {
                 let _ = revokes.join_next().await;
             }
-            let (leases, pipeline) = (Arc::clone(&leases), Arc::clone(&pipeline));
-            revokes.spawn(async move {
-                // A lease that was revoked meanwhile is as gone as one that was revoked now.
-                if let Err(error) = pipeline.lease_expire(expiry, term).await
-                    && error != ApiError::LeaseNotFound
-                {
-                    tracing::warn!(lease = format!("{:016x}", expiry.lease), %error, "failed to revoke lease");
-                    let now_us = leases.now_us();
-                    leases.lessor().revoke_failed(now_us, expiry);
-                    leases.decide();
-                }
-            });
+            revokes.spawn(expire(Arc::clone(&leases), Arc::clone(&pipeline), expiry, term));
         }
         while revokes.join_next().await.is_some() {}
+    }
+}
+
+/// What ran out and is for this member to revoke, with the term in which it may: it has proved that it leads. To be asked every [`EXPIRY_TICK`].
+pub async fn take_due(leases: &Leases, pipeline: &Pipeline) -> Vec<(LeaseExpiry, u64)> {
+    let Some(term) = pipeline.replicator().status().proved_term else { return Vec::new() };
+    leases.take_over(term);
+    let now_us = leases.now_us();
+    let due = leases.lessor().take_due(now_us);
+    if due.is_empty() {
+        return Vec::new();
+    }
+    let is_proved =
+        pipeline.read_barrier().await.is_ok() && pipeline.replicator().status().proved_term == Some(term);
+    if !is_proved {
+        due.into_iter().for_each(|expiry| leases.lessor().revoke_failed(now_us, expiry));
+        return Vec::new();
+    }
+    due.into_iter().map(|expiry| (expiry, term)).collect()
+}
+
+/// Revokes one lease that ran out.
+pub async fn expire(leases: Arc<Leases>, pipeline: Arc<Pipeline>, expiry: LeaseExpiry, term: u64) {
+    // A lease that was revoked meanwhile is as gone as one that was revoked now.
+    if let Err(error) = pipeline.lease_expire(expiry, term).await
+        && error != ApiError::LeaseNotFound
+    {
+        tracing::warn!(lease = format!("{:016x}", expiry.lease), %error, "failed to revoke lease");
+        let now_us = leases.now_us();
+        leases.lessor().revoke_failed(now_us, expiry);
+        leases.decide();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sternpost_engine::base::clock::MonotonicClock;
 
     /// A follower's clock knows nothing of renewals: leases that were kept for hours seem to have ended long ago when it begins to lead.
     #[tokio::test]
     async fn who_takes_over_ends_no_lease_that_was_kept_elsewhere() {
-        let leases = Leases::new(Duration::from_hours(1));
+        let leases = Leases::new(Duration::from_hours(1), Arc::new(MonotonicClock::default()));
         leases.lessor().granted(0, 7, 0, 1);
         let early = tokio::time::timeout(Duration::ZERO, leases.renew(7, Duration::from_hours(1))).await;
         assert!(early.is_err(), "it seems to end");

@@ -37,6 +37,7 @@ use crate::wire::etcdserverpb::Member;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use sternpost_engine::base::clock::MonotonicClock;
 use sternpost_engine::mvcc::{Store, StoreOptions, StoreWriter};
 use sternpost_replication::{Genesis, Replicator};
 use tokio::task::JoinSet;
@@ -172,7 +173,7 @@ impl Server {
         let (store, writer) = StoreWriter::new(options.store.clone());
         let view = Arc::new(AppliedView::default());
         let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
-        let leases = Arc::new(Leases::new(options.lease_grace));
+        let leases = Arc::new(Leases::new(options.lease_grace, Arc::new(MonotonicClock::default())));
         let quota = Quota::new(options.quota_bytes);
         let watch = WatchHub::new(store.clone(), OutboxLimits::default(), options.metrics.watch.clone());
         let machine = Machine::new(

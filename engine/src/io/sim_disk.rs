@@ -226,6 +226,18 @@ impl SimDisk {
         self
     }
 
+    /// A number of the device's seed, for who would ask a real machine for randomness.
+    pub(crate) fn draw(&self) -> u64 {
+        self.device().rng.next_u64()
+    }
+
+    /// When the next operation in flight takes a step, in microseconds of the device's clock, whoever submitted it: for who has more than
+    /// one device to let time pass on. None if nothing is in flight, or nothing will ever complete any more.
+    pub fn next_step_us(&self) -> Option<u64> {
+        let device = self.device();
+        device.due.peek().filter(|_| !device.stopped).map(|Reverse((due_us, ..))| *due_us)
+    }
+
     // --- Faults --------------------------------------------------------------------------------------------------
 
     /// Replaces the plan of faults.

@@ -68,6 +68,15 @@ impl Place {
         matches!(self.kind, Kind::Directory { .. })
     }
 
+    /// For salts: random, and on a simulated disk of its seed.
+    pub(crate) fn salt_seed(&self) -> u64 {
+        match &self.kind {
+            Kind::Directory { .. } => super::random_seed(),
+            #[cfg(feature = "sim")]
+            Kind::Simulated(disk) => disk.draw(),
+        }
+    }
+
     /// A device for the directory, of the caller's own.
     pub(crate) fn open_io(&self) -> Result<Box<dyn Io>> {
         let io = match &self.kind {

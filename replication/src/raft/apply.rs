@@ -128,13 +128,21 @@ pub(super) struct Applier<M> {
 impl<M: StateMachine> Applier<M> {
     pub(super) fn run(mut self) {
         let mut is_idle = false;
-        let mut is_closing = false;
-        while !(is_closing && self.waiting.is_empty()) {
-            is_closing = self.take_items(is_idle);
-            self.poll();
-            let applied = self.apply(is_closing);
-            is_idle = !(applied || self.waiting.is_empty() && self.machine.maintain());
-        }
+        while self.round(&mut is_idle) {}
+        self.finish();
+    }
+
+    /// One round, which waits if nothing was to do in the one before; false if it was the last one.
+    pub(super) fn round(&mut self, is_idle: &mut bool) -> bool {
+        let is_closing = self.take_items(*is_idle);
+        self.poll();
+        let applied = self.apply(is_closing);
+        *is_idle = !(applied || self.waiting.is_empty() && self.machine.maintain());
+        !(is_closing && self.waiting.is_empty())
+    }
+
+    /// Makes the last checkpoint and ends.
+    pub(super) fn finish(&mut self) {
         let durable = Lsn(self.queue.durable_lsn.load(Ordering::Acquire));
         if let Some(storage) = self.machine.storage()
             && let Some(replay_lsn) = self.checkpointer.finish(storage, durable)

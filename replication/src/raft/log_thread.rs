@@ -86,12 +86,41 @@ pub(super) struct LogThread {
     pub(super) failed: Option<String>,
 }
 
+/// What a round leaves to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Round {
+    /// Something happened: the next one follows at once.
+    Busy,
+    /// Nothing did: whoever drives it waits.
+    Idle,
+    /// It is closed, or has failed.
+    Over,
+}
+
 impl LogThread {
     /// Until closed or failed.
     pub(super) fn run(mut self) -> Result<()> {
+        self.begin();
+        loop {
+            match self.round() {
+                Round::Busy => {}
+                Round::Idle => self.wait(u64::MAX),
+                Round::Over => break,
+            }
+        }
+        self.stop_serving();
+        self.shared.join_apply();
+        self.end()
+    }
+
+    /// Before the first round.
+    pub(super) fn begin(&mut self) {
         self.next_tick_us = self.log.now_us() + self.tick_us;
         self.publish();
-        while self.round() {}
+    }
+
+    /// After the last round: everybody who waits hears so, and the applying side ends when it has applied what it has.
+    pub(super) fn stop_serving(&mut self) {
         let stopped = self.failed.clone().unwrap_or_else(|| "the server has stopped".into());
         self.give_up(&stopped);
         self.apply.durable_lsn.store(self.log.durable_lsn().0, Ordering::Release);
@@ -99,7 +128,10 @@ impl LogThread {
             self.apply.push([Item::Stopped(reason.clone())]);
         }
         self.apply.close();
-        self.shared.join_apply();
+    }
+
+    /// When the applying side has ended.
+    pub(super) fn end(mut self) -> Result<()> {
         if self.failed.is_some() {
             return Ok(());
         }
@@ -107,7 +139,14 @@ impl LogThread {
         self.log.close()
     }
 
-    fn round(&mut self) -> bool {
+    /// Until something happens, the next tick, or for `us_max`.
+    pub(super) fn wait(&mut self, us_max: u64) {
+        let now_us = self.log.now_us();
+        self.log.wait(self.next_tick_us.saturating_sub(now_us).min(us_max));
+    }
+
+    /// One round; it blocks for nothing.
+    pub(super) fn round(&mut self) -> Round {
         let (arrived, is_closing) = self.shared.inbox.take();
         if is_closing {
             self.shared.inbox.stop("the server has stopped");
@@ -151,13 +190,9 @@ impl LogThread {
             self.failed.get_or_insert(reason);
         }
         if self.failed.is_some() || is_closing && self.writes.is_empty() {
-            return false;
+            return Round::Over;
         }
-        if !is_something && !has_durable {
-            let now_us = self.log.now_us();
-            self.log.wait(self.next_tick_us.saturating_sub(now_us));
-        }
-        true
+        if is_something || has_durable { Round::Busy } else { Round::Idle }
     }
 
     fn tick(&mut self) {
@@ -428,36 +463,42 @@ fn rejection(why: Refusal) -> Rejection {
 
 /// The thread that reads the log's files for followers that are behind.
 pub(super) fn load_entries(reader: &LogReader, jobs: &Receiver<LoadJob>, shared: &Shared) {
-    while let Ok(LoadJob { low, high, from, end }) = jobs.recv() {
-        let mut entries: Vec<Entry> = Vec::new();
-        let mut bytes = 0;
-        let read = reader.read(from, end, &mut |record| {
-            let RecordMeta { kind, entry_type, term, index, .. } = record.meta;
-            if kind != RecordKind::RaftEntry || index < low {
-                return ControlFlow::Continue(());
-            }
-            let next = entries.last().map_or(low, |last| last.index + 1);
-            if index > next {
-                return ControlFlow::Break(());
-            }
-            // A suffix was overwritten.
-            entries.retain(|entry| entry.index < index);
-            let Some(entry) = decode_record(entry_type, term, index, record.body) else {
-                return ControlFlow::Break(());
-            };
-            bytes += entry.data.len() as u64;
-            entries.push(entry);
-            if index + 1 >= high || bytes >= LOAD_BYTES {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
-            }
-        });
-        if let Err(error) = read {
-            shared.tell(RaftEvent::LogUnreadable { index: low, error: error.to_string() });
-        }
-        shared.inbox.loaded(low, entries);
+    while let Ok(job) = jobs.recv() {
+        load(reader, &job, shared);
     }
+}
+
+/// Reads what one follower needs.
+pub(super) fn load(reader: &LogReader, job: &LoadJob, shared: &Shared) {
+    let LoadJob { low, high, from, end } = *job;
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut bytes = 0;
+    let read = reader.read(from, end, &mut |record| {
+        let RecordMeta { kind, entry_type, term, index, .. } = record.meta;
+        if kind != RecordKind::RaftEntry || index < low {
+            return ControlFlow::Continue(());
+        }
+        let next = entries.last().map_or(low, |last| last.index + 1);
+        if index > next {
+            return ControlFlow::Break(());
+        }
+        // A suffix was overwritten.
+        entries.retain(|entry| entry.index < index);
+        let Some(entry) = decode_record(entry_type, term, index, record.body) else {
+            return ControlFlow::Break(());
+        };
+        bytes += entry.data.len() as u64;
+        entries.push(entry);
+        if index + 1 >= high || bytes >= LOAD_BYTES {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
+    });
+    if let Err(error) = read {
+        shared.tell(RaftEvent::LogUnreadable { index: low, error: error.to_string() });
+    }
+    shared.inbox.loaded(low, entries);
 }
 
 /// What a role is called in logs.

@@ -16,7 +16,7 @@ use super::force::{self, ChangeCommand};
 use super::frame::{Body, Frame, Lane};
 use super::inbox::{ArrivedChange, Inbox, Questions, Reader};
 use super::input::{Proposal, Role};
-use super::log_thread::{LOAD_JOBS_MAX, LogThread, load_entries};
+use super::log_thread::{LOAD_JOBS_MAX, LoadJob, LogThread, load_entries};
 use super::open::{OpenedMember, open};
 use super::planted::Planted;
 use super::state;
@@ -43,7 +43,7 @@ use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::log::{OpenProgress, PreparedLog, WriteAge};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::transfer::{self, StateHolder};
-use sternpost_engine::wal::WalStats;
+use sternpost_engine::wal::{LogReader, WalStats};
 use sternpost_engine::{Error, Result};
 
 /// Length of a tick: heartbeats and election timeouts are multiples of it.
@@ -137,14 +137,15 @@ pub struct GroupOptions {
 
 /// A running member of a group.
 pub struct Raft {
-    shared: Arc<Shared>,
-    opened: Opened,
-    genesis: Genesis,
-    calibration: Calibration,
-    transfers: Transfers,
-    thread: Mutex<Option<JoinHandle<Result<()>>>>,
-    election: Duration,
-    command_id: fn(&[u8]) -> Option<u64>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) opened: Opened,
+    pub(super) genesis: Genesis,
+    pub(super) calibration: Calibration,
+    pub(super) transfers: Transfers,
+    /// None where somebody else drives it.
+    pub(super) thread: Mutex<Option<JoinHandle<Result<()>>>>,
+    pub(super) election: Duration,
+    pub(super) command_id: fn(&[u8]) -> Option<u64>,
 }
 
 /// A member of a group that comes of a single node.
@@ -493,7 +494,7 @@ type Prepared =
     (LogThread, Opened, Genesis, Option<sternpost_engine::log::calibration::CalibrationJob>, Transfers);
 
 /// What states are given from and received into.
-struct Transfers {
+pub(super) struct Transfers {
     holder: StateHolder,
     place: transfer::Place,
 }
@@ -510,7 +511,8 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
     )?;
     let transfers = transfer::Place::at(&place);
     let identity = identity(&options.genesis);
-    let decision = state::install(&transfers, &options.directory, &log_options, &identity)?;
+    let has_own = options.directory.join("super").exists();
+    let decision = state::install(&transfers, has_own, &log_options, &identity)?;
     let is_installed = decision.is_some();
     let prepared = PreparedLog::in_place(&place, &log_options, &identity)?;
     let (genesis, force) = (&options.genesis, options.force_alone);
@@ -549,74 +551,131 @@ pub fn is_of_group(directory: &Path) -> bool {
     [GROUP_FILE, "install", "incoming.ready"].iter().any(|name| directory.join(name).exists())
 }
 
+/// A member whose log is open, as its two threads drive it.
+pub(super) struct Assembled<M> {
+    pub(super) log: LogThread,
+    pub(super) applier: Applier<M>,
+    /// Reads of the log that somebody has to make.
+    pub(super) jobs: mpsc::Receiver<LoadJob>,
+    pub(super) reader: LogReader,
+    pub(super) opened: Opened,
+    pub(super) genesis: Genesis,
+    pub(super) transfers: Transfers,
+}
+
+impl<M: StateMachine> Assembled<M> {
+    /// Everything but threads. `boot` is of this start alone. `woken`: checkpoints are made already, and wake what is set here.
+    pub(super) fn new(
+        member: OpenedMember<M>,
+        options: GroupOptions,
+        boot: u64,
+        clock: Arc<dyn Clock>,
+        planted: Planted,
+        woken: Option<Arc<OnceLock<Waker>>>,
+    ) -> Result<Self> {
+        let OpenedMember { log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis, .. } =
+            member;
+        let core_options = CoreOptions {
+            member: opened.member_id,
+            boot,
+            seed: boot,
+            heartbeat_ticks: ticks(options.heartbeat),
+            election_ticks: ticks(options.election).max(ticks(options.heartbeat) + 1),
+            tick_us: TICK.as_micros() as u64,
+            request_timeout_us: options.request_timeout.as_micros() as u64,
+            stall_us: options.election.as_micros() as u64,
+            cache_bytes_max: options.cache_bytes_max,
+            command_id: options.command_id,
+            planted,
+        };
+        let applied = start.applied;
+        let configuration = start.configuration.clone();
+        let core = Core::new(core_options, start)
+            .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
+        positions.forget_before(log.begin_lsn());
+        let inbox = Arc::new(Inbox::default());
+        inbox.set_waker(log.waker());
+        let apply = Arc::new(ApplyQueue::default());
+        apply.applied.store(applied, Ordering::Release);
+        apply.durable_lsn.store(log.durable_lsn().0, Ordering::Release);
+        let shared = Arc::new(Shared {
+            inbox: Arc::clone(&inbox),
+            apply: Arc::clone(&apply),
+            carrier: OnceLock::new(),
+            status: Mutex::new(core.status()),
+            leads_alone: AtomicBool::new(false),
+            status_changed: Condvar::new(),
+            leader_changes_count: AtomicU64::new(0),
+            write_age: OnceLock::new(),
+            stats: Mutex::default(),
+            full: Mutex::default(),
+            apply_thread: Mutex::default(),
+            asked: Asked {
+                member: opened.member_id,
+                boot,
+                answerer: OnceLock::new(),
+                waiting: Mutex::default(),
+            },
+            on_event: options.on_event,
+        });
+        let _ = inbox.questions.set(Box::new(Correspondence(Arc::downgrade(&shared))));
+        let _ = shared.write_age.set(log.write_age());
+        let applying = Arc::clone(&apply);
+        let wake: Waker = Arc::new(move || applying.wake());
+        match woken {
+            Some(woken) => drop(woken.set(wake)),
+            None => log.start_checkpoints_waking(&mut checkpointer, wake)?,
+        }
+        let holder = checkpointer.state_holder();
+        let place = transfer::Place::of(&log);
+        let applier = Applier {
+            machine,
+            checkpointer,
+            queue: Arc::clone(&apply),
+            inbox,
+            clock,
+            waiting: VecDeque::new(),
+            configuration,
+        };
+        let (loader, jobs) = mpsc::sync_channel(LOAD_JOBS_MAX);
+        let reader = log.reader()?;
+        let log = LogThread {
+            log,
+            core,
+            shared,
+            apply,
+            positions,
+            lsns,
+            unwritten: VecDeque::new(),
+            unwritten_since_us: None,
+            writes: VecDeque::new(),
+            outputs: Vec::new(),
+            readers: BTreeMap::new(),
+            next_token: 1,
+            loader,
+            tick_us: TICK.as_micros() as u64,
+            next_tick_us: 0,
+            has_room: true,
+            told_applied: applied,
+            changes: VecDeque::new(),
+            told_replay: 0,
+            is_hang_told: false,
+            failed: None,
+        };
+        let transfers = Transfers { holder, place };
+        Ok(Self { log, applier, jobs, reader, opened, genesis, transfers })
+    }
+}
+
 /// Threads around a member whose log is open. `woken`: checkpoints are made already, and wake what is set here.
 fn assemble<M: StateMachine>(
     member: OpenedMember<M>,
     options: GroupOptions,
     woken: Option<Arc<OnceLock<Waker>>>,
 ) -> Result<Prepared> {
-    let OpenedMember {
-        mut log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis, ..
-    } = member;
-    let boot = boot_nonce();
-    let core_options = CoreOptions {
-        member: opened.member_id,
-        boot,
-        seed: boot,
-        heartbeat_ticks: ticks(options.heartbeat),
-        election_ticks: ticks(options.election).max(ticks(options.heartbeat) + 1),
-        tick_us: TICK.as_micros() as u64,
-        request_timeout_us: options.request_timeout.as_micros() as u64,
-        stall_us: options.election.as_micros() as u64,
-        cache_bytes_max: options.cache_bytes_max,
-        command_id: options.command_id,
-        planted: Planted::default(),
-    };
-    let applied = start.applied;
-    let configuration = start.configuration.clone();
-    let core = Core::new(core_options, start)
-        .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
-    positions.forget_before(log.begin_lsn());
-    let inbox = Arc::new(Inbox::default());
-    inbox.set_waker(log.waker());
-    let apply = Arc::new(ApplyQueue::default());
-    apply.applied.store(applied, Ordering::Release);
-    apply.durable_lsn.store(log.durable_lsn().0, Ordering::Release);
-    let shared = Arc::new(Shared {
-        inbox: Arc::clone(&inbox),
-        apply: Arc::clone(&apply),
-        carrier: OnceLock::new(),
-        status: Mutex::new(core.status()),
-        leads_alone: AtomicBool::new(false),
-        status_changed: Condvar::new(),
-        leader_changes_count: AtomicU64::new(0),
-        write_age: OnceLock::new(),
-        stats: Mutex::default(),
-        full: Mutex::default(),
-        apply_thread: Mutex::default(),
-        asked: Asked { member: opened.member_id, boot, answerer: OnceLock::new(), waiting: Mutex::default() },
-        on_event: options.on_event,
-    });
-    let _ = inbox.questions.set(Box::new(Correspondence(Arc::downgrade(&shared))));
-    let _ = shared.write_age.set(log.write_age());
-    let applying = Arc::clone(&apply);
-    let wake: Waker = Arc::new(move || applying.wake());
-    match woken {
-        Some(woken) => drop(woken.set(wake)),
-        None => log.start_checkpoints_waking(&mut checkpointer, wake)?,
-    }
-    let holder = checkpointer.state_holder();
-    let place = transfer::Place::of(&log);
-    let clock: Arc<dyn Clock> = Arc::new(MonotonicClock::default());
-    let applier = Applier {
-        machine,
-        checkpointer,
-        queue: Arc::clone(&apply),
-        inbox,
-        clock,
-        waiting: VecDeque::new(),
-        configuration,
-    };
+    let clock = Arc::new(MonotonicClock::default());
+    let assembled = Assembled::new(member, options, boot_nonce(), clock, Planted::default(), woken)?;
+    let Assembled { mut log, applier, jobs, reader, opened, genesis, transfers } = assembled;
     let no_thread = |error| Error::Refused(format!("cannot start the thread that applies: {error}"));
     let apply_thread = std::thread::Builder::new()
         .name("apply".into())
@@ -625,41 +684,15 @@ fn assemble<M: StateMachine>(
             applier.run();
         })
         .map_err(no_thread)?;
-    *shared.apply_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(apply_thread);
-    let (loader, jobs) = mpsc::sync_channel(LOAD_JOBS_MAX);
-    if let Some(reader) = log.reader()? {
-        let shared = Arc::clone(&shared);
-        // Ends with the thread of the log, whose end of the channel is the only one.
-        std::thread::Builder::new()
-            .name("raft-load".into())
-            .spawn(move || load_entries(&reader, &jobs, &shared))
-            .map_err(no_thread)?;
-    }
-    let calibration = log.take_calibration();
-    let thread = LogThread {
-        log,
-        core,
-        shared,
-        apply,
-        positions,
-        lsns,
-        unwritten: VecDeque::new(),
-        unwritten_since_us: None,
-        writes: VecDeque::new(),
-        outputs: Vec::new(),
-        readers: BTreeMap::new(),
-        next_token: 1,
-        loader,
-        tick_us: TICK.as_micros() as u64,
-        next_tick_us: 0,
-        has_room: true,
-        told_applied: applied,
-        changes: VecDeque::new(),
-        told_replay: 0,
-        is_hang_told: false,
-        failed: None,
-    };
-    Ok((thread, opened, genesis, calibration, Transfers { holder, place }))
+    *log.shared.apply_thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(apply_thread);
+    let shared = Arc::clone(&log.shared);
+    // Ends with the thread of the log, whose end of the channel is the only one.
+    std::thread::Builder::new()
+        .name("raft-load".into())
+        .spawn(move || load_entries(&reader, &jobs, &shared))
+        .map_err(no_thread)?;
+    let calibration = log.log.take_calibration();
+    Ok((log, opened, genesis, calibration, transfers))
 }
 
 /// Of a start: differs from that of every other one. The standard library seeds its hash maps from the operating system.

@@ -281,13 +281,13 @@ impl Own {
 }
 
 /// Puts a staged state in place, if there is one that this member needs, and says what the new log begins with. Called before the directory is
-/// opened; [`finish`] is to follow when that is durable.
+/// opened; [`finish`] is to follow when that is durable. `has_own`: the directory has a superblock.
 ///
 /// # Errors
 /// Those of the engine, and a note that makes no sense.
 pub(super) fn install(
     place: &Place,
-    directory: &Path,
+    has_own: bool,
     log: &LogOptions,
     identity: &LogIdentity,
 ) -> Result<Option<Decision>> {
@@ -303,9 +303,7 @@ pub(super) fn install(
     let (index, term) = ready.applied;
     let (genesis, _) = decode_genesis(&ready.note).map_err(|_| unknown())?;
     let (mut hard_term, mut vote) = (term, 0);
-    if directory.join("super").exists()
-        && let Some(own) = own_log(place, log, identity)?
-    {
+    if has_own && let Some(own) = own_log(place, log, identity)? {
         if own.holds((index, term)) {
             transfer::discard(place)?;
             return Ok(None);

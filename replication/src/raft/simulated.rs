@@ -1,0 +1,171 @@
+//! A member of a group over a simulated disk, round by round, without a thread: what [`Raft::start`] starts, driven by who simulates. Feature `sim`.
+//!
+//! **Contract.** The rounds are those of the real threads; they are made in one, in an order of the caller's. Time is the disk's: it passes in
+//! [`SimulatedMember::run_until`], and in whatever reads and writes beside the log (opening, checkpoints, states that are received). A process that dies
+//! is one that is dropped; what it had in flight is the disk's business ([`SimDisk::crash`]).
+//!
+//! **Does not know** who else there is: frames go out by the [`super::Carrier`] that [`Raft::connect`] was given.
+use super::apply::Applier;
+use super::log_thread::{LoadJob, LogThread, Round, load};
+use super::node::{Assembled, GroupOptions, Raft};
+use super::planted::Planted;
+use super::{open, state};
+use crate::replicator::Genesis;
+use crate::solo::{Calibration, identity};
+use crate::state_machine::StateMachine;
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
+use sternpost_engine::Result;
+use sternpost_engine::base::clock::Clock;
+use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats};
+use sternpost_engine::io::sim_disk::SimDisk;
+use sternpost_engine::log::{Place, PreparedLog};
+use sternpost_engine::options::LogOptions;
+use sternpost_engine::transfer;
+use sternpost_engine::wal::{LogReader, WalStats};
+
+/// Time between two looks whether everything is written.
+const CLOSING_STEP_US: u64 = 1_000;
+
+/// What a simulated member is started with.
+pub struct SimulatedOptions {
+    /// The log; what it retains is set by `group`.
+    pub log: LogOptions,
+    /// What is on disk beside the log.
+    pub checkpoint: CheckpointOptions,
+    /// Used when the disk is empty.
+    pub genesis: Genesis,
+    /// As of a real member.
+    pub group: GroupOptions,
+    /// Differs from that of every other start of this member, and makes the election timeouts; not 0.
+    pub boot: u64,
+    /// A bug on purpose in the core.
+    pub planted: Planted,
+}
+
+/// See the module.
+pub struct SimulatedMember<M> {
+    raft: Arc<Raft>,
+    disk: SimDisk,
+    log: LogThread,
+    applier: Applier<M>,
+    jobs: Receiver<LoadJob>,
+    reader: LogReader,
+    is_over: bool,
+}
+
+impl<M: StateMachine> SimulatedMember<M> {
+    /// Installs a state that was received, opens the disk, replays its log into `machine` and begins to take part.
+    ///
+    /// # Errors
+    /// Those of [`Raft::start`].
+    pub fn open(disk: &SimDisk, options: SimulatedOptions, machine: M) -> Result<Self> {
+        let SimulatedOptions { log, checkpoint, genesis, group, boot, planted } = options;
+        let (election, command_id) = (group.election, group.command_id);
+        let log = LogOptions { retain_bytes: group.retain_bytes, ..log };
+        let place = Place::on_simulated_disk(disk);
+        let transfers = transfer::Place::at(&place);
+        let identity = identity(&genesis);
+        let has_own = disk.files().iter().any(|path| path.as_os_str() == "super");
+        let decision = state::install(&transfers, has_own, &log, &identity)?;
+        let is_installed = decision.is_some();
+        let prepared = PreparedLog::in_place(&place, &log, &identity)?;
+        let member = open::open(prepared, &checkpoint, &mut |_| {}, &genesis, decision, None, machine)?;
+        if is_installed {
+            state::finish(&transfers)?;
+        }
+        let clock: Arc<dyn Clock> = Arc::new(disk.clone());
+        let assembled = Assembled::new(member, group, boot, clock, planted, None)?;
+        let Assembled { mut log, applier, jobs, reader, opened, genesis, transfers } = assembled;
+        let raft = Arc::new(Raft {
+            shared: Arc::clone(&log.shared),
+            opened,
+            genesis,
+            calibration: Calibration::new(None),
+            transfers,
+            thread: Mutex::new(None),
+            election,
+            command_id,
+        });
+        log.begin();
+        Ok(Self { raft, disk: disk.clone(), log, applier, jobs, reader, is_over: false })
+    }
+
+    /// As a server sees it. Nothing may wait for it: there is no other thread.
+    pub fn raft(&self) -> &Arc<Raft> {
+        &self.raft
+    }
+
+    /// What the machine is, as of what was applied.
+    pub fn machine(&self) -> &M {
+        &self.applier.machine
+    }
+
+    /// Rounds of the log's thread until its clock says `until_us`; at least one. False when it has ended: the log has failed, and everybody who
+    /// waited will hear so by [`Self::apply`].
+    pub fn run_until(&mut self, until_us: u64) -> bool {
+        while !self.is_over {
+            match self.log.round() {
+                Round::Busy => {}
+                Round::Idle => {
+                    let left_us = until_us.saturating_sub(self.disk.now_us());
+                    if left_us == 0 {
+                        break;
+                    }
+                    self.log.wait(left_us);
+                }
+                Round::Over => {
+                    self.log.stop_serving();
+                    self.is_over = true;
+                }
+            }
+            // The thread that reads the log's files for others.
+            while let Ok(job) = self.jobs.try_recv() {
+                load(&self.reader, &job, &self.log.shared);
+            }
+        }
+        !self.is_over
+    }
+
+    /// When the log's thread will have something to do, if nothing comes from outside: microseconds of its clock.
+    pub fn next_us(&self) -> u64 {
+        let tick_us = self.log.next_tick_us;
+        self.disk.next_step_us().map_or(tick_us, |step_us| step_us.min(tick_us))
+    }
+
+    /// One round of the thread that applies; true if more is to be done at once.
+    pub fn apply(&mut self) -> bool {
+        let mut is_idle = false;
+        self.applier.round(&mut is_idle) && !is_idle
+    }
+
+    /// Ends in order: what was taken over is written and applied, a last checkpoint is made, the log is closed.
+    ///
+    /// # Errors
+    /// Those of closing.
+    pub fn close(mut self) -> Result<()> {
+        self.raft.shared.inbox.close();
+        while self.run_until(self.disk.now_us() + CLOSING_STEP_US) {}
+        let mut is_idle = false;
+        while self.applier.round(&mut is_idle) {
+            is_idle = false;
+        }
+        self.applier.finish();
+        self.log.end()
+    }
+
+    /// What checkpoints did.
+    pub fn checkpoint_stats(&self) -> CheckpointStats {
+        self.applier.checkpointer.stats()
+    }
+
+    /// What the log did.
+    pub fn wal_stats(&self) -> WalStats {
+        self.log.log.wal_stats()
+    }
+
+    /// Why the log takes nothing more, if so.
+    pub fn failed(&self) -> Option<&str> {
+        self.log.failed.as_deref()
+    }
+}
