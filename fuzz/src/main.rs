@@ -12,6 +12,7 @@ mod db_support;
 #[path = "../../engine/tests/model/naive.rs"]
 mod naive;
 mod seals;
+mod simulator;
 mod targets;
 
 use peak_alloc::PeakAlloc;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Some("smoke") => number(1, 2).and_then(smoke),
         #[cfg(feature = "planted-bugs")]
         Some("planted") => number(1, 120).and_then(planted),
+        Some("simulate") => simulator::command(&arguments[1..]),
         Some("list") => {
             TARGETS.iter().for_each(|target| println!("{}", target.name));
             Ok(())

@@ -1,5 +1,5 @@
 //! The data model written down as naively as possible: all versions of all keys in a map, nothing clever.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use sternpost_engine::mvcc::*;
 use sternpost_engine::{Bytes, OperationError};
 
@@ -16,7 +16,7 @@ pub(crate) struct Version {
 
 pub(crate) type State = BTreeMap<Bytes, Version>;
 
-/// Leases 1 to 3 exist.
+/// Leases 1 to 3 exist, as in a new [`Model`].
 pub(crate) struct FewLeases;
 
 impl Leases for FewLeases {
@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) compact: i64,
     /// Retained versions, oldest first.
     pub(crate) keys: BTreeMap<Bytes, Vec<Version>>,
+    /// Leases that exist.
+    pub(crate) leases: BTreeSet<i64>,
     /// Changes made so far of the main revision under way.
     changes: i64,
 }
@@ -57,7 +59,7 @@ fn to_kv(key: &Bytes, version: &Version) -> KeyValue {
 
 impl Model {
     pub(crate) fn new() -> Model {
-        Model { head: 1, compact: -1, keys: BTreeMap::new(), changes: 0 }
+        Model { head: 1, compact: -1, keys: BTreeMap::new(), leases: (1..=3).collect(), changes: 0 }
     }
 
     /// Keys that exist at a main revision.
@@ -211,7 +213,7 @@ impl Model {
     }
 
     fn check_put(&self, put: &Put, before: &State, deletes: &[&KeyRange]) -> Result<(), OperationError> {
-        if put.lease != 0 && !FewLeases.exists(put.lease) {
+        if put.lease != 0 && !self.leases.contains(&put.lease) {
             return Err(OperationError::LeaseNotFound);
         }
         let deleted = deletes.iter().any(|range| contains(range, &put.key));

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use sternpost_engine::Result;
 use sternpost_engine::base::clock::Clock;
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats};
+use sternpost_engine::io::Io;
 use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::log::{Place, PreparedLog};
 use sternpost_engine::options::LogOptions;
@@ -108,8 +109,9 @@ impl<M: StateMachine> SimulatedMember<M> {
             match self.log.round() {
                 Round::Busy => {}
                 Round::Idle => {
-                    let left_us = until_us.saturating_sub(self.disk.now_us());
-                    if left_us == 0 {
+                    let left_us = until_us.saturating_sub(Clock::now_us(&self.disk));
+                    // Where the power has failed time stands still.
+                    if left_us == 0 || self.disk.is_stopped() {
                         break;
                     }
                     self.log.wait(left_us);
@@ -145,7 +147,7 @@ impl<M: StateMachine> SimulatedMember<M> {
     /// Those of closing.
     pub fn close(mut self) -> Result<()> {
         self.raft.shared.inbox.close();
-        while self.run_until(self.disk.now_us() + CLOSING_STEP_US) {}
+        while self.run_until(Clock::now_us(&self.disk) + CLOSING_STEP_US) {}
         let mut is_idle = false;
         while self.applier.round(&mut is_idle) {
             is_idle = false;

@@ -1,0 +1,46 @@
+//! The simulator of whole clusters: the server's apply, lessor and pipeline, Raft with its log, and the engine with its checkpoints, over simulated disks, clocks
+//! and networks, in one thread from one seed.
+//!
+//! **What is real**: everything of a member between the answer to a client and the blocks of its disk; `replication::raft::simulated` drives the
+//! rounds of the real threads. **What is not**: gRPC, tokio's timers, the transport's connections (frames are handed over), threads: the order in
+//! which a member's rounds meet is the seed's.
+//!
+//! **What is checked** is in [`oracle`]: election safety, one committed order, results and states equal to a naive model on every member, linearizability,
+//! watches, leases; and, after everything was made well again, that nobody waits and all hold the same.
+//!
+//! `replication/tests/cluster_sim` is the other one: Raft's core alone, over a toy state machine and a toy disk, with more of Raft in each second.
+//!
+//! Reading order: [`plan`], [`world`], [`running`], [`observed`], [`oracle`]; [`clients`], [`watchers`], [`chaos`]; [`campaign`].
+mod bug;
+mod calls;
+mod campaign;
+mod chaos;
+mod clients;
+mod clock;
+mod network;
+mod observed;
+mod oracle;
+mod plan;
+mod running;
+mod watchers;
+mod world;
+
+pub(crate) use campaign::command;
+
+use bug::Bug;
+use plan::{Length, Plan};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use world::{Stats, World};
+
+/// One run: its digest and what happened, or what was violated. A broken invariant that stops it is a violation too.
+fn run(seed: u64, length: Length, bug: Option<Bug>) -> Result<(u64, Stats), String> {
+    // Timers of the server's parts are made and never fire: the world has the time.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
+    let _entered = runtime.enter();
+    catch_unwind(AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug)).run())).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Err(format!("stopped: {}", text.unwrap_or_else(|| "without a word".into())))
+    })
+}

@@ -1,0 +1,135 @@
+//! What goes wrong, and how all is made well again.
+//!
+//! **Bounds.** Each fault alone is one that members must bear; disks that lie (rot) are those of one member at most.
+//!
+//! **Does not know** what must hold all the same.
+use super::world::{Event, World};
+use sternpost_engine::Error;
+use sternpost_engine::base::clock::Clock as _;
+use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
+use sternpost_replication::Replicator;
+
+/// Faults that [`World::fault`] chooses from.
+const KINDS: u64 = 16;
+
+impl World {
+    /// One fault, if the plan has it, or the links carry again.
+    pub(super) fn fault(&mut self) {
+        if self.is_healed {
+            return;
+        }
+        let pause_us = 1 + self.below(2 * self.plan.fault_pause_us);
+        self.after(pause_us, Event::Fault);
+        let count = self.members.len();
+        let (member, other) = (self.below(count as u64) as usize, self.below(count as u64) as usize);
+        let faults = self.plan.faults;
+        match self.below(KINDS) {
+            0 if faults.crashes => self.cut_power(member),
+            1 if faults.kills && self.members[member].running.is_some() => self.kill(member),
+            2 if faults.blackouts => (0..count).for_each(|member| self.cut_power(member)),
+            3 if faults.partitions => self.network.cut_where(count, |one, _| one == member),
+            4 if faults.one_way && member != other => self.network.cut_one_way(member, other),
+            5 if faults.bridges => self.network.cut_where(count, |one, two| one != member && two != member),
+            6 if faults.chains => self.network.cut_where(count, |one, two| one.abs_diff(two) > 1),
+            7 if faults.freezes => {
+                let frozen_us = 50_000 + self.below(2_000_000);
+                self.members[member].frozen_until_us = self.now_us + frozen_us;
+            }
+            8 if faults.jumps => {
+                let by_us = 10_000 + self.below(3_000_000);
+                self.members[member].clock.jump(by_us);
+                self.oracle.jumped(by_us);
+                self.stats.jumps += 1;
+                self.turn_at(member, self.now_us);
+            }
+            9 if faults.stalls => {
+                let stall_us = 20_000 + self.below(1_500_000);
+                let kind = [OperationKind::Write, OperationKind::Sync][self.below(2) as usize];
+                self.members[member].disk.add_fault(Fault::nth(kind, 0, Effect::Stall(stall_us)));
+            }
+            10 if faults.disk_errors => {
+                self.stats.disk_errors += 1;
+                let (kind, effect) = match self.below(4) {
+                    0 => (OperationKind::Write, Effect::Fail),
+                    1 => (OperationKind::Sync, Effect::SyncFailsLosing),
+                    2 => (OperationKind::Sync, Effect::SyncFailsKeeping),
+                    _ => (OperationKind::Open, Effect::Fail),
+                };
+                let nth = self.below(4);
+                self.members[member].disk.add_fault(Fault::nth(kind, nth, effect));
+            }
+            11 if faults.full_disks => {
+                self.stats.full_disks += 1;
+                let used_bytes = self.members[member].disk.allocated_bytes();
+                self.members[member].disk.set_capacity(Some(used_bytes + self.rng.below(64 << 10)));
+                let delay_us = 200_000 + self.below(3_000_000);
+                self.after(delay_us, Event::Room { member });
+            }
+            12 if faults.transfers => {
+                let to = if self.below(2) == 0 { 0 } else { self.members[other].id };
+                if let Some(running) = &self.members[member].running {
+                    // Who does not lead refuses.
+                    let _ = running.node.raft().transfer_leader(to);
+                }
+            }
+            13..KINDS => {
+                self.network.mend();
+                self.meet_all();
+            }
+            _ => {}
+        }
+    }
+
+    /// The power of a member fails, now or some steps of its disk later.
+    fn cut_power(&mut self, member: usize) {
+        if self.members[member].running.is_none() {
+            return;
+        }
+        if self.below(2) == 0 {
+            return self.power_off(member);
+        }
+        let steps = 1 + self.below(200);
+        self.members[member].disk.stop_after(steps);
+    }
+
+    /// The log of a member has failed: its process ends, and is started again.
+    pub(super) fn failed(&mut self, member: usize) -> Result<(), String> {
+        let faults = self.plan.faults;
+        let why = self.members[member].running.as_ref().and_then(|it| it.node.failed().map(str::to_owned));
+        if !(faults.disk_errors || faults.full_disks) {
+            return Err(format!("the log of member {} fails: {why:?}", self.members[member].id));
+        }
+        self.kill(member);
+        Ok(())
+    }
+
+    /// A member does not start.
+    pub(super) fn did_not_open(&mut self, member: usize, error: &Error) -> Result<(), String> {
+        let faults = self.plan.faults;
+        if !(faults.disk_errors || faults.full_disks) {
+            return Err(format!("member {} does not open: {error}", self.members[member].id));
+        }
+        self.kill(member);
+        Ok(())
+    }
+
+    /// Nothing goes wrong any more.
+    pub(super) fn heal(&mut self) {
+        self.is_healed = true;
+        self.network.heal();
+        for member in 0..self.members.len() {
+            let here = &mut self.members[member];
+            here.disk.set_plan(Default::default());
+            here.disk.set_capacity(None);
+            here.frozen_until_us = 0;
+            if here.running.is_some() {
+                here.disk.stop_after(u64::MAX);
+                let busy_us = here.clock.world_us(here.disk.now_us());
+                self.turn_at(member, busy_us);
+            } else if !here.is_gone {
+                self.starts_in(member, 0);
+            }
+        }
+        self.meet_all();
+    }
+}
