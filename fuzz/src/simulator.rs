@@ -17,20 +17,26 @@ mod campaign;
 mod chaos;
 mod clients;
 mod clock;
+mod membership;
 mod network;
 mod observed;
 mod oracle;
 mod plan;
 mod running;
+mod stats;
+mod transfers;
 mod watchers;
 mod world;
 
 pub(crate) use campaign::command;
 
 use bug::Bug;
+use observed::mix;
 use plan::{Length, Plan};
+use stats::Stats;
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use world::{Stats, World};
+use world::World;
 
 /// One run: its digest and what happened, or what was violated. A broken invariant that stops it is a violation too.
 fn run(seed: u64, length: Length, bug: Option<Bug>) -> Result<(u64, Stats), String> {
@@ -38,9 +44,11 @@ fn run(seed: u64, length: Length, bug: Option<Bug>) -> Result<(u64, Stats), Stri
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     let _entered = runtime.enter();
-    catch_unwind(AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug)).run())).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
-        Err(format!("stopped: {}", text.unwrap_or_else(|| "without a word".into())))
-    })
+    let world = AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug)).run());
+    catch_unwind(world).unwrap_or_else(|panic| Err(format!("stopped: {}", words_of(&*panic))))
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let words = panic.downcast_ref::<String>().cloned();
+    words.or_else(|| panic.downcast_ref::<&str>().map(|words| (*words).to_owned())).unwrap_or_default()
 }

@@ -3,9 +3,11 @@
 //! **Bounds.** Each fault alone is one that members must bear; disks that lie (rot) are those of one member at most.
 //!
 //! **Does not know** what must hold all the same.
+use super::words_of;
 use super::world::{Event, World};
+use std::any::Any;
 use sternpost_engine::Error;
-use sternpost_engine::base::clock::Clock as _;
+use sternpost_engine::io::Io;
 use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
 use sternpost_replication::Replicator;
 
@@ -92,21 +94,36 @@ impl World {
         self.members[member].disk.stop_after(steps);
     }
 
+    /// True if disks may fail in this run.
+    pub(super) fn bears_disk_faults(&self) -> bool {
+        let faults = self.plan.faults;
+        faults.disk_errors || faults.full_disks || faults.rot
+    }
+
     /// The log of a member has failed: its process ends, and is started again.
     pub(super) fn failed(&mut self, member: usize) -> Result<(), String> {
-        let faults = self.plan.faults;
         let why = self.members[member].running.as_ref().and_then(|it| it.node.failed().map(str::to_owned));
-        if !(faults.disk_errors || faults.full_disks) {
+        if !self.bears_disk_faults() {
             return Err(format!("the log of member {} fails: {why:?}", self.members[member].id));
         }
         self.kill(member);
         Ok(())
     }
 
+    /// A broken invariant, or what a member cannot do without, has ended its process.
+    pub(super) fn aborted(&mut self, member: usize, panic: &(dyn Any + Send)) -> Result<(), String> {
+        let words = words_of(panic);
+        if self.members[member].disk.is_stopped() && words.starts_with("A5") {
+            // It could not read, because its power has failed; it was gone before it noticed.
+            self.power_off(member);
+            return Ok(());
+        }
+        Err(format!("member {} stops: {words}", self.members[member].id))
+    }
+
     /// A member does not start.
     pub(super) fn did_not_open(&mut self, member: usize, error: &Error) -> Result<(), String> {
-        let faults = self.plan.faults;
-        if !(faults.disk_errors || faults.full_disks) {
+        if !self.bears_disk_faults() {
             return Err(format!("member {} does not open: {error}", self.members[member].id));
         }
         self.kill(member);

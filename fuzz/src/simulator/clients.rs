@@ -60,6 +60,9 @@ impl World {
 
     /// A call is over: its answer, or nothing.
     pub(super) fn heard(&mut self, client: usize, call: &Call, answer: Option<Result<Answer, ApiError>>) {
+        if client == self.operator() {
+            return;
+        }
         let is_answered = matches!(answer, Some(Ok(_)));
         let here = &mut self.clients[client];
         match (call, answer) {
@@ -121,9 +124,13 @@ impl World {
                 range_end: Bytes::from_static(b"\0"),
                 ..Default::default()
             }),
-            60..67 => Call::Range(pb::RangeRequest { key: self.key(), serializable: true, ..Default::default() }),
+            60..67 => {
+                Call::Range(pb::RangeRequest { key: self.key(), serializable: true, ..Default::default() })
+            }
             67..80 => Call::Txn(self.txn(client)),
-            80..84 => Call::Delete(pb::DeleteRangeRequest { key: self.key(), prev_kv: true, ..Default::default() }),
+            80..84 => {
+                Call::Delete(pb::DeleteRangeRequest { key: self.key(), prev_kv: true, ..Default::default() })
+            }
             84..85 => Call::Delete(pb::DeleteRangeRequest {
                 key: self.key(),
                 range_end: Bytes::from_static(b"\0"),
@@ -152,9 +159,15 @@ impl World {
     fn txn(&mut self, client: usize) -> pb::TxnRequest {
         let (one, two) = (self.key(), self.key());
         let (target, target_union) = match self.below(3) {
-            0 => (pb::compare::CompareTarget::Mod, pb::compare::TargetUnion::ModRevision(self.clients[client].revision)),
+            0 => (
+                pb::compare::CompareTarget::Mod,
+                pb::compare::TargetUnion::ModRevision(self.clients[client].revision),
+            ),
             1 => (pb::compare::CompareTarget::Version, pb::compare::TargetUnion::Version(0)),
-            _ => (pb::compare::CompareTarget::Create, pb::compare::TargetUnion::CreateRevision(self.clients[client].revision)),
+            _ => (
+                pb::compare::CompareTarget::Create,
+                pb::compare::TargetUnion::CreateRevision(self.clients[client].revision),
+            ),
         };
         let result = [
             pb::compare::CompareResult::Equal,
@@ -172,7 +185,11 @@ impl World {
         let mut success = vec![put_operation(first)];
         if one != two {
             success.push(match self.below(2) {
-                0 => put_operation(pb::PutRequest { key: two.clone(), value: self.value(), ..Default::default() }),
+                0 => put_operation(pb::PutRequest {
+                    key: two.clone(),
+                    value: self.value(),
+                    ..Default::default()
+                }),
                 _ => delete_operation(pb::DeleteRangeRequest { key: two.clone(), ..Default::default() }),
             });
         }

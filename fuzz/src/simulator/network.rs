@@ -39,6 +39,11 @@ impl Network {
         delays
     }
 
+    /// True if nothing comes through from the one to the other.
+    pub(super) fn is_cut(&self, from: usize, to: usize) -> bool {
+        self.cut.contains(&(from, to))
+    }
+
     /// Cuts one direction.
     pub(super) fn cut_one_way(&mut self, from: usize, to: usize) {
         self.cut.insert((from, to));

@@ -80,8 +80,13 @@ pub(super) struct Oracle {
     leases: BTreeMap<i64, Lease>,
     /// Leases that are gone.
     ended: BTreeMap<i64, Ended>,
-    /// Index → whether the change of the members there was made.
-    changes_made: BTreeMap<u64, bool>,
+    /// Index → the change of the members there, and whether it was made.
+    member_changes: BTreeMap<u64, (Command, Option<bool>)>,
+    /// Id → whether it votes.
+    members: BTreeMap<u64, bool>,
+    /// Id → index of its addition, and of its removal.
+    added: BTreeMap<u64, u64>,
+    removed: BTreeMap<u64, u64>,
     refused: BTreeSet<u64>,
     /// Term → (member, start) that led in it.
     leaders: BTreeMap<u64, (u64, u64)>,
@@ -105,13 +110,14 @@ pub(super) struct Counts {
     pub(super) leases_expired: u64,
     pub(super) renewals: u64,
     pub(super) compactions: u64,
+    pub(super) member_changes: u64,
 }
 
 type Checked = Result<(), String>;
 
 impl Oracle {
-    /// Of a new cluster: its genesis is index 1.
-    pub(super) fn new() -> Self {
+    /// Of a new cluster of these: its genesis is index 1.
+    pub(super) fn new(voters: &[u64]) -> Self {
         let mut model = Model::new();
         model.leases.clear();
         Self {
@@ -125,7 +131,10 @@ impl Oracle {
             changes: BTreeMap::new(),
             leases: BTreeMap::new(),
             ended: BTreeMap::new(),
-            changes_made: BTreeMap::new(),
+            member_changes: BTreeMap::new(),
+            members: voters.iter().map(|id| (*id, true)).collect(),
+            added: BTreeMap::new(),
+            removed: BTreeMap::new(),
             refused: BTreeSet::new(),
             leaders: BTreeMap::new(),
             told: (0, 0),
@@ -142,11 +151,6 @@ impl Oracle {
     /// Revision and compact revision of the model.
     pub(super) fn revisions(&self) -> (i64, i64) {
         (self.model.head, self.model.compact)
-    }
-
-    /// Leases that exist.
-    pub(super) fn leases(&self) -> Vec<i64> {
-        self.leases.keys().copied().collect()
     }
 
     /// Some clock jumps ahead.
@@ -190,19 +194,76 @@ impl Oracle {
 
     /// A member applies a change of the members.
     pub(super) fn change(&mut self, member: u64, (index, term): (u64, u64), bytes: &[u8]) -> Checked {
-        if self.is_new(member, (index, term), mix_bytes(1, bytes))? {
-            self.heads.insert(index, self.model.head);
+        if !self.is_new(member, (index, term), mix_bytes(1, bytes))? {
+            return Ok(());
         }
+        let (id, command) =
+            command::decode(bytes).map_err(|error| format!("change {index} does not decode: {error}"))?;
+        if self.refused.contains(&id) {
+            return Err(format!("change {id:x} was refused and is applied at {index}"));
+        }
+        self.member_changes.insert(index, (command, None));
+        self.heads.insert(index, self.model.head);
         Ok(())
     }
 
-    /// It made that change, or not.
-    pub(super) fn change_made(&mut self, member: u64, index: u64, is_made: bool) -> Checked {
-        let first = *self.changes_made.entry(index).or_insert(is_made);
-        if first == is_made {
-            return Ok(());
+    /// It made that change, or not. The id of a member that is new by it.
+    pub(super) fn change_made(
+        &mut self,
+        member: u64,
+        index: u64,
+        is_made: bool,
+    ) -> Result<Option<u64>, String> {
+        let Some((command, first)) = self.member_changes.get_mut(&index) else {
+            return Err(format!("member {member} made a change at {index}, where there is none"));
+        };
+        if let Some(first) = *first {
+            if first == is_made {
+                return Ok(None);
+            }
+            return Err(format!("the change at {index} is made: {first}, and at member {member} {is_made}"));
         }
-        Err(format!("the change of the members at {index}: made is {first}, and {is_made} at member {member}"))
+        *first = Some(is_made);
+        if !is_made {
+            return Ok(None);
+        }
+        self.counts.member_changes += 1;
+        match command {
+            Command::MemberAdd(new) => {
+                self.members.insert(new.id, false);
+                self.added.insert(new.id, index);
+                return Ok(Some(new.id));
+            }
+            Command::MemberPromote(learner) => {
+                self.members.insert(learner.id, true);
+            }
+            Command::MemberRemove(gone) => {
+                self.members.remove(&gone.id);
+                self.removed.insert(gone.id, index);
+            }
+            other => return Err(format!("no change of the members: {other:?}")),
+        }
+        Ok(None)
+    }
+
+    /// Where a member was added, if it was not there from the beginning.
+    pub(super) fn added_at(&self, id: u64) -> Option<u64> {
+        self.added.get(&id).copied()
+    }
+
+    /// Where a member was removed.
+    pub(super) fn removed_at(&self, id: u64) -> Option<u64> {
+        self.removed.get(&id).copied()
+    }
+
+    /// True for a member, as of the last index.
+    pub(super) fn is_member(&self, id: u64) -> bool {
+        self.members.contains_key(&id)
+    }
+
+    /// True for one that votes.
+    pub(super) fn is_voter(&self, id: u64) -> bool {
+        self.members.get(&id) == Some(&true)
     }
 
     /// True for an index that nobody had applied.
@@ -234,7 +295,12 @@ impl Oracle {
         }
     }
 
-    fn apply(&mut self, index: u64, command: Command, now_us: u64) -> Result<Result<Outcome, ApiError>, String> {
+    fn apply(
+        &mut self,
+        index: u64,
+        command: Command,
+        now_us: u64,
+    ) -> Result<Result<Outcome, ApiError>, String> {
         let before = self.model.head;
         let result = match command {
             Command::Put(put) => {
@@ -352,7 +418,9 @@ impl Oracle {
         if first == state {
             return Ok(());
         }
-        Err(format!("state agreement: behind entry {index} member {member} holds {state:?}, others {first:?}"))
+        Err(format!(
+            "state agreement: behind entry {index} member {member} holds {state:?}, others {first:?}"
+        ))
     }
 
     fn model_hash(&self) -> u64 {
@@ -383,9 +451,10 @@ impl Oracle {
         self.refused.insert(id);
         match self.expected.get(&id) {
             None => Ok(()),
-            Some(expected) => {
-                Err(format!("command {id:x} is refused ({rejection:?}) and was applied at {}", expected.index))
-            }
+            Some(expected) => Err(format!(
+                "command {id:x} is refused ({rejection:?}) and was applied at {}",
+                expected.index
+            )),
         }
     }
 
@@ -406,7 +475,9 @@ impl Oracle {
         }
         match given.next() {
             None => Ok(()),
-            Some(event) => Err(format!("watch: member {member} gives {event:?}, which is no event behind {next}")),
+            Some(event) => {
+                Err(format!("watch: member {member} gives {event:?}, which is no event behind {next}"))
+            }
         }
     }
 
@@ -523,12 +594,15 @@ impl Oracle {
             }
             return Ok(());
         }
-        let Some(Ended { at_us, jumped_us: ended_jumped_us, ttl_us, by_itself }) = self.ended.get(&id).copied()
+        let Some(Ended { at_us, jumped_us: ended_jumped_us, ttl_us, by_itself }) =
+            self.ended.get(&id).copied()
         else {
             return Err(format!("lease safety: lease {id} is renewed, and was never granted"));
         };
         if at_us < begun_us {
-            return Err(format!("lease safety: lease {id} is renewed at {begun_us} us, and ended at {at_us} us"));
+            return Err(format!(
+                "lease safety: lease {id} is renewed at {begun_us} us, and ended at {at_us} us"
+            ));
         }
         // The answer came late; the renewal was made before.
         let lease = Lease { ttl_us, granted_index: 0, from_us: begun_us, jumped_us };

@@ -189,11 +189,7 @@ impl Running {
         let leases = Arc::new(Leases::new(ELECTION, clock));
         let membership = Arc::new(Membership::default());
         let quota = Quota::new(None);
-        let results = ObservedResults {
-            waiters: Arc::clone(&waiters),
-            reports: reports.clone(),
-            bug: shell,
-        };
+        let results = ObservedResults { waiters: Arc::clone(&waiters), reports: reports.clone(), bug: shell };
         let notices = SimulatedNotices {
             leases: LeaseNotices(Arc::clone(&leases)),
             membership: Arc::clone(&membership),
@@ -287,8 +283,7 @@ impl Running {
                 self.tasks.push(Task::new(Purpose::Look, look));
             }
         }
-        let questions =
-            std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner));
+        let questions = std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner));
         for (question, reply) in questions {
             let keeper = self.keeper.clone();
             let answer = async move {
@@ -363,7 +358,10 @@ impl Running {
                 Task::new(purpose, async move { Done::Answer(pipeline.put(put).await.map(Answer::Put)) })
             }
             Call::Range(range) => {
-                Task::new(purpose, async move { Done::Answer(pipeline.range(range).await.map(Answer::Range)) })
+                Task::new(
+                    purpose,
+                    async move { Done::Answer(pipeline.range(range).await.map(Answer::Range)) },
+                )
             }
             Call::Delete(delete) => Task::new(purpose, async move {
                 Done::Answer(pipeline.delete_range(delete).await.map(Answer::Delete))
@@ -387,7 +385,9 @@ impl Running {
                 let forgets = Bug::is(self.bug, ShellBug::ForgetsRenewal);
                 Task::new(purpose, async move {
                     let renewed = match forgets {
-                        true => keeper.remaining(lease).await.map(|left| left.map_or(0, |left| left.granted_ttl)),
+                        true => {
+                            keeper.remaining(lease).await.map(|left| left.map_or(0, |left| left.granted_ttl))
+                        }
                         false => keeper.renew(lease).await,
                     };
                     Done::Answer(renewed.map(Answer::Renewed))

@@ -54,7 +54,9 @@ impl World {
                     self.watchers[number].member = self.rng.below(self.members.len() as u64) as usize;
                     continue;
                 }
-                Err(error) => return Err(format!("watch: member {id} cannot give what follows {next}: {error}")),
+                Err(error) => {
+                    return Err(format!("watch: member {id} cannot give what follows {next}: {error}"));
+                }
             };
             if Bug::is(self.plan.bug, ShellBug::SkipsEvent) && batch.events.len() > 2 {
                 batch.events.remove(1);
@@ -69,7 +71,9 @@ impl World {
                 let found = match store.previous(event) {
                     Ok(found) => found,
                     Err(_) if self.plan.faults.rot => continue,
-                    Err(error) => return Err(format!("watch: member {id} cannot look before {event:?}: {error}")),
+                    Err(error) => {
+                        return Err(format!("watch: member {id} cannot look before {event:?}: {error}"));
+                    }
                 };
                 self.oracle.previous(id, event, found.as_ref(), store.compact_revision())?;
             }

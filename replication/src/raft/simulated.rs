@@ -9,10 +9,13 @@ use super::apply::Applier;
 use super::log_thread::{LoadJob, LogThread, Round, load};
 use super::node::{Assembled, GroupOptions, Raft};
 use super::planted::Planted;
+use super::state::{Fetched, Receiving, StateAsker};
 use super::{open, state};
 use crate::replicator::Genesis;
 use crate::solo::{Calibration, identity};
 use crate::state_machine::StateMachine;
+use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use sternpost_engine::Result;
@@ -42,6 +45,47 @@ pub struct SimulatedOptions {
     pub boot: u64,
     /// A bug on purpose in the core.
     pub planted: Planted,
+}
+
+/// A source that is asked without a connection: what was asked is answered at once.
+struct Nearby<'a> {
+    manifest: Bytes,
+    read: &'a mut dyn FnMut(u32, u64, u32) -> std::result::Result<Vec<u8>, String>,
+    asked: VecDeque<(u32, u64, u32)>,
+}
+
+impl StateAsker for Nearby<'_> {
+    fn manifest(&mut self) -> std::result::Result<Bytes, String> {
+        Ok(self.manifest.clone())
+    }
+
+    fn ask(&mut self, file: u32, offset: u64, bytes: u32) -> std::result::Result<(), String> {
+        self.asked.push_back((file, offset, bytes));
+        Ok(())
+    }
+
+    fn bytes(&mut self) -> std::result::Result<(u32, u64, Bytes), String> {
+        let (file, offset, bytes) = self.asked.pop_front().ok_or("nothing was asked")?;
+        Ok((file, offset, (self.read)(file, offset, bytes)?.into()))
+    }
+}
+
+/// Stages the state that `manifest` describes for the next start of the member of `genesis`, whether it runs on this disk or there is nothing; `read` is asked
+/// for (file, offset, bytes) and stands for the source. As [`state::fetch`].
+///
+/// # Errors
+/// Those of `read`, and of staging. What has arrived whole is kept for the next attempt.
+pub fn receive(
+    disk: &SimDisk,
+    genesis: &Genesis,
+    manifest: Vec<u8>,
+    read: &mut dyn FnMut(u32, u64, u32) -> std::result::Result<Vec<u8>, String>,
+) -> std::result::Result<Fetched, String> {
+    let place = transfer::Place::at(&Place::on_simulated_disk(disk));
+    let &Genesis { cluster_id, member_id, .. } = genesis;
+    let receiving = Receiving { cluster_id, member_id, genesis_hash: genesis.hash() };
+    let mut source = Nearby { manifest: manifest.into(), read, asked: VecDeque::new() };
+    state::fetch_from(&place, receiving, &mut source, &mut |_| {})
 }
 
 /// See the module.

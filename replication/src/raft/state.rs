@@ -23,6 +23,7 @@ use super::replay::Replay;
 use crate::entry_format::{decode_genesis, decode_hard_state, encode_genesis};
 use crate::replicator::Genesis;
 use crate::transport::{StateClient, StateSource, TransportConfig, state::CHUNK_BYTES_MAX};
+use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use std::collections::VecDeque;
 use std::path::Path;
@@ -124,6 +125,40 @@ pub fn has_staged_only(directory: &Path) -> bool {
     !directory.join("super").exists() && !directory.join("install").exists()
 }
 
+/// Who receives a state, and of which cluster it must be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Receiving {
+    pub(super) cluster_id: u64,
+    pub(super) member_id: u64,
+    pub(super) genesis_hash: u64,
+}
+
+/// The way to a source; answers come in the order of the questions.
+pub(super) trait StateAsker {
+    /// A manifest of now, when it is made.
+    fn manifest(&mut self) -> std::result::Result<Bytes, String>;
+
+    /// Asks for a part of a file.
+    fn ask(&mut self, file: u32, offset: u64, bytes: u32) -> std::result::Result<(), String>;
+
+    /// The next answer: file, offset, what is there.
+    fn bytes(&mut self) -> std::result::Result<(u32, u64, Bytes), String>;
+}
+
+impl StateAsker for StateClient {
+    fn manifest(&mut self) -> std::result::Result<Bytes, String> {
+        Self::manifest(self).map_err(|error| error.to_string())
+    }
+
+    fn ask(&mut self, file: u32, offset: u64, bytes: u32) -> std::result::Result<(), String> {
+        Self::ask(self, file, offset, bytes).map_err(|error| error.to_string())
+    }
+
+    fn bytes(&mut self) -> std::result::Result<(u32, u64, Bytes), String> {
+        Self::bytes(self).map_err(|error| error.to_string())
+    }
+}
+
 /// Fetches the state of the member `from` at `address` into `place`, as the member of `config`, and stages it for the next start.
 ///
 /// # Errors
@@ -135,13 +170,24 @@ pub fn fetch(
     address: &str,
     progress: &mut dyn FnMut(FetchProgress),
 ) -> std::result::Result<Fetched, String> {
-    let text = |error: Error| error.to_string();
     let mut client = StateClient::connect(config, from, address).map_err(|error| error.to_string())?;
+    let &TransportConfig { cluster_id, member_id, genesis_hash, .. } = config;
+    fetch_from(place, Receiving { cluster_id, member_id, genesis_hash }, &mut client, progress)
+}
+
+/// The same, by any way to the source.
+pub(super) fn fetch_from(
+    place: &Place,
+    receiving: Receiving,
+    client: &mut dyn StateAsker,
+    progress: &mut dyn FnMut(FetchProgress),
+) -> std::result::Result<Fetched, String> {
+    let text = |error: Error| error.to_string();
     let mut bytes = 0;
     for round in 1.. {
-        let (genesis, manifest) = decode_manifest(&client.manifest().map_err(|error| error.to_string())?)
+        let (genesis, manifest) = decode_manifest(&client.manifest()?)
             .ok_or("its manifest is of a format that this build does not know")?;
-        if manifest.cluster_id != config.cluster_id || genesis.hash() != config.genesis_hash {
+        if manifest.cluster_id != receiving.cluster_id || genesis.hash() != receiving.genesis_hash {
             return Err("it gives the state of another cluster".into());
         }
         let mut staging = Staging::begin(place, manifest).map_err(text)?;
@@ -152,18 +198,18 @@ pub fn fetch(
             done += count;
             progress(FetchProgress { round, bytes_done: done, bytes_total: missing_bytes });
         };
-        bytes += fetch_missing(&mut client, &mut staging, &mut arrived)?;
+        bytes += fetch_missing(client, &mut staging, &mut arrived)?;
         if missing_bytes > LAST_ROUND_BYTES && round < ROUNDS_MAX {
             continue;
         }
-        let note = encode_genesis(&Genesis { member_id: config.member_id, ..genesis });
-        if let Err(error) = staging.complete(config.member_id, &note) {
+        let note = encode_genesis(&Genesis { member_id: receiving.member_id, ..genesis });
+        if let Err(error) = staging.complete(receiving.member_id, &note) {
             // A damaged page: its segment is missing again, and fetched once more.
             if staging.missing().is_empty() {
                 return Err(text(error));
             }
-            bytes += fetch_missing(&mut client, &mut staging, &mut arrived)?;
-            staging.complete(config.member_id, &note).map_err(text)?;
+            bytes += fetch_missing(client, &mut staging, &mut arrived)?;
+            staging.complete(receiving.member_id, &note).map_err(text)?;
         }
         return Ok(Fetched { index, revision, bytes, rounds: round });
     }
@@ -172,7 +218,7 @@ pub fn fetch(
 
 /// Fetches what is missing, one segment after the other, with several questions under way.
 fn fetch_missing(
-    client: &mut StateClient,
+    client: &mut dyn StateAsker,
     staging: &mut Staging,
     arrived: &mut dyn FnMut(u64),
 ) -> std::result::Result<u64, String> {
@@ -188,11 +234,11 @@ fn fetch_missing(
         while written < bytes {
             while asked.len() < ASKED_MAX && next < bytes {
                 let count = u32::try_from(bytes - next).unwrap_or(u32::MAX).min(CHUNK_BYTES_MAX);
-                client.ask(file, next, count).map_err(|error| error.to_string())?;
+                client.ask(file, next, count)?;
                 asked.push_back((next, count));
                 next += u64::from(count);
             }
-            let (answered, offset, chunk) = client.bytes().map_err(|error| error.to_string())?;
+            let (answered, offset, chunk) = client.bytes()?;
             let expected = asked.pop_front();
             if answered != file || expected != Some((offset, chunk.len() as u32)) {
                 return Err(format!(
