@@ -5,7 +5,7 @@
 //! [`Raft`] is one with disk, threads and peers.
 //!
 //! Reading order: [`input`], [`frame`], [`core`] with `guards`, [`configuration`], `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
-//! `inbox`, `log_thread`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`]; `simulated`.
+//! `inbox`, `log_thread`, `alone`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`]; `simulated`.
 mod apply;
 mod barrier;
 pub mod configuration;

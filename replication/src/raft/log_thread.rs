@@ -7,6 +7,7 @@
 //! **Time.** Ticks come from the device's clock. A round that is late by more than two ticks (the process was stopped, or starved) makes up for
 //! none of them: what has arrived is looked at first, and then one tick passes. A member that slept must not conclude from its own sleep
 //! that nobody speaks.
+use super::alone::Alone;
 use super::apply::{ApplyQueue, Item};
 use super::configuration::encode_change as encode_change_of_members;
 use super::core::{Core, ENTRY_BYTES_MAX};
@@ -80,6 +81,7 @@ pub(super) struct LogThread {
     /// Changes of the configuration handed over and not confirmed.
     pub(super) changes: VecDeque<u64>,
     pub(super) told_replay: u64,
+    pub(super) alone: Alone,
     /// That the disk hangs for good was told.
     pub(super) is_hang_told: bool,
     /// Why nothing is written any more.
@@ -442,7 +444,8 @@ impl LogThread {
         let status = self.core.status();
         let open = self.core.open_proposals_count() as u64;
         self.shared.inbox.open_count.store(open, Ordering::Relaxed);
-        self.shared.publish(status);
+        let leads_alone = self.alone.look(self.shared.asked.member, &status);
+        self.shared.publish(status, leads_alone);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut stats.is_wanted) {
             stats.wal = Some(self.log.wal_stats());

@@ -8,6 +8,7 @@
 //!
 //! **Failure.** When the log fails, nothing more is acknowledged: the machine is told once, the member says nothing any more, and
 //! the others elect another leader. A member whose log and checkpoint do not fit together does not start.
+use super::alone::Alone;
 use super::apply::put_configuration;
 use super::apply::{Applier, ApplyQueue};
 use super::barrier::Slot;
@@ -199,8 +200,8 @@ pub(super) struct Stats {
 const ASKED_MAX: usize = 65_536;
 
 /// What this member's server asked others.
-struct Asked {
-    member: u64,
+pub(super) struct Asked {
+    pub(super) member: u64,
     boot: u64,
     answerer: OnceLock<Answerer>,
     waiting: Mutex<Waiting>,
@@ -269,8 +270,8 @@ pub(super) struct Shared {
     apply: Arc<ApplyQueue>,
     carrier: OnceLock<Box<dyn Carrier>>,
     status: Mutex<CoreStatus>,
-    /// The only voter, and leader, having applied what earlier terms had: what was acknowledged is applied here, and nobody else can lead before this
-    /// member has given its vote, which leaves it later than the news of that is here.
+    /// What was acknowledged is applied here (see [`super::alone`]), and nobody else can lead before this member has given its vote, which leaves it later
+    /// than the news of that is here.
     pub(super) leads_alone: AtomicBool,
     status_changed: Condvar,
     leader_changes_count: AtomicU64,
@@ -279,7 +280,7 @@ pub(super) struct Shared {
     /// Why the log has no room, while it has none.
     full: Mutex<Option<String>>,
     apply_thread: Mutex<Option<JoinHandle<()>>>,
-    asked: Asked,
+    pub(super) asked: Asked,
     on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
 }
 
@@ -288,10 +289,7 @@ impl Shared {
         self.status.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn publish(&self, status: CoreStatus) {
-        let leads_alone = status.proved_term.is_some()
-            && status.voters == [self.asked.member]
-            && status.quarantine.is_none();
+    pub(super) fn publish(&self, status: CoreStatus, leads_alone: bool) {
         self.leads_alone.store(leads_alone, Ordering::Release);
         let mut known = self.status();
         if *known != status {
@@ -659,6 +657,7 @@ impl<M: StateMachine> Assembled<M> {
             told_applied: applied,
             changes: VecDeque::new(),
             told_replay: 0,
+            alone: Alone::default(),
             is_hang_told: false,
             failed: None,
         };
