@@ -24,6 +24,7 @@ mod oracle;
 mod plan;
 mod running;
 mod stats;
+mod trace;
 mod transfers;
 mod watchers;
 mod world;
@@ -36,15 +37,16 @@ use plan::{Length, Plan};
 use stats::Stats;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use trace::Trace;
 use world::World;
 
 /// One run: its digest and what happened, or what was violated. A broken invariant that stops it is a violation too.
-fn run(seed: u64, length: Length, bug: Option<Bug>) -> Result<(u64, Stats), String> {
+fn run(seed: u64, length: Length, bug: Option<Bug>, trace: Trace) -> Result<(u64, Stats), String> {
     // Timers of the server's parts are made and never fire: the world has the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     let _entered = runtime.enter();
-    let world = AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug)).run());
+    let world = AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug), trace).run());
     catch_unwind(world).unwrap_or_else(|panic| Err(format!("stopped: {}", words_of(&*panic))))
 }
 

@@ -1,9 +1,10 @@
-//! Seeds one after the other: `fuzz simulate SEED` for one, with all that is to be said of it; `fuzz simulate FIRST COUNT [FILE]` for many.
+//! Seeds one after the other: `fuzz simulate SEED` for one, with `trace` behind it the last things that happened too; `fuzz simulate FIRST COUNT [FILE]` for many.
 //!
 //! **Resumable.** A campaign with a file appends a line for every hundred seeds that are done, and goes on behind the last one when it is started again: seed
 //! behind the last that is done, and the digest of the digests so far.
 use super::plan::Length;
 use super::stats::Stats;
+use super::trace::Trace;
 use super::{mix, run};
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -11,7 +12,8 @@ use std::time::Instant;
 
 /// Seeds between two lines.
 const LINE_SEEDS: u64 = 100;
-const USAGE: &str = "usage: fuzz simulate <seed> | fuzz simulate <first seed> <count> [file to go on with]";
+const USAGE: &str =
+    "usage: fuzz simulate <seed> [trace] | fuzz simulate <first seed> <count> [file to go on with]";
 
 /// Carries out `simulate` with these arguments.
 ///
@@ -23,14 +25,18 @@ pub(crate) fn command(arguments: &[String]) -> Result<(), String> {
         Some(text) => text.parse::<u64>().map(Some).map_err(|_| format!("'{text}' is no number; {USAGE}")),
     };
     let first = number(0)?.ok_or(USAGE)?;
+    if arguments.get(1).is_some_and(|word| word == "trace") {
+        return one(first, Trace::wanted());
+    }
     match number(1)? {
-        None => one(first),
+        None => one(first, Trace::default()),
         Some(count) => many(first, count, arguments.get(2).map(String::as_str)),
     }
 }
 
-fn one(seed: u64) -> Result<(), String> {
-    let (digest, stats) = run(seed, Length::FULL, None).map_err(|what| format!("seed {seed}: {what}"))?;
+fn one(seed: u64, trace: Trace) -> Result<(), String> {
+    let (digest, stats) =
+        run(seed, Length::FULL, None, trace).map_err(|what| format!("seed {seed}: {what}"))?;
     println!("seed {seed}: digest {digest:016x}, {stats:?}");
     Ok(())
 }
@@ -55,7 +61,7 @@ fn many(first: u64, count: u64, file: Option<&str>) -> Result<(), String> {
     let mut totals = Stats::default();
     while progress.next < end {
         let seed = progress.next;
-        match run(seed, Length::FULL, None) {
+        match run(seed, Length::FULL, None, Trace::default()) {
             Ok((digest, stats)) => {
                 totals += stats;
                 progress.digest = mix(progress.digest, digest);

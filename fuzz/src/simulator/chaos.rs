@@ -25,7 +25,9 @@ impl World {
         let count = self.members.len();
         let (member, other) = (self.below(count as u64) as usize, self.below(count as u64) as usize);
         let faults = self.plan.faults;
-        match self.below(KINDS) {
+        let (now_us, kind) = (self.now_us, self.below(KINDS));
+        self.trace.note(|| format!("{now_us} fault {kind} at place {member}, {other}"));
+        match kind {
             0 if faults.crashes => self.cut_power(member),
             1 if faults.kills && self.members[member].running.is_some() => self.kill(member),
             2 if faults.blackouts => (0..count).for_each(|member| self.cut_power(member)),

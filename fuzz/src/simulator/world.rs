@@ -15,6 +15,7 @@ use super::oracle::{Begun, Oracle};
 use super::plan::Plan;
 use super::running::{Running, new_member};
 use super::stats::Stats;
+use super::trace::Trace;
 use super::transfers::Fetch;
 use super::watchers::Watcher;
 use bytes::Bytes;
@@ -135,11 +136,13 @@ pub(super) struct World {
     pub(super) is_healed: bool,
     digest: u64,
     pub(super) stats: Stats,
+    /// What happened last, if somebody wants to read it.
+    pub(super) trace: Trace,
 }
 
 impl World {
     /// A new cluster, nobody running yet.
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(super) fn new(plan: Plan, trace: Trace) -> Self {
         let mut rng = Rng::new(plan.seed);
         let voters: Vec<u64> = (1..=plan.members_count as u64).map(|number| number * 11).collect();
         let members = voters.iter().map(|id| new_member(*id, false)).collect();
@@ -180,6 +183,7 @@ impl World {
             is_healed: false,
             digest: 0,
             stats: Stats::default(),
+            trace,
         }
     }
 
@@ -331,6 +335,8 @@ impl World {
             here.disk = SimDisk::new(here.start);
         }
         self.stats.starts += 1;
+        let (now_us, id, start) = (self.now_us, here.id, here.start);
+        self.trace.note(|| format!("{now_us} member {id} starts, start {start}"));
         let opened = Running::open(&here.disk, &self.plan, &here.genesis, here.start);
         match opened {
             Ok(running) => {
@@ -443,7 +449,9 @@ impl World {
         let (id, start) = (here.id, here.start);
         let Some(running) = &here.running else { return Ok(()) };
         let voters = running.node.raft().core_status().voters;
+        let now_us = self.now_us;
         for report in running.reports.take() {
+            self.trace.note(|| format!("{now_us} member {id} of {voters:?}: {report:?}"));
             match report {
                 Report::Entry { index, term, commands } => {
                     self.digest = mix(self.digest, index ^ term << 40);
@@ -505,6 +513,8 @@ impl World {
     }
 
     fn answered(&mut self, open: &OpenCall, answer: Result<Answer, ApiError>) -> Result<(), String> {
+        let (now_us, id) = (self.now_us, self.members[open.member].id);
+        self.trace.note(|| format!("{now_us} member {id} answers {:?}: {answer:?}", open.call));
         self.digest = mix(self.digest, open.client as u64 ^ u64::from(answer.is_ok()) << 32);
         match &answer {
             Ok(answer) => self.oracle.answered(&open.call, open.id, open.begun, answer)?,
@@ -523,6 +533,8 @@ impl World {
         self.stats.calls += 1;
         let number = self.calls_count;
         let begun = self.oracle.begins(self.now_us);
+        let (now_us, id) = (self.now_us, self.members[member].id);
+        self.trace.note(|| format!("{now_us} client {client} asks member {id}: {call:?}"));
         let Some(running) = &mut self.members[member].running else {
             return self.heard(client, &call, None);
         };
@@ -534,6 +546,8 @@ impl World {
 
     /// The process of a member is no more; who waits for it hears nothing.
     pub(super) fn down(&mut self, member: usize) {
+        let (now_us, id) = (self.now_us, self.members[member].id);
+        self.trace.note(|| format!("{now_us} member {id} ends"));
         let here = &mut self.members[member];
         if let Some(running) = here.running.take() {
             self.stats.checkpoints += running.node.checkpoint_stats().checkpoints_count;
