@@ -10,7 +10,7 @@
 //!
 //! `replication/tests/cluster_sim` is the other one: Raft's core alone, over a toy state machine and a toy disk, with more of Raft in each second.
 //!
-//! Reading order: [`plan`], [`world`], [`running`], [`observed`], [`oracle`]; [`clients`], [`watchers`], [`chaos`]; [`campaign`].
+//! Reading order: [`plan`], [`world`], [`running`], [`observed`], [`oracle`]; [`clients`], [`watchers`], [`membership`], [`transfers`], [`chaos`]; [`campaign`], [`shrink`].
 mod bug;
 mod calls;
 mod campaign;
@@ -23,7 +23,10 @@ mod observed;
 mod oracle;
 mod plan;
 mod running;
+mod shrink;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod trace;
 mod transfers;
 mod watchers;
@@ -31,9 +34,8 @@ mod world;
 
 pub(crate) use campaign::command;
 
-use bug::Bug;
 use observed::mix;
-use plan::{Length, Plan};
+use plan::{Case, Plan};
 use stats::Stats;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -41,12 +43,12 @@ use trace::Trace;
 use world::World;
 
 /// One run: its digest and what happened, or what was violated. A broken invariant that stops it is a violation too.
-fn run(seed: u64, length: Length, bug: Option<Bug>, trace: Trace) -> Result<(u64, Stats), String> {
+fn run(case: &Case, trace: Trace) -> Result<(u64, Stats), String> {
     // Timers of the server's parts are made and never fire: the world has the time.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let runtime = runtime.map_err(|error| format!("no runtime: {error}"))?;
     let _entered = runtime.enter();
-    let world = AssertUnwindSafe(|| World::new(Plan::new(seed, length, bug), trace).run());
+    let world = AssertUnwindSafe(|| World::new(Plan::new(case), trace).run());
     catch_unwind(world).unwrap_or_else(|panic| Err(format!("stopped: {}", words_of(&*panic))))
 }
 

@@ -3,6 +3,11 @@
 //! Those of [`ShellBug`] are in what the simulator puts around the server's parts, so each shows a checker and no rule of ours; the others are switches in
 //! the parts themselves, of builds with the feature `planted-bugs`.
 
+#[cfg(feature = "planted-bugs")]
+use sternpost_engine::checkpoint::PlantedBug as CheckpointBug;
+#[cfg(feature = "planted-bugs")]
+use sternpost_replication::raft::PlantedBug as CoreBug;
+
 /// A bug in what the simulator puts around a member's parts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum ShellBug {
@@ -24,10 +29,8 @@ pub(crate) enum ShellBug {
     DoublesEvent,
     /// A restart begins with an empty disk.
     ForgetsDisk,
-    /// What a member had not synced is lost when its process is killed: it takes a kill for harmless, and a sync for made.
-    LosesSynced,
-    /// Everybody is told that he leads.
-    NobodyAnswers,
+    /// A member does not come back when all is made well.
+    StaysCut,
 }
 
 /// A bug.
@@ -37,11 +40,65 @@ pub(crate) enum Bug {
     Shell(ShellBug),
     /// In Raft.
     #[cfg(feature = "planted-bugs")]
-    Core(sternpost_replication::raft::PlantedBug),
+    Core(CoreBug),
     /// In checkpoints.
     #[cfg(feature = "planted-bugs")]
-    Checkpoint(sternpost_engine::checkpoint::PlantedBug),
+    Checkpoint(CheckpointBug),
 }
+
+/// All of the shell's.
+pub(crate) const SHELL_BUGS: [ShellBug; 10] = [
+    ShellBug::SkipsCommand,
+    ShellBug::AnswersOldRevision,
+    ShellBug::ReadsWithoutBarrier,
+    ShellBug::AnswersUnproposed,
+    ShellBug::ForgetsRenewal,
+    ShellBug::EndsLeaseEarly,
+    ShellBug::SkipsEvent,
+    ShellBug::DoublesEvent,
+    ShellBug::ForgetsDisk,
+    ShellBug::StaysCut,
+];
+
+/// Those of Raft.
+#[cfg(feature = "planted-bugs")]
+pub(crate) const CORE_BUGS: [CoreBug; 15] = [
+    CoreBug::ReuseReadContext,
+    CoreBug::SkipReadRound,
+    CoreBug::ForgetVote,
+    CoreBug::AcknowledgeEarly,
+    CoreBug::ApplyUncommitted,
+    CoreBug::ReproposeUnproved,
+    CoreBug::TakeStaleForwards,
+    CoreBug::TakeForwardsTwice,
+    CoreBug::CommitOfHardState,
+    CoreBug::ReadBeforeApplied,
+    CoreBug::RemovedLeads,
+    CoreBug::TwoChanges,
+    CoreBug::ChangeUncommitted,
+    CoreBug::SkipIsMatched,
+    CoreBug::ChangesInOneWrite,
+];
+
+/// Those of checkpoints.
+#[cfg(feature = "planted-bugs")]
+pub(crate) const CHECKPOINT_BUGS: [CheckpointBug; 15] = [
+    CheckpointBug::SkipSegmentSync,
+    CheckpointBug::SkipDirectorySync,
+    CheckpointBug::SuperblockFirst,
+    CheckpointBug::UnlinkEarly,
+    CheckpointBug::YoungerCompaction,
+    CheckpointBug::ReplayBehindCut,
+    CheckpointBug::HandOverEarly,
+    CheckpointBug::ReuseSegmentIds,
+    CheckpointBug::ForgetReplaced,
+    CheckpointBug::CleanByOldBits,
+    CheckpointBug::KeepLeaseKeys,
+    CheckpointBug::ForgetPurges,
+    CheckpointBug::DropUnswept,
+    CheckpointBug::NoteOneMore,
+    CheckpointBug::BrokenInvariant,
+];
 
 impl Bug {
     /// True if it is this one of the shell's.

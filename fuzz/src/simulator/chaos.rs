@@ -3,8 +3,10 @@
 //! **Bounds.** Each fault alone is one that members must bear; disks that lie (rot) are those of one member at most.
 //!
 //! **Does not know** what must hold all the same.
+use super::bug::{Bug, ShellBug};
+use super::calls::Call;
 use super::words_of;
-use super::world::{Event, World};
+use super::world::{Event, Member, World};
 use std::any::Any;
 use sternpost_engine::Error;
 use sternpost_engine::io::Io;
@@ -12,7 +14,11 @@ use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
 use sternpost_replication::Replicator;
 
 /// Faults that [`World::fault`] chooses from.
-const KINDS: u64 = 16;
+const KINDS: u64 = 17;
+/// Whose disk rots, where one does.
+const ROTTEN: usize = 1;
+/// Between two attempts to replace it.
+const REPLACE_US: u64 = 500_000;
 
 impl World {
     /// One fault, if the plan has it, or the links carry again.
@@ -28,30 +34,32 @@ impl World {
         let (now_us, kind) = (self.now_us, self.below(KINDS));
         self.trace.note(|| format!("{now_us} fault {kind} at place {member}, {other}"));
         match kind {
-            0 if faults.crashes => self.cut_power(member),
-            1 if faults.kills && self.members[member].running.is_some() => self.kill(member),
-            2 if faults.blackouts => (0..count).for_each(|member| self.cut_power(member)),
-            3 if faults.partitions => self.network.cut_where(count, |one, _| one == member),
-            4 if faults.one_way && member != other => self.network.cut_one_way(member, other),
-            5 if faults.bridges => self.network.cut_where(count, |one, two| one != member && two != member),
-            6 if faults.chains => self.network.cut_where(count, |one, two| one.abs_diff(two) > 1),
-            7 if faults.freezes => {
+            0 if faults.crashes > 0 => self.cut_power(member),
+            1 if faults.kills > 0 && self.members[member].running.is_some() => self.kill(member),
+            2 if faults.blackouts > 0 => (0..count).for_each(|member| self.cut_power(member)),
+            3 if faults.partitions > 0 => self.network.cut_where(count, |one, _| one == member),
+            4 if faults.one_way > 0 && member != other => self.network.cut_one_way(member, other),
+            5 if faults.bridges > 0 => {
+                self.network.cut_where(count, |one, two| one != member && two != member)
+            }
+            6 if faults.chains > 0 => self.network.cut_where(count, |one, two| one.abs_diff(two) > 1),
+            7 if faults.freezes > 0 => {
                 let frozen_us = 50_000 + self.below(2_000_000);
                 self.members[member].frozen_until_us = self.now_us + frozen_us;
             }
-            8 if faults.jumps => {
+            8 if faults.jumps > 0 => {
                 let by_us = 10_000 + self.below(3_000_000);
                 self.members[member].clock.jump(by_us);
                 self.oracle.jumped(by_us);
                 self.stats.jumps += 1;
                 self.turn_at(member, self.now_us);
             }
-            9 if faults.stalls => {
+            9 if faults.stalls > 0 => {
                 let stall_us = 20_000 + self.below(1_500_000);
                 let kind = [OperationKind::Write, OperationKind::Sync][self.below(2) as usize];
                 self.members[member].disk.add_fault(Fault::nth(kind, 0, Effect::Stall(stall_us)));
             }
-            10 if faults.disk_errors => {
+            10 if faults.disk_errors > 0 => {
                 self.stats.disk_errors += 1;
                 let (kind, effect) = match self.below(4) {
                     0 => (OperationKind::Write, Effect::Fail),
@@ -62,25 +70,57 @@ impl World {
                 let nth = self.below(4);
                 self.members[member].disk.add_fault(Fault::nth(kind, nth, effect));
             }
-            11 if faults.full_disks => {
+            11 if faults.full_disks > 0 => {
                 self.stats.full_disks += 1;
                 let used_bytes = self.members[member].disk.allocated_bytes();
                 self.members[member].disk.set_capacity(Some(used_bytes + self.rng.below(64 << 10)));
                 let delay_us = 200_000 + self.below(3_000_000);
                 self.after(delay_us, Event::Room { member });
             }
-            12 if faults.transfers => {
+            12 if faults.transfers > 0 => {
                 let to = if self.below(2) == 0 { 0 } else { self.members[other].id };
                 if let Some(running) = &self.members[member].running {
                     // Who does not lead refuses.
                     let _ = running.node.raft().transfer_leader(to);
                 }
             }
-            13..KINDS => {
+            13 if faults.rot > 0 => self.rot(),
+            14..KINDS => {
                 self.network.mend();
                 self.meet_all();
             }
             _ => {}
+        }
+    }
+
+    /// A bit of a segment at rest is wrong, at the one member whose disk rots.
+    fn rot(&mut self) {
+        let here = &self.members[ROTTEN];
+        let files = here.disk.files();
+        let segments: Vec<_> = files.iter().filter(|path| path.starts_with("seg")).collect();
+        let Some(path) = segments.get(self.rng.below(segments.len() as u64) as usize) else { return };
+        let bytes = here.disk.read_file(path).map_or(0, |content| content.len() as u64);
+        if here.disk.flip_bit(path, self.rng.below(bytes), self.rng.below(8) as u8) {
+            self.stats.bits_rotten += 1;
+        }
+    }
+
+    /// True for a member whose disk is not what it wrote.
+    pub(super) fn is_rotten(&self, member: usize) -> bool {
+        member == ROTTEN && self.stats.bits_rotten > 0
+    }
+
+    /// A member whose disk has rotted is replaced: this is the half of it that removes it.
+    pub(super) fn replace_rotten(&mut self) {
+        let id = self.members[ROTTEN].id;
+        if !self.oracle.is_member(id) {
+            return;
+        }
+        self.after(REPLACE_US, Event::Replace);
+        let leads = |member: &Member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some());
+        if let Some(leader) = self.members.iter().position(leads) {
+            let operator = self.operator();
+            self.ask(operator, leader, Call::Remove(id));
         }
     }
 
@@ -99,7 +139,7 @@ impl World {
     /// True if disks may fail in this run.
     pub(super) fn bears_disk_faults(&self) -> bool {
         let faults = self.plan.faults;
-        faults.disk_errors || faults.full_disks || faults.rot
+        faults.disk_errors + faults.full_disks + faults.rot > 0
     }
 
     /// The log of a member has failed: its process ends, and is started again.
@@ -115,10 +155,18 @@ impl World {
     /// A broken invariant, or what a member cannot do without, has ended its process.
     pub(super) fn aborted(&mut self, member: usize, panic: &(dyn Any + Send)) -> Result<(), String> {
         let words = words_of(panic);
-        if self.members[member].disk.is_stopped() && words.starts_with("A5") {
-            // It could not read, because its power has failed; it was gone before it noticed.
-            self.power_off(member);
-            return Ok(());
+        // A5: it could not read what it needs to go on.
+        if words.starts_with("A5") {
+            if self.members[member].disk.is_stopped() {
+                // Its power had failed.
+                self.power_off(member);
+                return Ok(());
+            }
+            if self.is_rotten(member) || self.plan.faults.disk_errors > 0 {
+                self.stats.aborts += 1;
+                self.kill(member);
+                return Ok(());
+            }
         }
         Err(format!("member {} stops: {words}", self.members[member].id))
     }
@@ -128,6 +176,7 @@ impl World {
         if !self.bears_disk_faults() {
             return Err(format!("member {} does not open: {error}", self.members[member].id));
         }
+        self.stats.starts_refused += 1;
         self.kill(member);
         Ok(())
     }
@@ -136,6 +185,15 @@ impl World {
     pub(super) fn heal(&mut self) {
         self.is_healed = true;
         self.network.heal();
+        if Bug::is(self.plan.bug, ShellBug::StaysCut) {
+            self.members[0].is_gone = true;
+            self.down(0);
+        }
+        if self.is_rotten(ROTTEN) {
+            self.down(ROTTEN);
+            self.members[ROTTEN].is_gone = true;
+            self.after(REPLACE_US, Event::Replace);
+        }
         for member in 0..self.members.len() {
             let here = &mut self.members[member];
             here.disk.set_plan(Default::default());

@@ -85,8 +85,7 @@ impl World {
         if !is_answered || self.rng.chance(1, 16) {
             self.clients[client].member = self.below(count) as usize;
         }
-        let length = self.plan.length;
-        let mean_us = length.chaos_us * self.clients.len() as u64 / length.operations_max;
+        let mean_us = self.plan.call_pause_us;
         let delay_us = if is_answered { self.below(2 * mean_us) } else { 20_000 + self.below(2 * mean_us) };
         self.after(delay_us, Event::Client { client });
     }

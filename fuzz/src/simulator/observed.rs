@@ -31,7 +31,7 @@ pub(super) enum Report {
     /// The state behind an entry.
     State { index: u64, state: StateHash },
     /// The log failed.
-    Stopped(String),
+    Stopped,
     /// What Raft says of itself.
     Raft(RaftEvent),
 }
@@ -223,7 +223,7 @@ impl StateMachine for Observed {
     }
 
     fn stopped(&mut self, reason: &str) {
-        self.reports.push(Report::Stopped(reason.to_owned()));
+        self.reports.push(Report::Stopped);
         self.machine.stopped(reason);
     }
 }

@@ -8,6 +8,30 @@ use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::io::fault_plan::Latency;
 use sternpost_engine::options::LogOptions;
 
+/// What is run.
+#[derive(Clone, Debug)]
+pub(crate) struct Case {
+    pub(crate) seed: u64,
+    pub(crate) length: Length,
+    pub(crate) bug: Option<Bug>,
+    /// Faults of the plan that are left out, by name.
+    pub(crate) without: Vec<String>,
+    /// The run is made well again after so many microseconds, if that is sooner.
+    pub(crate) until_us: Option<u64>,
+}
+
+impl Case {
+    /// A seed as it is.
+    pub(crate) fn new(seed: u64, length: Length) -> Self {
+        Self { seed, length, bug: None, without: Vec::new(), until_us: None }
+    }
+
+    /// The same over a bug.
+    pub(crate) fn over(self, bug: Bug) -> Self {
+        Self { bug: Some(bug), ..self }
+    }
+}
+
 /// How long a run is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Length {
@@ -25,44 +49,73 @@ impl Length {
     pub(crate) const SHORT: Self = Self { chaos_us: 8_000_000, operations_max: 400 };
 }
 
-/// What may go wrong.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Faults {
+macro_rules! faults {
+    ($($(#[$doc:meta])* $name:ident)*) => {
+        /// What may go wrong, each so many times in a thousand of the chances it has; 0 for never.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub(crate) struct Faults {
+            $($(#[$doc])* pub(crate) $name: u64,)*
+        }
+
+        impl Faults {
+            /// Those that may happen, by name.
+            pub(crate) fn names(&self) -> Vec<&'static str> {
+                let mut names = Vec::new();
+                $(if self.$name > 0 { names.push(stringify!($name)); })*
+                names
+            }
+
+            /// That one never happens; false if there is none of this name.
+            pub(crate) fn leave_out(&mut self, name: &str) -> bool {
+                match name {
+                    $(stringify!($name) => self.$name = 0,)*
+                    _ => return false,
+                }
+                true
+            }
+        }
+    };
+}
+
+faults! {
     /// The power of one member fails.
-    pub(crate) crashes: bool,
+    crashes
     /// The process of one member is killed, the machine runs on.
-    pub(crate) kills: bool,
+    kills
     /// The power of all fails at once.
-    pub(crate) blackouts: bool,
+    blackouts
     /// One member is cut off, both ways.
-    pub(crate) partitions: bool,
+    partitions
     /// One direction of one link is cut.
-    pub(crate) one_way: bool,
+    one_way
     /// All see one member alone.
-    pub(crate) bridges: bool,
+    bridges
     /// Each sees its two neighbours alone.
-    pub(crate) chains: bool,
+    chains
     /// A process stands still and wakes up.
-    pub(crate) freezes: bool,
+    freezes
     /// A clock jumps ahead.
-    pub(crate) jumps: bool,
+    jumps
     /// An operation of a disk takes long.
-    pub(crate) stalls: bool,
+    stalls
     /// A write or sync fails once.
-    pub(crate) disk_errors: bool,
+    disk_errors
     /// A device is full for a while.
-    pub(crate) full_disks: bool,
-    /// A bit of a file at rest is wrong.
-    pub(crate) rot: bool,
+    full_disks
+    /// A bit of a file at rest is wrong, at one member alone.
+    rot
     /// Leadership is handed over.
-    pub(crate) transfers: bool,
+    transfers
     /// Members come and go.
-    pub(crate) changes: bool,
-    /// Frames lost, doubled, late, and copies that come much later: in a thousand.
-    pub(crate) loss: u64,
-    pub(crate) duplication: u64,
-    pub(crate) late: u64,
-    pub(crate) late_copies: u64,
+    changes
+    /// Frames are lost.
+    loss
+    /// Frames come twice.
+    duplication
+    /// Frames come late.
+    late
+    /// Copies of frames come much later.
+    late_copies
 }
 
 /// See the module.
@@ -83,18 +136,21 @@ pub(crate) struct Plan {
     pub(crate) latency: Latency,
     /// Bytes of values, at most.
     pub(crate) value_bytes_max: u64,
-    /// Milliseconds between faults on average.
+    /// Microseconds between faults on average.
     pub(crate) fault_pause_us: u64,
+    /// Microseconds between two calls of a client on average.
+    pub(crate) call_pause_us: u64,
     pub(crate) bug: Option<Bug>,
 }
 
 impl Plan {
-    /// The plan of `seed`.
-    pub(crate) fn new(seed: u64, length: Length, bug: Option<Bug>) -> Self {
+    /// That of a case.
+    pub(crate) fn new(case: &Case) -> Self {
+        let Case { seed, length, bug, .. } = *case;
         let mut rng = Rng::new(seed ^ 0x05ea_0ca1);
         let members_count = [1, 3, 3, 3, 3, 3, 5][rng.below(7) as usize];
-        let mut one_of = |of: u64| rng.chance(1, of);
-        let faults = Faults {
+        let mut one_of = |of: u64| if rng.chance(1, of) { 1000 } else { 0 };
+        let mut faults = Faults {
             crashes: one_of(2),
             kills: one_of(2),
             blackouts: one_of(3),
@@ -110,11 +166,23 @@ impl Plan {
             rot: one_of(4),
             transfers: one_of(3),
             changes: one_of(3),
-            loss: if one_of(2) { 30 } else { 0 },
-            duplication: if one_of(2) { 50 } else { 0 },
-            late: if one_of(2) { 20 } else { 0 },
-            late_copies: if one_of(3) { 50 } else { 0 },
+            loss: one_of(2) * 30 / 1000,
+            duplication: one_of(2) * 50 / 1000,
+            late: one_of(2) * 20 / 1000,
+            late_copies: one_of(3) * 50 / 1000,
         };
+        for name in &case.without {
+            faults.leave_out(name);
+        }
+        // Who rots must not become one of a majority.
+        if members_count < 3 {
+            faults.rot = 0;
+        }
+        if faults.rot > 0 {
+            faults.changes = 0;
+        }
+        let call_us = length.chaos_us / length.operations_max;
+        let chaos_us = length.chaos_us.min(case.until_us.unwrap_or(u64::MAX));
         // Small, so that logs are recycled, checkpoints made and states needed within seconds.
         let log = LogOptions { segment_bytes: Some(64 << 10), calibrate: false, ..LogOptions::default() };
         let mut checkpoint = CheckpointOptions::default();
@@ -135,11 +203,12 @@ impl Plan {
             sync_us: if slow { (500, 20_000) } else { (50, 500) },
             ..Latency::default()
         };
+        let clients_count = 2 + rng.below(6) as usize;
         Self {
             seed,
-            length,
+            length: Length { chaos_us, ..length },
             members_count,
-            clients_count: 2 + rng.below(6) as usize,
+            clients_count,
             keys_count: 2 + rng.below(8),
             faults,
             memtable_bytes: [4 << 10, 16 << 10, 1 << 20][rng.below(3) as usize],
@@ -149,6 +218,7 @@ impl Plan {
             latency,
             value_bytes_max: [32, 600, 4_000][rng.below(3) as usize],
             fault_pause_us: [300_000, 1_000_000, 3_000_000][rng.below(3) as usize],
+            call_pause_us: call_us * clients_count as u64,
             bug,
         }
     }

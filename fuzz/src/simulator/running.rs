@@ -23,7 +23,8 @@ use sternpost_replication::{
     Answer as Asked, Answerer, Class, Genesis, MemberChange, PeerStatus, ProposeError, ReadBarrier,
     Replicator, ReplicatorStatus, Reply, TransferError,
 };
-use sternpost_server::apply::command::{self, Kind, Origin};
+use sternpost_server::apply::command::{self, Kind, LeaseExpiry, Origin};
+use sternpost_server::apply::records;
 use sternpost_server::apply::{AppliedView, Machine, Notice, Notices, Quota};
 use sternpost_server::lease::keeper::LeaseKeeper;
 use sternpost_server::lease::{self, LeaseNotices, Leases};
@@ -283,6 +284,9 @@ impl Running {
                 self.tasks.push(Task::new(Purpose::Look, look));
             }
         }
+        if Bug::is(self.bug, ShellBug::EndsLeaseEarly) {
+            self.end_lease_early();
+        }
         let questions = std::mem::take(&mut *self.questions.lock().unwrap_or_else(PoisonError::into_inner));
         for (question, reply) in questions {
             let keeper = self.keeper.clone();
@@ -291,6 +295,22 @@ impl Running {
                 Done::Nothing
             };
             self.tasks.push(Task::new(Purpose::Own, answer));
+        }
+    }
+
+    /// A leader ends a lease that has half of its time left.
+    fn end_lease_early(&mut self) {
+        let Some(term) = self.proved_term() else { return };
+        let early = records::leases(&self.store).into_iter().find(|(lease, _)| {
+            self.leases.remaining(*lease).is_some_and(|left| left.ttl > 0 && left.ttl * 2 <= left.granted_ttl)
+        });
+        if let Some((lease, record)) = early {
+            let expiry = LeaseExpiry { lease, granted_index: record.granted_index };
+            let (leases, pipeline) = (Arc::clone(&self.leases), Arc::clone(&self.pipeline));
+            self.tasks.push(Task::new(Purpose::Own, async move {
+                lease::expire(leases, pipeline, expiry, term).await;
+                Done::Nothing
+            }));
         }
     }
 

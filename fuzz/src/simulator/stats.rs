@@ -42,4 +42,7 @@ stats! {
     states_fetched
     fetches_cut_short
     logs_unreadable
+    bits_rotten
+    aborts
+    starts_refused
 }

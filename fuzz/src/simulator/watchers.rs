@@ -50,7 +50,7 @@ impl World {
                     self.watchers[number].next = compacted + 1;
                     continue;
                 }
-                Err(OperationError::Unreadable(_)) if self.plan.faults.rot => {
+                Err(OperationError::Unreadable(_)) if self.bears_disk_faults() => {
                     self.watchers[number].member = self.rng.below(self.members.len() as u64) as usize;
                     continue;
                 }
@@ -70,7 +70,7 @@ impl World {
             if let Some(event) = batch.events.last() {
                 let found = match store.previous(event) {
                     Ok(found) => found,
-                    Err(_) if self.plan.faults.rot => continue,
+                    Err(_) if self.bears_disk_faults() => continue,
                     Err(error) => {
                         return Err(format!("watch: member {id} cannot look before {event:?}: {error}"));
                     }

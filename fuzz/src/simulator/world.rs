@@ -61,6 +61,8 @@ pub(super) enum Event {
     Fetch { member: usize },
     /// Somebody wants to change the members.
     Change,
+    /// A member whose disk has rotted is to be removed.
+    Replace,
 }
 
 /// One member, running or not.
@@ -211,7 +213,7 @@ impl World {
         }
         self.after(500_000, Event::Fault);
         self.after(700_000, Event::Look);
-        if self.plan.faults.changes {
+        if self.plan.faults.changes > 0 {
             self.after(1_000_000, Event::Change);
         }
         while self.now_us < self.plan.length.chaos_us {
@@ -311,6 +313,10 @@ impl World {
                 self.wants_change();
                 Ok(())
             }
+            Event::Replace => {
+                self.replace_rotten();
+                Ok(())
+            }
         }
     }
 
@@ -337,7 +343,11 @@ impl World {
         self.stats.starts += 1;
         let (now_us, id, start) = (self.now_us, here.id, here.start);
         self.trace.note(|| format!("{now_us} member {id} starts, start {start}"));
-        let opened = Running::open(&here.disk, &self.plan, &here.genesis, here.start);
+        let open = AssertUnwindSafe(|| Running::open(&here.disk, &self.plan, &here.genesis, here.start));
+        let opened = match catch_unwind(open) {
+            Ok(opened) => opened,
+            Err(panic) => return self.aborted(member, &*panic),
+        };
         match opened {
             Ok(running) => {
                 here.running = Some(running);
@@ -482,7 +492,7 @@ impl World {
                     return Err(format!("member {id} takes no part any more: {why}"));
                 }
                 Report::Raft(RaftEvent::LogUnreadable { .. }) => self.stats.logs_unreadable += 1,
-                Report::Raft(_) | Report::Stopped(_) => {}
+                Report::Raft(_) | Report::Stopped => {}
             }
         }
         Ok(())
@@ -518,7 +528,7 @@ impl World {
         self.digest = mix(self.digest, open.client as u64 ^ u64::from(answer.is_ok()) << 32);
         match &answer {
             Ok(answer) => self.oracle.answered(&open.call, open.id, open.begun, answer)?,
-            Err(ApiError::Unreadable(what)) if !self.plan.faults.rot => {
+            Err(ApiError::Unreadable(what)) if !self.bears_disk_faults() => {
                 return Err(format!("something cannot be read: {what}"));
             }
             Err(_) => {}
@@ -578,10 +588,7 @@ impl World {
         self.stats.kills += 1;
         let here = &mut self.members[member];
         let seed = self.rng.next_u64();
-        let mut disk = here.disk.crash_process(seed);
-        if Bug::is(self.plan.bug, ShellBug::LosesSynced) {
-            disk = here.disk.crash(&CrashPolicy::DropAll);
-        }
+        let disk = here.disk.crash_process(seed);
         self.ends(member, disk);
     }
 
