@@ -559,8 +559,8 @@ impl Core {
             }
             Body::ForwardTaken { term, boot, number } => self.proposals.confirmed(from, term, boot, number),
             Body::ForwardRefused { term, boot, number } => self.proposals.refused(from, term, boot, number),
-            Body::ProposalsRejected { reason, mut ids } => {
-                ids.retain(|id| self.proposals.reject(*id));
+            Body::ProposalsRejected { term, reason, mut ids } => {
+                ids.retain(|id| self.proposals.reject(*id, term));
                 reject(ids, Refusal::from_number(reason), out);
             }
             Body::ReadRequest { boot, number } => {
@@ -641,7 +641,7 @@ impl Core {
                 for ids in refused.chunks(REJECTED_IDS_MAX) {
                     let ids = ids.iter().map(|proposal| proposal.id).collect();
                     let reason = Refusal::NoSpace.number();
-                    self.send(from, Body::ProposalsRejected { reason, ids }, out);
+                    self.send(from, Body::ProposalsRejected { term, reason, ids }, out);
                 }
                 self.settle(out);
             }

@@ -18,7 +18,7 @@
 //! | entry | type u8 · term u64 · index u64 · data (length u32 · bytes) · context (length u32 · bytes) |
 //! | forward | term u64 · boot u64 · number u64 · proposals u32 · for each: id u64 · privileged u8 · command (length u32 · bytes) |
 //! | forward taken, forward refused | term u64 · boot u64 · number of the last one taken u64 |
-//! | proposals rejected | reason u8 · ids u32 · for each: id u64 |
+//! | proposals rejected | term u64 · reason u8 · ids u32 · for each: id u64 |
 //! | read request | boot u64 · number u64 |
 //! | read answer | boot u64 · number u64 · index u64 |
 //! | question, answer | boot u64 · number u64 · bytes (the rest), of the layer above |
@@ -89,8 +89,10 @@ pub enum Body {
         /// The last one taken; 0 for none.
         number: u64,
     },
-    /// These were taken over and will never be in the log.
+    /// These were forwarded to the leader of this term, who did not take them: that placement of theirs will never be in the log.
     ProposalsRejected {
+        /// The term that they were addressed to.
+        term: u64,
         /// Why: see [`super::input::Refusal`].
         reason: u8,
         /// Which.
@@ -199,7 +201,8 @@ impl Frame {
             Body::ForwardTaken { term, boot, number } | Body::ForwardRefused { term, boot, number } => {
                 put_all(&mut out, &[*term, *boot, *number]);
             }
-            Body::ProposalsRejected { reason, ids } => {
+            Body::ProposalsRejected { term, reason, ids } => {
+                out.put_u64_le(*term);
                 out.put_u8(*reason);
                 out.put_u32_le(count(ids.len()));
                 put_all(&mut out, ids);
@@ -243,7 +246,7 @@ impl Frame {
                     .map(|proposal| PROPOSAL_BYTES_MIN + proposal.command.len())
                     .sum::<usize>()
             }
-            Body::ProposalsRejected { ids, .. } => 5 + 8 * ids.len(),
+            Body::ProposalsRejected { ids, .. } => 13 + 8 * ids.len(),
             Body::ReadRequest { .. } => 16,
             Body::Question { bytes, .. } | Body::Answer { bytes, .. } => 16 + bytes.len(),
             _ => 24,
@@ -282,10 +285,10 @@ impl Frame {
             3 => Body::ForwardTaken { term: input.u64()?, boot: input.u64()?, number: input.u64()? },
             4 => Body::ForwardRefused { term: input.u64()?, boot: input.u64()?, number: input.u64()? },
             5 => {
-                let reason = input.u8()?;
+                let (term, reason) = (input.u64()?, input.u8()?);
                 let ids_count = input.count(8)?;
                 let ids = (0..ids_count).map(|_| input.u64()).collect::<Result<_, _>>()?;
-                Body::ProposalsRejected { reason, ids }
+                Body::ProposalsRejected { term, reason, ids }
             }
             6 => Body::ReadRequest { boot: input.u64()?, number: input.u64()? },
             7 => Body::ReadAnswer { boot: input.u64()?, number: input.u64()?, index: input.u64()? },
@@ -460,7 +463,7 @@ mod tests {
             Body::Forward { term: 4, boot: 5, number: 6, proposals },
             Body::ForwardTaken { term: 4, boot: 5, number: 6 },
             Body::ForwardRefused { term: 4, boot: 5, number: 0 },
-            Body::ProposalsRejected { reason: 1, ids: vec![7, 8] },
+            Body::ProposalsRejected { term: 4, reason: 1, ids: vec![7, 8] },
             Body::ReadRequest { boot: 5, number: 6 },
             Body::ReadAnswer { boot: 5, number: 6, index: 11 },
             Body::Question { boot: 5, number: 6, bytes: Bytes::from_static(b"question") },

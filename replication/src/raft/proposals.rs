@@ -163,9 +163,11 @@ impl Proposals {
         }
     }
 
-    /// Will never be in the log: forgotten; true if it was open.
-    pub(super) fn reject(&mut self, id: u64) -> bool {
-        self.remove(id).is_some()
+    /// The leader of `term` did not take it. Forgotten, and true, if it is still placed there: it may be placed in a later term by now, and what was
+    /// said of the earlier place says nothing of this one.
+    pub(super) fn reject(&mut self, id: u64, term: u64) -> bool {
+        let is_placed_there = self.open.get(&id).is_some_and(|open| open.place == Place::Placed { term });
+        is_placed_there && self.remove(id).is_some()
     }
 
     /// What waits and is for another term than the one that this member leads in, to be refused.
@@ -429,6 +431,20 @@ mod tests {
         let frames = follower.forwards(8, 5, 1, false);
         assert_eq!(ids(&frames[0].1), [2], "1 was taken: its fate is not known yet");
         assert_eq!(follower.expire(1_000), (vec![], vec![1, 2]));
+    }
+
+    /// A leader with a full device refused a command that was forwarded to it, and was deposed; the command was placed anew in the next term, as it must be, since
+    /// the log proved that the old place was lost. Then the refusal arrived, late: its client heard that there is no space, and the command was applied all
+    /// the same (seed 74 of the simulator of clusters). Now a refusal names the term that it is about.
+    #[test]
+    fn a_late_refusal_says_nothing_of_a_later_place() {
+        let mut follower = with(&[1, 2]);
+        follower.forwards(9, 4, 0, false);
+        assert!(follower.reject(2, 4));
+        follower.committed(5, std::iter::empty());
+        assert_eq!(ids(&follower.place(5, 1 << 20, 100)), [1]);
+        assert!(!follower.reject(1, 4), "that was another place");
+        assert!(follower.reject(1, 5));
     }
 
     #[test]
