@@ -62,7 +62,7 @@ pub(crate) const SHELL_BUGS: [ShellBug; 10] = [
 
 /// Those of Raft.
 #[cfg(feature = "planted-bugs")]
-pub(crate) const CORE_BUGS: [CoreBug; 15] = [
+pub(crate) const CORE_BUGS: [CoreBug; 17] = [
     CoreBug::ReuseReadContext,
     CoreBug::SkipReadRound,
     CoreBug::ForgetVote,
@@ -77,6 +77,8 @@ pub(crate) const CORE_BUGS: [CoreBug; 15] = [
     CoreBug::TwoChanges,
     CoreBug::ChangeUncommitted,
     CoreBug::SkipIsMatched,
+    CoreBug::ForgetLearners,
+    CoreBug::TakeLateRefusals,
     CoreBug::ChangesInOneWrite,
 ];
 

@@ -14,7 +14,7 @@ use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
 use sternpost_replication::Replicator;
 
 /// Faults that [`World::fault`] chooses from.
-const KINDS: u64 = 17;
+const KINDS: u64 = 18;
 /// Whose disk rots, where one does.
 const ROTTEN: usize = 1;
 /// Between two attempts to replace it.
@@ -85,12 +85,22 @@ impl World {
                 }
             }
             13 if faults.rot > 0 => self.rot(),
-            14..KINDS => {
+            14 if faults.deposed > 0 => self.depose(),
+            15..KINDS => {
                 self.network.mend();
                 self.meet_all();
             }
             _ => {}
         }
+    }
+
+    /// The leader is cut off and stands still for longer than the others need for a new one.
+    fn depose(&mut self) {
+        let leads = |member: &Member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some());
+        let Some(leader) = self.members.iter().position(leads) else { return };
+        self.network.cut_where(self.members.len(), |one, _| one == leader);
+        let frozen_us = 300_000 + self.below(700_000);
+        self.members[leader].frozen_until_us = self.now_us + frozen_us;
     }
 
     /// A bit of a segment at rest is wrong, at the one member whose disk rots.

@@ -94,6 +94,8 @@ faults! {
     chains
     /// A process stands still and wakes up.
     freezes
+    /// A leader stands still and is cut off at once: it wakes up deposed, and does not know.
+    deposed
     /// A clock jumps ahead.
     jumps
     /// An operation of a disk takes long.
@@ -159,6 +161,7 @@ impl Plan {
             bridges: one_of(3),
             chains: one_of(4),
             freezes: one_of(3),
+            deposed: one_of(3),
             jumps: one_of(4),
             stalls: one_of(3),
             disk_errors: one_of(3),

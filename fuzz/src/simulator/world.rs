@@ -26,6 +26,7 @@ use sternpost_engine::io::Io;
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_replication::Genesis;
 use sternpost_replication::raft::RaftEvent;
+use sternpost_server::apply::Applied;
 use sternpost_server::apply::records::{FEATURE_LEVEL, GenesisState};
 use sternpost_server::wire::status::ApiError;
 
@@ -459,6 +460,7 @@ impl World {
         let (id, start) = (here.id, here.start);
         let Some(running) = &here.running else { return Ok(()) };
         let voters = running.node.raft().core_status().voters;
+        let may_not_read = self.bears_disk_faults() || here.disk.is_stopped();
         let now_us = self.now_us;
         for report in running.reports.take() {
             self.trace.note(|| format!("{now_us} member {id} of {voters:?}: {report:?}"));
@@ -475,6 +477,8 @@ impl World {
                         self.welcome(new);
                     }
                 }
+                Report::Result { applied: Applied { result: Err(ApiError::Unanswered(_)), .. }, .. }
+                    if may_not_read => {}
                 Report::Result { id: command, applied } => self.oracle.result(id, command, &applied)?,
                 Report::GivenUp { id, rejection } => self.oracle.given_up(id, &rejection)?,
                 Report::State { index, state } => {
@@ -528,7 +532,7 @@ impl World {
         self.digest = mix(self.digest, open.client as u64 ^ u64::from(answer.is_ok()) << 32);
         match &answer {
             Ok(answer) => self.oracle.answered(&open.call, open.id, open.begun, answer)?,
-            Err(ApiError::Unreadable(what)) if !self.bears_disk_faults() => {
+            Err(ApiError::Unreadable(what) | ApiError::Unanswered(what)) if !self.bears_disk_faults() => {
                 return Err(format!("something cannot be read: {what}"));
             }
             Err(_) => {}

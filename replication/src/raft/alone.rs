@@ -6,26 +6,34 @@
 //!
 //! **Does not know** how a read is made.
 use super::core::CoreStatus;
+use super::planted::{Planted, PlantedBug};
 
 /// See the module.
 #[derive(Default, Debug)]
 pub(super) struct Alone {
     /// Last index when this member became the only one.
     from: Option<u64>,
+    planted: Planted,
 }
 
 impl Alone {
+    /// That of a start.
+    pub(super) fn new(planted: Planted) -> Self {
+        Self { from: None, planted }
+    }
+
     /// Looks at the status of `member` after a round; true if it may.
     pub(super) fn look(&mut self, member: u64, status: &CoreStatus) -> bool {
+        let forgets = self.planted.has(PlantedBug::ForgetLearners);
         let is_alone = status.voters == [member]
-            && status.learners.is_empty()
+            && (status.learners.is_empty() || forgets)
             && status.proved_term.is_some()
             && status.quarantine.is_none();
         if !is_alone {
             self.from = None;
             return false;
         }
-        status.applied >= *self.from.get_or_insert(status.last)
+        forgets || status.applied >= *self.from.get_or_insert(status.last)
     }
 }
 

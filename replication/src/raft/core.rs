@@ -560,7 +560,11 @@ impl Core {
             Body::ForwardTaken { term, boot, number } => self.proposals.confirmed(from, term, boot, number),
             Body::ForwardRefused { term, boot, number } => self.proposals.refused(from, term, boot, number),
             Body::ProposalsRejected { term, reason, mut ids } => {
-                ids.retain(|id| self.proposals.reject(*id, term));
+                let is_late_taken = self.options.planted.has(PlantedBug::TakeLateRefusals);
+                ids.retain(|id| match is_late_taken {
+                    true => self.proposals.reject_anywhere(*id),
+                    false => self.proposals.reject(*id, term),
+                });
                 reject(ids, Refusal::from_number(reason), out);
             }
             Body::ReadRequest { boot, number } => {

@@ -657,7 +657,7 @@ impl<M: StateMachine> Assembled<M> {
             told_applied: applied,
             changes: VecDeque::new(),
             told_replay: 0,
-            alone: Alone::default(),
+            alone: Alone::new(planted),
             is_hang_told: false,
             failed: None,
         };

@@ -34,6 +34,10 @@ pub enum PlantedBug {
     ChangeUncommitted,
     /// What a peer says is committed there counts as durable there.
     SkipIsMatched,
+    /// A lone voter answers reads from what it has applied, whoever learns from it. In the shell around the core: the simulator of whole clusters finds it.
+    ForgetLearners,
+    /// A refusal of an earlier placement is taken for one of the present.
+    TakeLateRefusals,
     /// Changes of the members may be durable without a commit index that covers the one before (R8).
     ChangesInOneWrite,
 }

@@ -170,6 +170,11 @@ impl Proposals {
         is_placed_there && self.remove(id).is_some()
     }
 
+    /// The planted bug: whatever place the refusal is of.
+    pub(super) fn reject_anywhere(&mut self, id: u64) -> bool {
+        self.remove(id).is_some()
+    }
+
     /// What waits and is for another term than the one that this member leads in, to be refused.
     pub(super) fn take_unleading(&mut self, leads_in: Option<u64>) -> Vec<u64> {
         if self.bound_count == 0 {
