@@ -220,7 +220,8 @@ impl Plan {
             checkpoint,
             latency,
             value_bytes_max: [32, 600, 4_000][rng.below(3) as usize],
-            fault_pause_us: [300_000, 1_000_000, 3_000_000][rng.below(3) as usize],
+            // At least some faults in a short run too.
+            fault_pause_us: [300_000, 1_000_000, 3_000_000][rng.below(3) as usize].min(length.chaos_us / 20),
             call_pause_us: call_us * clients_count as u64,
             bug,
         }

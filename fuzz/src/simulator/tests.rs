@@ -1,5 +1,5 @@
 //! The share of the simulator that every run of the tests makes.
-use super::bug::{Bug, ShellBug};
+use super::bug::{Bug, SHELL_BUGS};
 use super::campaign::find;
 use super::plan::{Case, Length};
 use super::run;
@@ -8,8 +8,6 @@ use super::trace::Trace;
 
 /// Seeds of the share.
 const SEEDS: u64 = 40;
-/// Seeds that have found bugs of ours, each told by the test of its correction: 263 a lone voter that answered for its learner.
-const FOUND_OURS: [u64; 1] = [263];
 
 #[test]
 fn every_seed_keeps_what_a_cluster_promises_and_runs_the_same_twice() {
@@ -28,17 +26,42 @@ fn every_seed_keeps_what_a_cluster_promises_and_runs_the_same_twice() {
     println!("{totals:?}");
     assert!(totals.writes > 50 * SEEDS && totals.reads > 30 * SEEDS, "{totals:?}");
     assert!(totals.watched > 50 * SEEDS && totals.states > 10 * SEEDS, "{totals:?}");
-    assert!(totals.leaders > SEEDS && totals.crashes > SEEDS / 4 && totals.kills > SEEDS / 8, "{totals:?}");
+    assert!(totals.leaders > SEEDS && totals.crashes > SEEDS / 2 && totals.kills > SEEDS / 2, "{totals:?}");
+    assert!(totals.starts_cut > 0, "{totals:?}");
     assert!(totals.checkpoints > 5 * SEEDS && totals.compactions > SEEDS, "{totals:?}");
     assert!(totals.leases_expired > SEEDS && totals.renewals > SEEDS, "{totals:?}");
-    assert!(totals.disk_errors > SEEDS / 8 && totals.full_disks > SEEDS / 16, "{totals:?}");
-    assert!(totals.member_changes > SEEDS / 8 && totals.states_fetched > SEEDS / 8, "{totals:?}");
+    assert!(totals.disk_errors > SEEDS / 8 && totals.full_disks > 0, "{totals:?}");
+    assert!(totals.jumps > 0 && totals.bits_rotten > 0, "{totals:?}");
+    assert!(totals.member_changes > SEEDS / 4 && totals.states_fetched > SEEDS / 4, "{totals:?}");
 }
 
-#[test]
-fn seeds_that_have_found_bugs_find_them_no_more() {
-    for seed in FOUND_OURS {
-        run(&Case::new(seed, Length::FULL), Trace::default())
-            .unwrap_or_else(|what| panic!("seed {seed}: {what}"));
+/// Tries behind the seed that is kept, for when the simulator has changed.
+const TRIES: u64 = 100;
+
+fn find_each(found: impl IntoIterator<Item = (Bug, u64)>) {
+    // What a planted bug makes panic is expected, and a hundred backtraces help nobody.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for (bug, seed) in found {
+        match find(bug, Length::FULL, seed, TRIES) {
+            Some((seed, what)) => println!("{bug:?}: seed {seed}: {what:.200}"),
+            None => missed.push(bug),
+        }
     }
+    std::panic::set_hook(hook);
+    assert!(missed.is_empty(), "seeds do not find {missed:?}");
+}
+
+/// A check that has never failed proves nothing.
+#[test]
+fn every_bug_that_is_planted_around_a_member_is_found() {
+    find_each(SHELL_BUGS.map(|bug| (Bug::Shell(bug), 0)));
+}
+
+/// Each with a seed that finds it. The others are tried by `fuzz simulate planted`, and what was not found is told in `HACKING.md`.
+#[cfg(feature = "planted-bugs")]
+#[test]
+fn every_bug_that_is_planted_in_a_member_is_found() {
+    find_each(FOUND);
 }

@@ -342,6 +342,10 @@ impl World {
             here.disk = SimDisk::new(here.start);
         }
         self.stats.starts += 1;
+        if self.plan.faults.crashes > 0 && !self.is_healed && self.rng.chance(1, 10) {
+            // The power fails while it starts.
+            here.disk.stop_after(1 + self.rng.below(20));
+        }
         let (now_us, id, start) = (self.now_us, here.id, here.start);
         self.trace.note(|| format!("{now_us} member {id} starts, start {start}"));
         let open = AssertUnwindSafe(|| Running::open(&here.disk, &self.plan, &here.genesis, here.start));
