@@ -6,6 +6,7 @@
 //!
 //! Reading order: [`input`], [`frame`], [`core`] with `guards`, [`configuration`], `log_view`, `terms`, `reads`, `proposals` and `stall`, [`replay`]; then [`node`] with
 //! `inbox`, `log_thread`, `alone`, `apply`, `open`, `force`, `positions` and `barrier`; [`state`]; `single`; [`survey`]; `simulated`.
+mod alone;
 mod apply;
 mod barrier;
 pub mod configuration;

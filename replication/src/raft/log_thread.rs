@@ -81,6 +81,8 @@ pub(super) struct LogThread {
     /// Changes of the configuration handed over and not confirmed.
     pub(super) changes: VecDeque<u64>,
     pub(super) told_replay: u64,
+    /// Where the log's files begin, as the core was told.
+    pub(super) told_begin: Lsn,
     pub(super) alone: Alone,
     /// That the disk hangs for good was told.
     pub(super) is_hang_told: bool,
@@ -185,6 +187,7 @@ impl LogThread {
         self.take_replay_position();
         self.write();
         self.log.submit();
+        self.tell_begin();
         let has_durable = self.tell_durable();
         self.publish();
         if let Some(reason) = self.log.poisoned() {
@@ -249,17 +252,20 @@ impl LogThread {
         if replay > self.told_replay && Lsn(replay) <= self.log.durable_lsn() {
             self.told_replay = replay;
             self.log.set_replay_lsn(Lsn(replay));
-            self.tell_begin();
         }
         if self.apply.has_rested.swap(false, Ordering::AcqRel) {
             self.log.trim();
         }
     }
 
-    /// The log begins elsewhere.
+    /// The log gives its files back when it comes to it, which may be rounds after it was said that they may go.
     fn tell_begin(&mut self) {
-        let first = self.positions.forget_before(self.log.begin_lsn());
-        self.feed(Input::FilesBeginAt { first });
+        let begin = self.log.begin_lsn();
+        if begin > self.told_begin {
+            self.told_begin = begin;
+            let first = self.positions.forget_before(begin);
+            self.feed(Input::FilesBeginAt { first });
+        }
     }
 
     fn tell_durable(&mut self) -> bool {

@@ -590,7 +590,8 @@ impl<M: StateMachine> Assembled<M> {
         let configuration = start.configuration.clone();
         let core = Core::new(core_options, start)
             .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
-        positions.forget_before(log.begin_lsn());
+        let begin = log.begin_lsn();
+        positions.forget_before(begin);
         let inbox = Arc::new(Inbox::default());
         inbox.set_waker(log.waker());
         let apply = Arc::new(ApplyQueue::default());
@@ -657,6 +658,7 @@ impl<M: StateMachine> Assembled<M> {
             told_applied: applied,
             changes: VecDeque::new(),
             told_replay: 0,
+            told_begin: begin,
             alone: Alone::new(planted),
             is_hang_told: false,
             failed: None,

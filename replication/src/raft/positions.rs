@@ -47,6 +47,14 @@ impl Positions {
 }
 
 #[cfg(test)]
+impl Positions {
+    /// The first place that anybody would be sent to.
+    pub(super) fn first(&self) -> Option<Lsn> {
+        self.marks.front().map(|(_, at)| *at)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

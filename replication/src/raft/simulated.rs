@@ -215,3 +215,83 @@ impl<M: StateMachine> SimulatedMember<M> {
         self.log.failed.as_deref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry_format::GENESIS_INDEX;
+    use crate::state_machine::{Entry, Rejection};
+    use crate::{Class, Replicator};
+    use std::time::Duration;
+    use sternpost_engine::mvcc::{AnyLease, Put, StoreOptions, StoreWriter};
+
+    /// Puts every command under one key.
+    struct Puts(StoreWriter);
+
+    impl StateMachine for Puts {
+        fn apply(&mut self, entry: &Entry<'_>) {
+            for command in &entry.commands {
+                let put = Put { key: "key".into(), value: command.to_vec().into(), ..Put::default() };
+                self.0.put(&put, &AnyLease).unwrap();
+            }
+            self.0.set_applied(entry.index, entry.term);
+        }
+        fn restore(&mut self, index: u64, term: u64, _: &[u8]) {
+            self.0.set_applied(index, term);
+        }
+        fn storage(&mut self) -> Option<&mut StoreWriter> {
+            Some(&mut self.0)
+        }
+        fn applied_index(&self) -> u64 {
+            self.0.store().applied().0
+        }
+        fn rejected(&mut self, _: &[u8], _: &Rejection) {}
+        fn stopped(&mut self, reason: &str) {
+            panic!("the log failed: {reason}");
+        }
+    }
+
+    fn open(disk: &SimDisk) -> SimulatedMember<Puts> {
+        let (_, writer) = StoreWriter::new(StoreOptions { memtable_bytes: 16 << 10 });
+        let options = SimulatedOptions {
+            log: LogOptions { segment_bytes: Some(64 << 10), calibrate: false, ..LogOptions::default() },
+            checkpoint: CheckpointOptions::default(),
+            genesis: Genesis { cluster_id: 1, member_id: 7, voters: vec![7], state: Vec::new() },
+            group: GroupOptions {
+                heartbeat: Duration::from_millis(30),
+                election: Duration::from_millis(150),
+                request_timeout: Duration::from_secs(1),
+                command_id: |command| Some(u64::from_le_bytes(command.get(..8)?.try_into().ok()?)),
+                retain_bytes: 0,
+                cache_bytes_max: 0,
+                on_event: Box::new(|_| {}),
+            },
+            boot: 1,
+            planted: Planted::default(),
+        };
+        SimulatedMember::open(disk, options, Puts(writer)).unwrap()
+    }
+
+    /// The core was told where the log's files begin when they were allowed to go, and they went later. A follower that needed what was in them got neither
+    /// entries nor the state before the next checkpoint; and where nothing could be committed without it, there was none (seed 1015 of the simulator of
+    /// clusters). Now it is told when they are gone.
+    #[test]
+    fn nobody_is_sent_to_files_that_are_gone() {
+        let disk = SimDisk::new(3);
+        let mut member = open(&disk);
+        let mut begins = std::collections::BTreeSet::new();
+        for id in 1..2_000_u64 {
+            let mut command = id.to_le_bytes().to_vec();
+            command.resize(1_000, 1);
+            member.raft().propose(command, Class::Ordinary).unwrap();
+            assert!(member.run_until(Clock::now_us(&disk) + 1_000));
+            member.apply();
+            let begin = member.log.log.begin_lsn();
+            begins.insert(begin);
+            assert!(member.log.positions.first().is_none_or(|first| first >= begin), "at {id}");
+        }
+        assert!(begins.len() > 5, "{begins:?}");
+        assert!(member.machine().applied_index() > GENESIS_INDEX + 1_000);
+        member.close().unwrap();
+    }
+}
