@@ -499,7 +499,10 @@ impl World {
                 Report::Raft(RaftEvent::Quarantined(why)) => {
                     return Err(format!("member {id} takes no part any more: {why}"));
                 }
-                Report::Raft(RaftEvent::LogUnreadable { .. }) => self.stats.logs_unreadable += 1,
+                Report::Raft(RaftEvent::LogUnreadable { .. }) if may_not_read => self.stats.logs_unreadable += 1,
+                Report::Raft(RaftEvent::LogUnreadable { index, error }) => {
+                    return Err(format!("member {id} cannot read entry {index} of its log: {error}"));
+                }
                 Report::Raft(_) | Report::Stopped => {}
             }
         }
