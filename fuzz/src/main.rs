@@ -4,7 +4,7 @@
 //! A run draws an input from the target's own seeds, mutates it, and calls the target, which must not panic. A
 //! failing input is printed with the seed that makes it again. `smoke` also runs the canary, which must fail: a driver
 //! that has never failed proves nothing. `planted` does the same to the target of whole databases, with every bug of the engine's
-//! test builds; what the other targets have caught is in `fuzz/planted`.
+//! test builds; what the other targets have caught is in `fuzz/planted`. `fuzz simulate ...` runs whole clusters: see [`simulator`].
 mod damage;
 #[path = "../../engine/tests/db_support/mod.rs"]
 mod db_support;
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
             None => Err(format!("no target '{name}'; `fuzz list` names them")),
         },
         None => {
-            Err("usage: fuzz <name> [first seed] [seconds] | fuzz smoke [seconds each] | fuzz list".into())
+            Err("usage: fuzz <name> [first seed] [seconds] | fuzz smoke [seconds each] | fuzz list | fuzz simulate ...".into())
         }
     };
     match result {

@@ -153,6 +153,11 @@ impl Oracle {
         (self.model.head, self.model.compact)
     }
 
+    /// True as long as there is a lease.
+    pub(super) fn has_leases(&self) -> bool {
+        !self.leases.is_empty()
+    }
+
     /// Some clock jumps ahead.
     pub(super) fn jumped(&mut self, by_us: u64) {
         self.jumped_us += by_us;

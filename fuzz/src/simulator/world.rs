@@ -499,7 +499,9 @@ impl World {
                 Report::Raft(RaftEvent::Quarantined(why)) => {
                     return Err(format!("member {id} takes no part any more: {why}"));
                 }
-                Report::Raft(RaftEvent::LogUnreadable { .. }) if may_not_read => self.stats.logs_unreadable += 1,
+                Report::Raft(RaftEvent::LogUnreadable { .. }) if may_not_read => {
+                    self.stats.logs_unreadable += 1
+                }
                 Report::Raft(RaftEvent::LogUnreadable { index, error }) => {
                     return Err(format!("member {id} cannot read entry {index} of its log: {error}"));
                 }
@@ -624,11 +626,12 @@ impl World {
 
     // --- The end
 
-    /// A leader, everybody holds the same, nobody waits.
+    /// A leader, everybody holds the same, nobody waits, and the leases that nobody renews have ended.
     fn is_well(&self) -> bool {
         let running =
             || self.members.iter().filter(|member| !member.is_gone || self.oracle.is_member(member.id));
         self.calls.is_empty()
+            && !self.oracle.has_leases()
             && running().all(|member| member.running.is_some())
             && running()
                 .filter(|member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some()))
