@@ -28,10 +28,12 @@
 //! **Failure.** A lost connection is made again after a short pause with jitter; a refused one too, since what is wrong may be put right. A
 //! name is resolved at every attempt. Whatever a peer or a stranger sends, the worst is a closed connection and one [`Notice`].
 //!
-//! **Does not know** what a frame says, who may be a member ([`Inbound::admit`] does), or who leads. There is no TLS yet, so whoever reaches
-//! the peer port and knows the ids can speak for a member.
+//! **Security.** Whoever reaches a plain peer port and knows the ids can speak for a member. [`TransportConfig::secure`] puts TLS, or whatever it makes,
+//! between socket and frames ([`stream`]), for listeners and addresses that ask for it.
 //!
-//! **Reading order**: [`frame`], [`handshake`], `queue`, `lane`, `dial`, `slot`, `receiver`, [`state`], here.
+//! **Does not know** what a frame says, who may be a member ([`Inbound::admit`] does), who leads, or what a stream does to bytes.
+//!
+//! **Reading order**: [`frame`], [`handshake`], [`stream`], `queue`, `lane`, `dial`, `slot`, `receiver`, [`state`], here.
 mod dial;
 pub mod frame;
 pub mod handshake;
@@ -43,6 +45,7 @@ mod shared;
 mod slot;
 pub mod state;
 mod stats;
+pub mod stream;
 mod wake;
 
 pub use dial::discover;
@@ -52,10 +55,12 @@ pub use notice::Notice;
 pub use queue::Dropped;
 pub use state::{StateClient, StateError, StateSource};
 pub use stats::LaneStats;
+pub use stream::{Address, Secure, Stream};
 
 use bytes::Bytes;
 use lane::Sender;
 use queue::SendQueue;
+use receiver::Door;
 use shared::{Peer, Shared, lock};
 use std::fmt;
 use std::io;
@@ -180,6 +185,10 @@ impl Limits {
 pub struct TransportConfig {
     /// Where peers connect; may be empty. Port 0 takes a free one, see [`Transport::listening`].
     pub listen: Vec<SocketAddr>,
+    /// Where peers connect by a stream of `secure`, which then must be there.
+    pub listen_secure: Vec<SocketAddr>,
+    /// Makes the streams of `listen_secure` and of addresses that ask for it.
+    pub secure: Option<Arc<dyn Secure>>,
     /// Identity of the cluster.
     pub cluster_id: u64,
     /// Identity of this member, not 0.
@@ -263,12 +272,17 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Listens, and knows no peer yet. Panics if the member's id is 0.
+    /// Listens, and knows no peer yet. Panics if the member's id is 0, or if it is to listen securely by nothing.
     pub fn start(config: TransportConfig, inbound: Arc<dyn Inbound>) -> Result<Self, StartError> {
         assert_ne!(config.member_id, 0, "a member has an id");
-        let mut listeners = Vec::new();
+        assert!(
+            config.listen_secure.is_empty() || config.secure.is_some(),
+            "a secure listener has its streams"
+        );
+        let mut doors = Vec::new();
         let mut listening = Vec::new();
-        for address in &config.listen {
+        let plain = config.listen.iter().map(|address| (address, false));
+        for (address, is_secure) in plain.chain(config.listen_secure.iter().map(|address| (address, true))) {
             let listen = || {
                 let listener = TcpListener::bind(address)?;
                 listener.set_nonblocking(true)?;
@@ -276,7 +290,7 @@ impl Transport {
                 Ok((listener, actual))
             };
             let (listener, actual) = listen().map_err(|error| StartError::Listen(*address, error))?;
-            listeners.push(listener);
+            doors.push(Door { listener, is_secure });
             listening.push(actual);
         }
         let accept_wake = Arc::new(Wake::new().map_err(StartError::System)?);
@@ -284,20 +298,20 @@ impl Transport {
         let (owned, wake) = (Arc::clone(&shared), Arc::clone(&accept_wake));
         let accept_thread = thread::Builder::new()
             .name("peer-accept".into())
-            .spawn(move || receiver::accept(&owned, &listeners, &wake))
+            .spawn(move || receiver::accept(&owned, &doors, &wake))
             .map_err(StartError::System)?;
         let accept_thread = Mutex::new(Some(accept_thread));
         Ok(Self { shared, listening, accept_wake, accept_thread, retired: Mutex::default() })
     }
 
-    /// The addresses listened on, in the order of the configuration, with their real ports.
+    /// The addresses listened on, in the order of the configuration, secure ones last, with their real ports.
     pub fn listening(&self) -> &[SocketAddr] {
         &self.listening
     }
 
-    /// Adds a peer, or gives one other addresses, each `host:port` (IPv6 in brackets). They are tried in turn. With the same addresses
+    /// Adds a peer, or gives one other addresses. They are tried in turn. With the same addresses
     /// nothing happens; with others its connections are made anew. Fails only when the system gives no threads.
-    pub fn set_peer(&self, id: u64, addresses: Vec<String>) -> io::Result<()> {
+    pub fn set_peer(&self, id: u64, addresses: Vec<Address>) -> io::Result<()> {
         let mut peers = self.shared.peers.write().unwrap_or_else(PoisonError::into_inner);
         if self.shared.is_stopping() || id == self.shared.config.member_id {
             return Ok(());

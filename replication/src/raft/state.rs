@@ -22,7 +22,7 @@ use super::apply::ApplyQueue;
 use super::replay::Replay;
 use crate::entry_format::{decode_genesis, decode_hard_state, encode_genesis};
 use crate::replicator::Genesis;
-use crate::transport::{StateClient, StateSource, TransportConfig, state::CHUNK_BYTES_MAX};
+use crate::transport::{Address, StateClient, StateSource, TransportConfig, state::CHUNK_BYTES_MAX};
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use std::collections::VecDeque;
@@ -167,7 +167,7 @@ pub fn fetch(
     place: &Place,
     config: &TransportConfig,
     from: u64,
-    address: &str,
+    address: &Address,
     progress: &mut dyn FnMut(FetchProgress),
 ) -> std::result::Result<Fetched, String> {
     let mut client = StateClient::connect(config, from, address).map_err(|error| error.to_string())?;

@@ -7,7 +7,8 @@ use super::handshake::{
     ANSWERING, ASKING, DISCOVERY_BYTES_MAX, Discovery, Greeting, HELLO_BYTES_MAX, HandshakeError, HelloKind,
     Lane, MemberHello, RefusalCode, VERSIONS, accepted_body,
 };
-use super::wake::{ByDeadline, Wake, wait};
+use super::stream::{Address, Secure, Stream};
+use super::wake::{ByDeadline, Deadline, Wake, wait};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
@@ -149,14 +150,16 @@ pub(super) struct Dial<'a> {
     pub(super) clock: &'a dyn Clock,
     pub(super) interrupted: &'a dyn Fn() -> bool,
     pub(super) timers: SocketTimers,
-    /// How long the greeting may take.
+    /// How long the greeting may take, with what a stream says before it.
     pub(super) handshake_us_max: u64,
+    /// For addresses that ask for it.
+    pub(super) secure: Option<&'a Arc<dyn Secure>>,
 }
 
 impl Dial<'_> {
-    fn by_deadline<'s>(&'s self, socket: &'s TcpStream, us: u64) -> ByDeadline<'s> {
+    fn deadline(&self, us: u64) -> Deadline<'_> {
         let deadline_us = self.clock.now_us().saturating_add(us);
-        ByDeadline { socket, wake: self.wake, clock: self.clock, deadline_us, interrupted: self.interrupted }
+        Deadline { wake: self.wake, clock: self.clock, deadline_us, interrupted: self.interrupted }
     }
 
     /// A connection to `address`, non-blocking.
@@ -168,7 +171,7 @@ impl Dial<'_> {
         match connect(&socket, &address) {
             Ok(()) => {}
             Err(rustix::io::Errno::INPROGRESS) => {
-                self.by_deadline(&socket, CONNECT_US_MAX).wait_until_connected()?;
+                self.deadline(CONNECT_US_MAX).wait_until_connected(&socket)?;
             }
             Err(error) => return Err(error.into()),
         }
@@ -179,41 +182,47 @@ impl Dial<'_> {
         Ok(socket)
     }
 
+    /// Asks at `address`, one of those that `named` has.
     pub(super) fn ask(
         &self,
+        named: &Address,
         address: SocketAddr,
         kind: HelloKind,
         body: Vec<u8>,
         answer_bytes_max: usize,
-    ) -> Result<(TcpStream, Vec<u8>), HandshakeError> {
-        let socket = self.connect(address)?;
-        let mut by_deadline = self.by_deadline(&socket, self.handshake_us_max);
+    ) -> Result<(Box<dyn Stream>, Vec<u8>), HandshakeError> {
+        let mut stream = named.stream(self.connect(address)?, self.secure)?;
+        let deadline = self.deadline(self.handshake_us_max);
+        let mut by_deadline = ByDeadline { stream: &mut *stream, deadline: &deadline };
+        by_deadline.begin()?;
         by_deadline.write_all(&Greeting { versions: VERSIONS, kind: kind as u8, body }.encode(ASKING))?;
+        by_deadline.flush()?;
         let answer = Greeting::read(&mut by_deadline, ANSWERING, answer_bytes_max)?;
         let body = accepted_body(answer)?;
-        Ok((socket, body))
+        Ok((stream, body))
     }
 
     /// A connection that carries frames, and what the other side says of itself: it is who it should be.
     pub(super) fn member(
         &self,
+        named: &Address,
         address: SocketAddr,
         local: &MemberHello,
-    ) -> Result<(TcpStream, MemberHello), HandshakeError> {
-        let (socket, body) = self.ask(address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX)?;
+    ) -> Result<(Box<dyn Stream>, MemberHello), HandshakeError> {
+        let (stream, body) = self.ask(named, address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX)?;
         let hello = MemberHello::decode(&body)?;
         let by = hello.as_refuser();
         hello.judge(local).map_err(|code| HandshakeError::Refused(code, by))?;
         if hello.from != local.to || hello.epoch != local.epoch {
             return Err(HandshakeError::Refused(RefusalCode::WrongMember, by));
         }
-        Ok((socket, hello))
+        Ok((stream, hello))
     }
 }
 
-/// Asks whoever answers at `address` (`host:port`) who the members of its cluster are. Blocks, at most a few seconds
+/// Asks whoever answers at `address` who the members of its cluster are. Blocks, at most a few seconds
 /// for each address of the name and for the name itself as long as the machine's resolver takes.
-pub fn discover(address: &str) -> Result<Discovery, HandshakeError> {
+pub fn discover(address: &Address, secure: Option<&Arc<dyn Secure>>) -> Result<Discovery, HandshakeError> {
     let clock = MonotonicClock::default();
     let dial = Dial {
         wake: None,
@@ -221,10 +230,12 @@ pub fn discover(address: &str) -> Result<Discovery, HandshakeError> {
         interrupted: &|| false,
         timers: SocketTimers::new(Lane::Control, 0),
         handshake_us_max: CONNECT_US_MAX,
+        secure,
     };
     let mut last = HandshakeError::Io(io::Error::new(io::ErrorKind::NotFound, "no address"));
-    for address in look_up(address)? {
-        let asked = dial.ask(address, HelloKind::Discover, Vec::new(), DISCOVERY_BYTES_MAX + 64);
+    for socket_address in look_up(&address.name)? {
+        let asked =
+            dial.ask(address, socket_address, HelloKind::Discover, Vec::new(), DISCOVERY_BYTES_MAX + 64);
         match asked.and_then(|(_, body)| Discovery::decode(&body)) {
             Ok(discovery) => return Ok(discovery),
             Err(error) => last = error,

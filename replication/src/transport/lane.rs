@@ -16,12 +16,12 @@ use super::notice::Notice;
 use super::queue::SendQueue;
 use super::shared::Shared;
 use super::stats::{LaneCounters, add};
+use super::stream::{Address, Stream};
 use super::wake::wait;
 use bytes::Bytes;
 use rustix::event::PollFlags;
 use std::collections::VecDeque;
-use std::io::{self, IoSlice, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 use sternpost_engine::base::clock::Clock;
 use sternpost_engine::base::rng::Rng;
@@ -61,10 +61,10 @@ impl Written {
 
 /// An open connection.
 struct Connection {
-    socket: TcpStream,
+    stream: Box<dyn Stream>,
     epoch: u32,
     batch: VecDeque<Written>,
-    /// Bytes of the first frame of the batch that are with the kernel.
+    /// Bytes of the first frame of the batch that the stream has taken.
     front_bytes: usize,
     /// When the next ping is due; none while one is unanswered.
     ping_due_us: Option<u64>,
@@ -76,7 +76,7 @@ struct Connection {
 pub(super) struct Sender {
     pub(super) peer: u64,
     pub(super) lane: Lane,
-    pub(super) addresses: Vec<String>,
+    pub(super) addresses: Vec<Address>,
     pub(super) queue: Arc<SendQueue>,
     pub(super) counters: Arc<[LaneCounters; 2]>,
     pub(super) shared: Arc<Shared>,
@@ -95,9 +95,9 @@ impl Sender {
                 pause_us = PAUSE_US_MIN;
             }
             epoch = epoch.wrapping_add(1);
-            if let Some((socket, hello)) = self.connect(epoch, &mut resolver) {
+            if let Some((stream, hello)) = self.connect(epoch, &mut resolver) {
                 let opened_us = self.shared.clock.now_us();
-                self.serve(socket, &hello);
+                self.serve(stream, &hello);
                 if self.shared.clock.now_us() - opened_us >= STANDING_US {
                     pause_us = PAUSE_US_MIN;
                 }
@@ -125,13 +125,13 @@ impl Sender {
     }
 
     /// A connection to the first address that takes one.
-    fn connect(&mut self, epoch: u32, resolver: &mut Resolver) -> Option<(TcpStream, MemberHello)> {
+    fn connect(&mut self, epoch: u32, resolver: &mut Resolver) -> Option<(Box<dyn Stream>, MemberHello)> {
         let mut last = String::from("it has no address");
-        for name in &self.addresses {
+        for named in &self.addresses {
             if self.queue.is_interrupted() {
                 return None;
             }
-            let error = match self.connect_to(name, epoch, resolver) {
+            let error = match self.connect_to(named, epoch, resolver) {
                 Ok(connection) => return Some(connection),
                 Err(error) => error,
             };
@@ -141,11 +141,11 @@ impl Sender {
             add(&self.counters().connect_failures, 1);
             last = error.to_string();
             if let HandshakeError::NotAdmitted(code) = error {
-                let (peer, address) = (self.peer, name.clone());
+                let (peer, address) = (self.peer, named.name.clone());
                 self.shared.say(Notice::RefusedAnswer { peer, address, code });
                 last.clear();
             } else if let HandshakeError::Refused(code, by) = error {
-                let (peer, address) = (self.peer, name.clone());
+                let (peer, address) = (self.peer, named.name.clone());
                 let ids = by.map(|by| (by.cluster_id, by.member_id));
                 self.shared.say(Notice::RefusedByPeer { peer, address, code, by: ids });
                 // Whoever else answers there says nothing of us.
@@ -158,7 +158,7 @@ impl Sender {
             }
         }
         if !last.is_empty() {
-            let (peer, addresses) = (self.peer, self.addresses.clone());
+            let (peer, addresses) = (self.peer, self.addresses.iter().map(ToString::to_string).collect());
             self.shared.say(Notice::Unreachable { peer, addresses, error: last });
         }
         None
@@ -166,10 +166,10 @@ impl Sender {
 
     fn connect_to(
         &self,
-        name: &str,
+        named: &Address,
         epoch: u32,
         resolver: &mut Resolver,
-    ) -> Result<(TcpStream, MemberHello), HandshakeError> {
+    ) -> Result<(Box<dyn Stream>, MemberHello), HandshakeError> {
         let clock = &self.shared.clock;
         let interrupted = || self.queue.is_interrupted();
         let dial = Dial {
@@ -178,15 +178,16 @@ impl Sender {
             interrupted: &interrupted,
             timers: SocketTimers::new(self.lane, self.shared.config.election_ms),
             handshake_us_max: self.shared.config.limits.handshake_us_max,
+            secure: self.shared.config.secure.as_ref(),
         };
         let mut last = None;
-        for address in resolver.resolve(name, &self.queue, clock, &interrupted)? {
+        for address in resolver.resolve(&named.name, &self.queue, clock, &interrupted)? {
             let local = self.shared.hello(self.lane as u8, epoch, self.peer);
-            let connected = dial.member(address, &local).and_then(|(socket, hello)| {
+            let connected = dial.member(named, address, &local).and_then(|(stream, hello)| {
                 let admitted = self.shared.inbound.admit(&hello);
                 admitted.map_err(HandshakeError::NotAdmitted)?;
                 self.shared.compare_timers(&hello, &local);
-                Ok((socket, hello))
+                Ok((stream, hello))
             });
             match connected {
                 Ok(connection) => return Ok(connection),
@@ -196,14 +197,14 @@ impl Sender {
         Err(last.unwrap_or_else(|| io::Error::from(io::ErrorKind::NotFound).into()))
     }
 
-    /// Writes the queue to `socket` until one of both sides ends it.
-    fn serve(&mut self, socket: TcpStream, hello: &MemberHello) {
+    /// Writes the queue to `stream` until one of both sides ends it.
+    fn serve(&mut self, stream: Box<dyn Stream>, hello: &MemberHello) {
         add(&self.counters().connects, 1);
         self.shared.forget(self.peer);
         self.queue.open();
         self.shared.inbound.connected(self.peer, self.lane, Direction::Out, hello);
         let mut connection = Connection {
-            socket,
+            stream,
             epoch: hello.epoch,
             batch: VecDeque::new(),
             front_bytes: 0,
@@ -249,13 +250,15 @@ impl Sender {
             if !blocked && !connection.batch.is_empty() {
                 continue;
             }
+            // All is with the stream, but not all of it with the kernel, perhaps.
+            let blocked = blocked || !connection.is_flushed()?;
             if !self.queue.park(!blocked) {
                 continue;
             }
             let interest =
                 PollFlags::IN | PollFlags::RDHUP | if blocked { PollFlags::OUT } else { PollFlags::empty() };
             let until_us = connection.ping_due_us.map(|due_us| due_us.saturating_sub(clock.now_us()));
-            let woken = wait(Some((&connection.socket, interest)), Some(&self.queue.wake), until_us)?;
+            let woken = wait(Some((connection.stream.socket(), interest)), Some(&self.queue.wake), until_us)?;
             if woken.ready {
                 while let Some(sent_us) = connection.read_pong()? {
                     let now_us = clock.now_us();
@@ -263,7 +266,7 @@ impl Sender {
                     connection.ping_due_us = Some(now_us + PING_INTERVAL_US);
                 }
                 if woken.hung_up {
-                    let error = connection.socket.take_error()?;
+                    let error = connection.stream.socket().take_error()?;
                     return Err(error.unwrap_or_else(|| io::ErrorKind::ConnectionReset.into()));
                 }
             }
@@ -271,7 +274,7 @@ impl Sender {
         Ok(())
     }
 
-    /// One call; false if the kernel takes no more at the moment.
+    /// One call; false if the stream takes no more at the moment.
     fn write(&self, connection: &mut Connection) -> io::Result<bool> {
         let mut slices = Vec::with_capacity(SLICES_MAX);
         let mut skip = connection.front_bytes;
@@ -288,7 +291,7 @@ impl Sender {
                 }
             }
         }
-        let count = match (&connection.socket).write_vectored(&slices) {
+        let count = match connection.stream.write_vectored(&slices) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
@@ -328,10 +331,19 @@ impl Connection {
         self.ping_due_us = None;
     }
 
+    /// False while something that was written is not with the kernel.
+    fn is_flushed(&mut self) -> io::Result<bool> {
+        match self.stream.flush() {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// What the next answer to a ping repeats, if it is there. Anything else is an error: nothing else comes this way.
     fn read_pong(&mut self) -> io::Result<Option<u64>> {
         while self.pong_bytes < PONG_BYTES {
-            match (&self.socket).read(&mut self.pong[self.pong_bytes..]) {
+            match self.stream.read(&mut self.pong[self.pong_bytes..]) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(count) => self.pong_bytes += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -8,6 +8,7 @@
 //! **Rules of access.** `state` is held for a few instructions; the thread parks under it, so no frame is put unseen. `wake` is
 //! called outside of a lock only by [`SendQueue::wake_for`], which is called with it: an eventfd's write does not block.
 use super::frame::Frame;
+use super::stream::Address;
 use super::wake::Wake;
 use std::collections::VecDeque;
 use std::io;
@@ -36,7 +37,7 @@ pub(super) struct Orders {
     /// To make the connection anew.
     pub(super) reset: bool,
     /// To use these addresses, in a new connection.
-    pub(super) addresses: Option<Vec<String>>,
+    pub(super) addresses: Option<Vec<Address>>,
 }
 
 impl Orders {
@@ -175,7 +176,7 @@ impl SendQueue {
         self.wake.wake();
     }
 
-    pub(super) fn order_addresses(&self, addresses: Vec<String>) {
+    pub(super) fn order_addresses(&self, addresses: Vec<Address>) {
         self.state().orders.addresses = Some(addresses);
         self.wake.wake();
     }
@@ -263,9 +264,9 @@ mod tests {
         queue.put(frame(1)).unwrap();
         assert!(!queue.park(true));
         assert!(queue.park(false), "a thread that waits for its socket does not mind frames");
-        queue.order_addresses(vec!["a:1".into()]);
+        queue.order_addresses(vec![String::from("a:1").into()]);
         assert!(!queue.park(false));
-        assert_eq!(queue.take_orders().addresses, Some(vec!["a:1".into()]));
+        assert_eq!(queue.take_orders().addresses, Some(vec![String::from("a:1").into()]));
         queue.order_stop();
         assert!(queue.take_orders().stop && queue.is_stopped() && !queue.park(false));
     }

@@ -18,11 +18,11 @@ use super::shared::{Shared, lock};
 use super::slot::Slot;
 use super::state::{self, SERVED_MAX, STATE_LANE, StateSource};
 use super::stats::add;
-use super::wake::{ByDeadline, Wake, wait};
+use super::stream::{Plain, Stream};
+use super::wake::{ByDeadline, Deadline, Wake, wait};
 use bytes::Bytes;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::AsFd;
-use rustix::net::{SendFlags, send};
 use std::collections::BTreeMap;
 use std::io::{self, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -34,6 +34,8 @@ use sternpost_engine::base::clock::Clock;
 const SLOTS_MAX: usize = 256;
 /// Read at once; larger bodies go past the buffer.
 const READ_BYTES: usize = 64 << 10;
+/// How long somebody who is refused before his greeting is read on, so that the refusal reaches him.
+const LINGER_US: u64 = 1_000_000;
 /// How long nothing is accepted after accepting failed, which it does when descriptors run out.
 const ACCEPT_PAUSE_US: u64 = 100_000;
 
@@ -137,23 +139,31 @@ impl Receivers {
     }
 }
 
-/// Accepts until the transport stops. `listeners` do not block.
-pub(super) fn accept(shared: &Arc<Shared>, listeners: &[TcpListener], wake: &Wake) {
+/// Where peers connect.
+pub(super) struct Door {
+    /// Does not block.
+    pub(super) listener: TcpListener,
+    /// By a stream of the configuration's, or by TCP as it is.
+    pub(super) is_secure: bool,
+}
+
+/// Accepts until the transport stops.
+pub(super) fn accept(shared: &Arc<Shared>, doors: &[Door], wake: &Wake) {
     while !shared.is_stopping() {
-        if let Err(error) = wait_for_any(listeners, wake).and_then(|()| accept_waiting(shared, listeners)) {
+        if let Err(error) = wait_for_any(doors, wake).and_then(|()| accept_waiting(shared, doors)) {
             shared.say(Notice::CannotAccept { error: error.to_string() });
             let _ = wait(None, Some(wake), Some(ACCEPT_PAUSE_US));
         }
     }
 }
 
-fn wait_for_any(listeners: &[TcpListener], wake: &Wake) -> io::Result<()> {
-    if let [listener] = listeners {
-        return wait(Some((listener, PollFlags::IN)), Some(wake), None).map(drop);
+fn wait_for_any(doors: &[Door], wake: &Wake) -> io::Result<()> {
+    if let [door] = doors {
+        return wait(Some((&door.listener, PollFlags::IN)), Some(wake), None).map(drop);
     }
-    let mut descriptors: Vec<_> = listeners
+    let mut descriptors: Vec<_> = doors
         .iter()
-        .map(|listener| PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN))
+        .map(|door| PollFd::from_borrowed_fd(door.listener.as_fd(), PollFlags::IN))
         .chain([PollFd::from_borrowed_fd(wake.as_fd(), PollFlags::IN)])
         .collect();
     match poll(&mut descriptors, None::<&Timespec>) {
@@ -162,11 +172,11 @@ fn wait_for_any(listeners: &[TcpListener], wake: &Wake) -> io::Result<()> {
     }
 }
 
-fn accept_waiting(shared: &Arc<Shared>, listeners: &[TcpListener]) -> io::Result<()> {
-    for listener in listeners {
+fn accept_waiting(shared: &Arc<Shared>, doors: &[Door]) -> io::Result<()> {
+    for Door { listener, is_secure } in doors {
         while !shared.is_stopping() {
             match listener.accept() {
-                Ok((socket, address)) => start(shared, socket, address)?,
+                Ok((socket, address)) => start(shared, socket, address, *is_secure)?,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 // The other side has given up before it was accepted, or a signal came.
                 Err(error)
@@ -183,11 +193,11 @@ fn accept_waiting(shared: &Arc<Shared>, listeners: &[TcpListener]) -> io::Result
     Ok(())
 }
 
-fn start(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr) -> io::Result<()> {
+fn start(shared: &Arc<Shared>, socket: TcpStream, address: SocketAddr, is_secure: bool) -> io::Result<()> {
     let token = shared.receivers.enter(socket.try_clone()?, shared.config.limits.greetings_max);
     let owned = Arc::clone(shared);
     let thread = thread::Builder::new().name("peer-in".into()).spawn(move || {
-        Receiver { shared: &owned, token, address }.run(socket);
+        Receiver { shared: &owned, token, address, is_secure }.run(socket);
     });
     match thread {
         Ok(thread) => lock(&shared.receivers.0).threads.push(thread),
@@ -204,6 +214,7 @@ struct Receiver<'a> {
     shared: &'a Shared,
     token: u64,
     address: SocketAddr,
+    is_secure: bool,
 }
 
 /// A connection that was taken.
@@ -235,12 +246,16 @@ struct Framed {
 
 impl Receiver<'_> {
     fn run(&self, socket: TcpStream) {
-        let greeted = self.greet(&socket);
+        let is_stopping = || self.shared.is_stopping();
+        let deadline = self.deadline(self.shared.config.limits.handshake_us_max, &is_stopping);
+        let greeted = self
+            .begin(socket, &deadline)
+            .and_then(|mut stream| Ok((self.greet(&mut *stream, &deadline)?, stream)));
         self.shared.receivers.leave_greeting(self.token);
         match greeted {
-            Ok(Some(Taken::Frames(framed))) => self.serve(&framed, socket),
-            Ok(Some(Taken::State(peer, source))) => self.serve_state(peer, source, &socket),
-            Ok(None) => {}
+            Ok((Some(Taken::Frames(framed)), stream)) => self.serve(&framed, stream),
+            Ok((Some(Taken::State(peer, source)), stream)) => self.serve_state(peer, source, stream),
+            Ok((None, _)) => {}
             // Refused with an answer, and said.
             Err(HandshakeError::Refused(..)) => add(&self.shared.refused, 1),
             Err(error) => {
@@ -250,32 +265,55 @@ impl Receiver<'_> {
         }
     }
 
-    /// The greeting and its answer. None if the connection has served its purpose.
-    fn greet(&self, socket: &TcpStream) -> Result<Option<Taken>, HandshakeError> {
+    /// The stream of the connection, begun.
+    fn begin(&self, socket: TcpStream, deadline: &Deadline<'_>) -> Result<Box<dyn Stream>, HandshakeError> {
         let shared = self.shared;
         let config = &shared.config;
         socket.set_nonblocking(true)?;
-        SocketTimers::new(Lane::Control, config.election_ms).apply(socket)?;
-        let mut by_deadline = ByDeadline {
-            socket,
-            wake: None,
-            clock: &shared.clock,
-            deadline_us: shared.clock.now_us().saturating_add(config.limits.handshake_us_max),
-            interrupted: &|| shared.is_stopping(),
+        SocketTimers::new(Lane::Control, config.election_ms).apply(&socket)?;
+        let mut stream: Box<dyn Stream> = match &config.secure {
+            Some(secure) if self.is_secure => secure.accepted(socket, self.address)?,
+            _ => Box::new(Plain(socket)),
         };
+        if let Err(error) = (ByDeadline { stream: &mut *stream, deadline }).begin() {
+            // It may have said more than was read, and is to hear why it is refused.
+            let socket = stream.socket();
+            if socket.shutdown(Shutdown::Write).is_ok() {
+                self.deadline(LINGER_US, &|| shared.is_stopping()).drain(socket, HELLO_BYTES_MAX);
+            }
+            return Err(error.into());
+        }
+        Ok(stream)
+    }
+
+    fn deadline<'a>(&'a self, us: u64, interrupted: &'a dyn Fn() -> bool) -> Deadline<'a> {
+        let clock = &self.shared.clock;
+        Deadline { wake: None, clock, deadline_us: clock.now_us().saturating_add(us), interrupted }
+    }
+
+    /// The greeting and its answer. None if the connection has served its purpose.
+    fn greet(
+        &self,
+        stream: &mut dyn Stream,
+        deadline: &Deadline<'_>,
+    ) -> Result<Option<Taken>, HandshakeError> {
+        let shared = self.shared;
+        let config = &shared.config;
+        let socket = stream.socket().try_clone()?;
+        let mut by_deadline = ByDeadline { stream, deadline };
         let greeting = Greeting::read(&mut by_deadline, ASKING, HELLO_BYTES_MAX)?;
-        let answered = self.judge(&greeting, socket);
+        let answered = self.judge(&greeting, &socket);
         let (answer, taken) = match answered {
             Ok(answered) => answered,
             Err(Refusal { code, promised }) => {
                 let (cluster_id, member_id) = (config.cluster_id, config.member_id);
                 let by = Refuser { cluster_id, member_id, promised };
                 // An answer that does not arrive changes nothing.
-                let _ = by_deadline.write_all(&refusal(code, by));
+                let _ = by_deadline.write_all(&refusal(code, by)).and_then(|()| by_deadline.flush());
                 return Err(HandshakeError::Refused(code, None));
             }
         };
-        if let Err(error) = by_deadline.write_all(&answer) {
+        if let Err(error) = by_deadline.write_all(&answer).and_then(|()| by_deadline.flush()) {
             if let Some(Taken::State(..)) = &taken {
                 shared.receivers.leave_fetching(self.token);
             }
@@ -365,9 +403,9 @@ impl Receiver<'_> {
     }
 
     /// Answers a member that fetches state.
-    fn serve_state(&self, peer: u64, mut source: Box<dyn StateSource>, socket: &TcpStream) {
+    fn serve_state(&self, peer: u64, mut source: Box<dyn StateSource>, stream: Box<dyn Stream>) {
         let shared = self.shared;
-        let ended = state::serve(socket, &mut *source, &shared.pace, &shared.clock, &|| shared.is_stopping());
+        let ended = state::serve(stream, &mut *source, &shared.pace, &shared.clock, &|| shared.is_stopping());
         shared.receivers.leave_fetching(self.token);
         match ended {
             Ok(()) | Err(FrameError::Io(_) | FrameError::Cut) => {}
@@ -376,15 +414,14 @@ impl Receiver<'_> {
     }
 
     /// Reads frames until one of both sides ends it.
-    fn serve(&self, taken: &Framed, socket: TcpStream) {
+    fn serve(&self, taken: &Framed, stream: Box<dyn Stream>) {
         let shared = self.shared;
         let Framed { peer, lane, slot, hello } = taken;
         add(&shared.counters(*peer)[lane.index()].accepts, 1);
         shared.forget(*peer);
         slot.deliver(self.token, || shared.inbound.connected(*peer, *lane, Direction::In, hello));
         shared.hurry(*peer);
-        let ended =
-            socket.set_nonblocking(false).map_err(FrameError::Io).and_then(|()| self.read(taken, &socket));
+        let ended = self.read(taken, stream);
         let was_current = slot.deliver(self.token, || shared.inbound.lost(*peer, *lane, Direction::In));
         slot.vacate(self.token);
         if !was_current {
@@ -397,17 +434,18 @@ impl Receiver<'_> {
         }
     }
 
-    fn read(&self, taken: &Framed, socket: &TcpStream) -> Result<(), FrameError> {
+    fn read(&self, taken: &Framed, stream: Box<dyn Stream>) -> Result<(), FrameError> {
         let Framed { peer, lane, slot, hello } = taken;
         let counters = self.shared.counters(*peer);
         let counters = &counters[lane.index()];
         let body_bytes_max = self.shared.config.limits.body_bytes_max(*lane);
         let timers = SocketTimers::new(*lane, self.shared.config.election_ms);
+        let socket = stream.socket();
         timers.apply(socket).and_then(|()| socket.set_nonblocking(false)).map_err(FrameError::Io)?;
-        let mut reader = BufReader::with_capacity(READ_BYTES, socket);
+        let mut reader = BufReader::with_capacity(READ_BYTES, stream);
         while let Some(frame) = read_frame(&mut reader, hello.epoch, body_bytes_max)? {
             match frame.kind {
-                PING => answer_ping(socket, hello.epoch, frame)?,
+                PING => answer_ping(&mut **reader.get_mut(), hello.epoch, frame)?,
                 PONG => return Err(FrameError::Kind(PONG)),
                 _ => {
                     add(&counters.frames_received, 1);
@@ -422,14 +460,8 @@ impl Receiver<'_> {
     }
 }
 
-/// Answers a ping, without waiting: somebody who does not read answers gets none, and a connection on which an answer fits only in
-/// part is of no use.
-fn answer_ping(socket: &TcpStream, epoch: u32, ping: Received) -> Result<(), FrameError> {
+/// Answers a ping, without waiting: somebody who does not read answers gets none.
+fn answer_ping(stream: &mut dyn Stream, epoch: u32, ping: Received) -> Result<(), FrameError> {
     let pong = Frame::make(PONG, 0, 0, vec![Bytes::copy_from_slice(&ping.body)]).encode(epoch);
-    match send(socket, &pong, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
-        Ok(count) if count == pong.len() => Ok(()),
-        Err(rustix::io::Errno::AGAIN) => Ok(()),
-        Ok(_) => Err(FrameError::Cut),
-        Err(error) => Err(FrameError::Io(error.into())),
-    }
+    stream.write_now(&pong).map(drop).map_err(FrameError::Io)
 }

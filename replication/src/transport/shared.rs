@@ -5,6 +5,7 @@ use super::queue::SendQueue;
 use super::receiver::Receivers;
 use super::state::Pace;
 use super::stats::LaneCounters;
+use super::stream::Address;
 use super::{Inbound, TransportConfig};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use sternpost_engine::base::clock::MonotonicClock;
 
 /// The queues to one peer, by lane, and the threads that empty them.
 pub(super) struct Peer {
-    pub(super) addresses: Vec<String>,
+    pub(super) addresses: Vec<Address>,
     pub(super) queues: [Arc<SendQueue>; 2],
     pub(super) counters: Arc<[LaneCounters; 2]>,
     pub(super) threads: Vec<JoinHandle<()>>,

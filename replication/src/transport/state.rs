@@ -24,10 +24,10 @@ use super::frame::{Frame, FrameError, Received, read_frame};
 use super::handshake::{
     HELLO_BYTES_MAX, HandshakeError, HelloKind, Lane, MemberHello, Position, RefusalCode,
 };
+use super::stream::{Address, Stream};
 use bytes::Bytes;
 use std::fmt;
-use std::io::{self, BufReader, Write};
-use std::net::TcpStream;
+use std::io::{self, BufReader};
 use std::sync::Mutex;
 use std::time::Duration;
 use sternpost_engine::base::clock::{Clock, MonotonicClock};
@@ -138,30 +138,32 @@ impl Pace {
     }
 }
 
-fn set_patience(socket: &TcpStream) -> io::Result<()> {
+fn set_patience(stream: &dyn Stream) -> io::Result<()> {
+    let socket = stream.socket();
     socket.set_nonblocking(false)?;
     socket.set_read_timeout(Some(SILENCE))?;
     socket.set_write_timeout(Some(SILENCE))
 }
 
-fn send(mut socket: &TcpStream, kind: u8, parts: Vec<Bytes>) -> io::Result<()> {
-    socket.write_all(&Frame::new(kind, 0, 0, parts).encode(0))
+fn send(stream: &mut dyn Stream, kind: u8, parts: Vec<Bytes>) -> io::Result<()> {
+    stream.write_all(&Frame::new(kind, 0, 0, parts).encode(0))?;
+    stream.flush()
 }
 
 /// Answers until the asking side ends it, the source fails or `is_stopping`.
 pub(super) fn serve(
-    socket: &TcpStream,
+    stream: Box<dyn Stream>,
     source: &mut dyn StateSource,
     pace: &Pace,
     clock: &dyn Clock,
     is_stopping: &dyn Fn() -> bool,
 ) -> Result<(), FrameError> {
-    set_patience(socket).map_err(FrameError::Io)?;
-    let mut reader = BufReader::new(socket);
+    set_patience(&*stream).map_err(FrameError::Io)?;
+    let mut reader = BufReader::new(stream);
     while !is_stopping() {
         let Some(question) = read_frame(&mut reader, 0, 64)? else { return Ok(()) };
         let answered = match question.kind {
-            ASK_MANIFEST => send_manifest(socket, source, clock, is_stopping)?,
+            ASK_MANIFEST => send_manifest(&mut **reader.get_mut(), source, clock, is_stopping)?,
             ASK_READ => {
                 let mut fields = Reader::new(&question.body);
                 let (file, offset, bytes) = (fields.u32()?, fields.u64()?, fields.u32()?);
@@ -170,7 +172,8 @@ pub(super) fn serve(
                         pause(clock, pace.take(found.len() as u64, clock.now_us()), is_stopping);
                         let mut place = file.to_le_bytes().to_vec();
                         place.extend_from_slice(&offset.to_le_bytes());
-                        send(socket, BYTES, vec![place.into(), found.into()]).map_err(FrameError::Io)?;
+                        let parts = vec![place.into(), found.into()];
+                        send(&mut **reader.get_mut(), BYTES, parts).map_err(FrameError::Io)?;
                         Ok(())
                     }
                     Err(what) => Err(what),
@@ -179,14 +182,14 @@ pub(super) fn serve(
             kind => return Err(FrameError::Kind(kind)),
         };
         if let Err(what) = answered {
-            return send(socket, FAILED, vec![what.into()]).map_err(FrameError::Io);
+            return send(&mut **reader.get_mut(), FAILED, vec![what.into()]).map_err(FrameError::Io);
         }
     }
     Ok(())
 }
 
 fn send_manifest(
-    socket: &TcpStream,
+    stream: &mut dyn Stream,
     source: &mut dyn StateSource,
     clock: &dyn Clock,
     is_stopping: &dyn Fn() -> bool,
@@ -195,14 +198,14 @@ fn send_manifest(
     loop {
         match source.manifest() {
             Ok(Some(manifest)) => {
-                send(socket, MANIFEST, vec![manifest.into()]).map_err(FrameError::Io)?;
+                send(stream, MANIFEST, vec![manifest.into()]).map_err(FrameError::Io)?;
                 return Ok(Ok(()));
             }
             Ok(None) if is_stopping() => return Ok(Err("it is stopping".into())),
             Ok(None) => {
                 if clock.now_us() - told_us >= WAIT_INTERVAL_US {
                     told_us = clock.now_us();
-                    send(socket, WAIT, Vec::new()).map_err(FrameError::Io)?;
+                    send(stream, WAIT, Vec::new()).map_err(FrameError::Io)?;
                 }
                 pause(clock, 10_000, is_stopping);
             }
@@ -229,12 +232,12 @@ fn pause(clock: &dyn Clock, us: u64, is_stopping: &dyn Fn() -> bool) {
 
 /// A connection to a member whose state is fetched.
 pub struct StateClient {
-    reader: BufReader<TcpStream>,
+    reader: BufReader<Box<dyn Stream>>,
 }
 
 impl StateClient {
-    /// Connects to the member `to` at `address`, `host:port`, as the member of `config`. Blocks, each step for some seconds at most.
-    pub fn connect(config: &TransportConfig, to: u64, address: &str) -> Result<Self, StateError> {
+    /// Connects to the member `to` at `address` as the member of `config`. Blocks, each step for some seconds at most.
+    pub fn connect(config: &TransportConfig, to: u64, address: &Address) -> Result<Self, StateError> {
         let clock = MonotonicClock::default();
         let dial = Dial {
             wake: None,
@@ -242,21 +245,22 @@ impl StateClient {
             interrupted: &|| false,
             timers: SocketTimers::new(Lane::Log, config.election_ms),
             handshake_us_max: config.limits.handshake_us_max,
+            secure: config.secure.as_ref(),
         };
         let local = config.hello(STATE_LANE, 0, to, Position::default());
         let mut last =
             HandshakeError::Io(io::Error::new(io::ErrorKind::NotFound, format!("{address} has no address")));
-        for address in look_up(address)? {
-            match dial.ask(address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX) {
-                Ok((socket, body)) => {
+        for socket_address in look_up(&address.name)? {
+            match dial.ask(address, socket_address, HelloKind::Member, local.encode(), HELLO_BYTES_MAX) {
+                Ok((stream, body)) => {
                     let hello = MemberHello::decode(&body)?;
                     let by = hello.as_refuser();
                     hello.judge(&local).map_err(|code| HandshakeError::Refused(code, by))?;
                     if hello.from != to {
                         return Err(HandshakeError::Refused(RefusalCode::WrongMember, by).into());
                     }
-                    set_patience(&socket)?;
-                    return Ok(Self { reader: BufReader::with_capacity(256 << 10, socket) });
+                    set_patience(&*stream)?;
+                    return Ok(Self { reader: BufReader::with_capacity(256 << 10, stream) });
                 }
                 Err(error) => last = error,
             }
@@ -269,7 +273,7 @@ impl StateClient {
     /// # Errors
     /// The connection is of no use any more after any.
     pub fn manifest(&mut self) -> Result<Bytes, StateError> {
-        send(self.reader.get_ref(), ASK_MANIFEST, Vec::new())?;
+        send(&mut **self.reader.get_mut(), ASK_MANIFEST, Vec::new())?;
         loop {
             let answer = self.answer(MANIFEST_BYTES_MAX)?;
             match answer.kind {
@@ -288,7 +292,7 @@ impl StateClient {
         let mut body = file.to_le_bytes().to_vec();
         body.extend_from_slice(&offset.to_le_bytes());
         body.extend_from_slice(&bytes.to_le_bytes());
-        Ok(send(self.reader.get_ref(), ASK_READ, vec![body.into()])?)
+        Ok(send(&mut **self.reader.get_mut(), ASK_READ, vec![body.into()])?)
     }
 
     /// The next answer: file, offset and bytes.

@@ -2,9 +2,10 @@
 //!
 //! **Does not know** what anybody waits for. An eventfd rather than a condition variable, because one `poll` then waits for the socket
 //! as well.
+use super::stream::{Begun, Stream};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::TcpStream;
 use sternpost_engine::base::clock::Clock;
 
@@ -78,10 +79,8 @@ pub(super) fn wait(
     Ok(Woken { ready: !socket.is_empty(), hung_up })
 }
 
-/// Reading and writing all of something on a socket that does not block, by a deadline, unless somebody interrupts.
-pub(super) struct ByDeadline<'a> {
-    /// Must be non-blocking.
-    pub(super) socket: &'a TcpStream,
+/// Until when something may take, and what ends it before.
+pub(super) struct Deadline<'a> {
     pub(super) wake: Option<&'a Wake>,
     pub(super) clock: &'a dyn Clock,
     pub(super) deadline_us: u64,
@@ -89,8 +88,8 @@ pub(super) struct ByDeadline<'a> {
     pub(super) interrupted: &'a dyn Fn() -> bool,
 }
 
-impl ByDeadline<'_> {
-    fn wait_for(&self, interest: PollFlags) -> io::Result<()> {
+impl Deadline<'_> {
+    fn wait_for(&self, socket: &TcpStream, interest: PollFlags) -> io::Result<()> {
         loop {
             if (self.interrupted)() {
                 return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "given up"));
@@ -99,26 +98,60 @@ impl ByDeadline<'_> {
             if left_us == 0 {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "the other side took too long"));
             }
-            if wait(Some((self.socket, interest)), self.wake, Some(left_us))?.ready {
+            if wait(Some((socket, interest)), self.wake, Some(left_us))?.ready {
                 return Ok(());
             }
         }
     }
 
     /// Waits until the connection that is being made is there.
-    pub(super) fn wait_until_connected(&self) -> io::Result<()> {
-        self.wait_for(PollFlags::OUT)?;
-        Ok(rustix::net::sockopt::socket_error(self.socket)??)
+    pub(super) fn wait_until_connected(&self, socket: &TcpStream) -> io::Result<()> {
+        self.wait_for(socket, PollFlags::OUT)?;
+        Ok(rustix::net::sockopt::socket_error(socket)??)
     }
 
-    fn retrying(
-        &self,
-        interest: PollFlags,
-        mut call: impl FnMut() -> io::Result<usize>,
-    ) -> io::Result<usize> {
+    /// Reads and drops what still comes on `socket`, at most `bytes_max`: a socket that is closed with unread bytes loses what was written last.
+    pub(super) fn drain(&self, mut socket: &TcpStream, bytes_max: usize) {
+        let mut left = bytes_max;
+        let mut dropped = [0; 4096];
+        while left > 0 && self.wait_for(socket, PollFlags::IN).is_ok() {
+            match socket.read(&mut dropped) {
+                Ok(0) | Err(_) => return,
+                Ok(count) => left = left.saturating_sub(count),
+            }
+        }
+    }
+}
+
+/// Reading and writing all of something on a stream whose socket does not block, by a deadline, unless somebody interrupts.
+pub(super) struct ByDeadline<'a> {
+    pub(super) stream: &'a mut dyn Stream,
+    pub(super) deadline: &'a Deadline<'a>,
+}
+
+impl ByDeadline<'_> {
+    /// What comes before the first byte.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
         loop {
-            match call() {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait_for(interest)?,
+            let interest = match self.stream.begin()? {
+                Begun::Done => return Ok(()),
+                Begun::WaitsToRead => PollFlags::IN,
+                Begun::WaitsToWrite => PollFlags::OUT,
+            };
+            self.deadline.wait_for(self.stream.socket(), interest)?;
+        }
+    }
+
+    fn retrying<T>(
+        &mut self,
+        interest: PollFlags,
+        mut call: impl FnMut(&mut dyn Stream) -> io::Result<T>,
+    ) -> io::Result<T> {
+        loop {
+            match call(self.stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.deadline.wait_for(self.stream.socket(), interest)?;
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
             }
@@ -128,18 +161,20 @@ impl ByDeadline<'_> {
 
 impl Read for ByDeadline<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let mut socket = self.socket;
-        self.retrying(PollFlags::IN, || socket.read(buffer))
+        self.retrying(PollFlags::IN, |stream| stream.read(buffer))
     }
 }
 
 impl Write for ByDeadline<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut socket = self.socket;
-        self.retrying(PollFlags::OUT, || socket.write(bytes))
+        self.retrying(PollFlags::OUT, |stream| stream.write(bytes))
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.retrying(PollFlags::OUT, |stream| stream.write_vectored(slices))
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        self.retrying(PollFlags::OUT, |stream| stream.flush())
     }
 }

@@ -376,13 +376,13 @@ fn timers_that_differ_more_than_twofold_are_said_once() {
 #[test]
 fn somebody_who_wants_to_join_learns_who_the_members_are() {
     let member = Member::start(config(1));
-    let found = discover(&member.address().to_string()).unwrap();
+    let found = discover(&member.address().to_string().into(), None).unwrap();
     assert_eq!((found.cluster_id, found.member_id), (crate::support::CLUSTER, 1));
     assert_eq!((found.genesis_hash, found.feature_level), (0x6e, 1));
     assert_eq!(found.member_table, b"the members");
     let address = member.address().to_string();
     drop(member);
-    assert!(discover(&address).is_err());
+    assert!(discover(&address.into(), None).is_err());
 }
 
 #[test]

@@ -42,7 +42,8 @@ fn local(server: &TransportConfig) -> TransportConfig {
 fn state_is_fetched_with_several_questions_under_way() {
     let server = Member::start(config(1));
     server.heard.give_state(3);
-    let mut client = StateClient::connect(&local(&config(1)), 1, &server.address().to_string()).unwrap();
+    let mut client =
+        StateClient::connect(&local(&config(1)), 1, &server.address().to_string().into()).unwrap();
     assert_eq!(client.manifest().unwrap(), Bytes::from_static(b"the manifest"));
     let places: Vec<(u32, u64)> =
         (0..2).flat_map(|file| (0..4).map(move |number| (file, number << 20))).collect();
@@ -69,7 +70,7 @@ fn state_is_fetched_with_several_questions_under_way() {
 #[test]
 fn who_may_not_fetch_or_comes_too_many_is_told_so() {
     let server = Member::start(config(1));
-    let address = server.address().to_string();
+    let address = server.address().to_string().into();
     let refusal = || match StateClient::connect(&local(&config(1)), 1, &address) {
         Err(StateError::Handshake(HandshakeError::Refused(code, _))) => Some(code),
         Ok(_) => None,
@@ -97,9 +98,10 @@ fn who_may_not_fetch_or_comes_too_many_is_told_so() {
 fn a_stop_ends_those_who_fetch() {
     let server = Member::start(config(1));
     server.heard.give_state(u32::MAX);
-    let mut waiting = StateClient::connect(&local(&config(1)), 1, &server.address().to_string()).unwrap();
+    let mut waiting =
+        StateClient::connect(&local(&config(1)), 1, &server.address().to_string().into()).unwrap();
     let asking = std::thread::spawn(move || waiting.manifest().map(drop));
-    let _silent = StateClient::connect(&local(&config(1)), 1, &server.address().to_string()).unwrap();
+    let _silent = StateClient::connect(&local(&config(1)), 1, &server.address().to_string().into()).unwrap();
     drop(server);
     assert!(asking.join().unwrap().is_err());
 }

@@ -179,6 +179,8 @@ pub(crate) const CLUSTER: u64 = 0xc1;
 pub(crate) fn config(member_id: u64) -> TransportConfig {
     TransportConfig {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
+        listen_secure: Vec::new(),
+        secure: None,
         cluster_id: CLUSTER,
         member_id,
         boot_count: 1,
@@ -210,7 +212,7 @@ impl Member {
     }
 
     pub(crate) fn knows(&self, id: u64, address: impl ToString) {
-        self.transport.set_peer(id, vec![address.to_string()]).expect("threads");
+        self.transport.set_peer(id, vec![address.to_string().into()]).expect("threads");
     }
 
     pub(crate) fn wait_until_connected_to(&self, id: u64) {
