@@ -1,7 +1,7 @@
 //! Settings: flags and `ETCD_*` variables over one table of options, checked, as a plain [`Config`].
 //!
 //! **Reading order.** [`options`] is the table; [`flags`] turns arguments and variables into raw values by Go's rules; [`validate`] turns
-//! raw values into a [`Config`], with etcd's complaints; [`url`] reads URLs.
+//! raw values into a [`Config`], with etcd's complaints; [`tls`] those of TLS; [`url`] reads URLs.
 //!
 //! **Contract.** [`load`] is a function of arguments and environment: it opens, prints and logs nothing. What the user should hear comes
 //! back as [`Notice`]s, because where to log is itself a setting.
@@ -9,6 +9,7 @@
 //! **Does not know** what the settings do.
 pub mod flags;
 pub mod options;
+pub mod tls;
 pub mod url;
 pub mod validate;
 

@@ -49,7 +49,7 @@ struct Cork<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Cork<S> {
-    /// Writes what waits. Ready when nothing is left.
+    /// Writes what waits. Ready when nothing is left, in the stream neither: one that encrypts keeps what the kernel did not take.
     fn drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.written < self.waiting.len() {
             let rest = &self.waiting[self.written..];
@@ -60,7 +60,7 @@ impl<S: AsyncWrite + Unpin> Cork<S> {
             self.written += written;
         }
         self.clear();
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn clear(&mut self) {

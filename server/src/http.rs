@@ -57,6 +57,10 @@ pub trait HealthSource: Send + Sync + 'static {
     fn cluster_version(&self) -> Option<String>;
 }
 
+/// Marks requests that came by TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct ByTls;
+
 /// What the handlers share.
 pub struct HttpState {
     /// Answers the checks.
@@ -110,9 +114,10 @@ fn method_not_allowed() -> Response {
     response
 }
 
-/// A request must name a host of the whitelist: the defence against DNS rebinding that etcd calls CVE-2018-5702.
+/// A request without TLS must name a host of the whitelist: the defence against DNS rebinding that etcd calls CVE-2018-5702.
 async fn check_host(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
-    if let Some(allowed) = &state.host_whitelist {
+    let is_by_tls = request.extensions().get::<ByTls>().is_some();
+    if let Some(allowed) = state.host_whitelist.as_ref().filter(|_| !is_by_tls) {
         let host = request
             .uri()
             .host()
@@ -314,11 +319,16 @@ async fn answer_checks(state: &HttpState, kind: &'static str, names: &[&str], re
     response
 }
 
-/// What etcd logs when it listens on a URL without TLS.
+/// What etcd logs when it listens on a URL.
 pub fn log_listening(url: &Url) {
-    tracing::info!(
-        traffic = if url.scheme.is_unix() { "unix" } else { "grpc+http" },
-        address = url.address,
-        "serving client traffic insecurely; this is strongly discouraged!"
-    );
+    let traffic = if url.scheme.is_unix() { "unix" } else { "grpc+http" };
+    if url.scheme.is_secure() {
+        tracing::info!(traffic, address = url.address, "serving client traffic securely");
+    } else {
+        tracing::info!(
+            traffic,
+            address = url.address,
+            "serving client traffic insecurely; this is strongly discouraged!"
+        );
+    }
 }

@@ -8,12 +8,13 @@
 //!
 //! **Source**: `server/etcdserver/api/membership/{member,cluster}.go` of etcd 3.7.3.
 use crate::apply::records::{self, FEATURE_LEVEL, GenesisState};
-use crate::config::url;
+use crate::config::url::{self, Url};
 use crate::wire::etcdserverpb::Member;
 use bytes::Bytes;
 use sha1::{Digest, Sha1};
 use sternpost_engine::mvcc::Store;
 use sternpost_replication::Genesis;
+use sternpost_replication::transport::Address;
 
 /// First 8 bytes of SHA-1 over the sorted peer URLs, one behind the other, and the token.
 pub fn member_id(peer_urls: &[String], token: &str) -> u64 {
@@ -80,21 +81,26 @@ pub fn member_table(store: &Store) -> Bytes {
     records::cluster(store).map_or_else(Bytes::new, |state| state.encode().into())
 }
 
-/// Where a member is connected to, `host:port` for each of its peer URLs. Says what is wrong with one that is not `http`.
-pub fn dial_addresses(member: &Member) -> Result<Vec<String>, String> {
+/// Where a member is connected to, for each of its peer URLs. Says what is wrong with one of a Unix socket.
+pub fn dial_addresses(member: &Member) -> Result<Vec<Address>, String> {
     let mut addresses = Vec::new();
     for text in &member.peer_ur_ls {
         for url in url::parse_list(text)? {
-            if url.scheme != url::Scheme::Http {
+            if url.scheme.is_unix() {
                 return Err(format!(
-                    "member {:x} has the peer URL {url}: peers are served over http alone, without TLS",
+                    "member {:x} has the peer URL {url}: peers are served over TCP alone",
                     member.id
                 ));
             }
-            addresses.push(url.address);
+            addresses.push(dial_address(&url));
         }
     }
     Ok(addresses)
+}
+
+/// Where the transport connects to for a peer URL.
+pub fn dial_address(url: &Url) -> Address {
+    Address { name: url.address.clone(), is_secure: url.scheme.is_secure() }
 }
 
 /// Which of the members that a running cluster has is the one called `name`, by its peer URLs in `initial_cluster`; every member of the
@@ -220,9 +226,10 @@ mod tests {
             peer_ur_ls: urls.iter().map(ToString::to_string).collect(),
             ..Member::default()
         };
-        let addresses = dial_addresses(&member(&["http://a.b:1", "http://[::1]:2"]));
-        assert_eq!(addresses.unwrap(), ["a.b:1", "[::1]:2"]);
-        let complaint = dial_addresses(&member(&["https://a:1"])).unwrap_err();
-        assert!(complaint.contains("member ab has the peer URL https://a:1"), "{complaint}");
+        let addresses = dial_addresses(&member(&["http://a.b:1", "https://[::1]:2"])).unwrap();
+        let addresses: Vec<_> = addresses.iter().map(|one| (one.name.as_str(), one.is_secure)).collect();
+        assert_eq!(addresses, [("a.b:1", false), ("[::1]:2", true)]);
+        let complaint = dial_addresses(&member(&["unix://a:1"])).unwrap_err();
+        assert!(complaint.contains("member ab has the peer URL unix://a:1"), "{complaint}");
     }
 }

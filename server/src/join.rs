@@ -9,13 +9,14 @@ use crate::apply::GenesisState;
 use crate::config::{Config, url};
 use crate::identity;
 use crate::peers::{Peers, transport_config};
+use crate::tls::Tls;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::transfer::Place;
 use sternpost_replication::raft::boot_nonce;
 use sternpost_replication::raft::state::{FetchProgress, fetch};
-use sternpost_replication::transport::{Discovery, TransportConfig, discover};
+use sternpost_replication::transport::{Address, Discovery, TransportConfig, discover};
 use tokio::sync::watch;
 
 /// Between two attempts.
@@ -27,7 +28,8 @@ const ATTEMPTS_MAX: u32 = 60;
 const UNFIT_ATTEMPTS_MAX: u32 = 5;
 
 /// Fetches the state of a running cluster into the empty data directory of a member that was added to it.
-pub fn fetch_first_state(config: &Config) -> Result<(), String> {
+pub fn fetch_first_state(config: &Config, tls: &Tls) -> Result<(), String> {
+    let secure = tls.secure();
     let others: Vec<&url::Url> = config
         .initial_cluster
         .iter()
@@ -40,7 +42,8 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
         let mut has_fit = false;
         let mut unfit = None;
         for url in &others {
-            let asked = discover(&url.address);
+            let address = identity::dial_address(url);
+            let asked = discover(&address, secure.as_ref());
             let discovery = match asked {
                 Ok(discovery) => discovery,
                 Err(error) => {
@@ -62,11 +65,11 @@ pub fn fetch_first_state(config: &Config) -> Result<(), String> {
                 return Err(lost_data(member_id));
             }
             let (cluster_id, genesis_hash) = (discovery.cluster_id, discovery.genesis_hash);
-            let transport = transport_config(config, cluster_id, member_id, genesis_hash, boot_nonce())?;
+            let transport = transport_config(config, cluster_id, member_id, genesis_hash, boot_nonce(), tls)?;
             // Let go of again before the member starts.
             let place = Place::in_directory(&config.data_dir, config.io_backend(), Place::WAIT)
                 .map_err(|error| error.to_string())?;
-            match fetch_from(&place, &transport, discovery.member_id, &url.address) {
+            match fetch_from(&place, &transport, discovery.member_id, &address) {
                 Ok(()) => return Ok(()),
                 Err(error) => last = format!("{url}: {error}"),
             }
@@ -98,9 +101,12 @@ fn lost_data(member_id: u64) -> String {
 }
 
 /// Asks all of these addresses at once who is there; whoever does not answer says nothing.
-fn ask_all<'a>(addresses: impl Iterator<Item = &'a str>) -> Vec<(Discovery, GenesisState)> {
+fn ask_all(addresses: &[Address], tls: &Tls) -> Vec<(Discovery, GenesisState)> {
+    let secure = tls.secure();
+    let secure = secure.as_ref();
     std::thread::scope(|scope| {
-        let asked: Vec<_> = addresses.map(|address| scope.spawn(move || discover(address))).collect();
+        let asked: Vec<_> =
+            addresses.iter().map(|address| scope.spawn(move || discover(address, secure))).collect();
         let answers = asked.into_iter().filter_map(|asking| asking.join().ok()?.ok());
         answers
             .filter_map(|discovery| {
@@ -111,13 +117,13 @@ fn ask_all<'a>(addresses: impl Iterator<Item = &'a str>) -> Vec<(Discovery, Gene
     })
 }
 
-fn addresses_of_others(config: &Config) -> impl Iterator<Item = &str> {
+fn addresses_of_others(config: &Config) -> Vec<Address> {
     let others = config.initial_cluster.iter().filter(|(name, _)| *name != config.name);
-    others.flat_map(|(_, urls)| urls.iter().map(|url| url.address.as_str()))
+    others.flat_map(|(_, urls)| urls.iter().map(identity::dial_address)).collect()
 }
 
 /// A first member with an empty directory is new, or it has lost its data: other members that run know which.
-pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
+pub fn refuse_lost_data(config: &Config, tls: &Tls) -> Result<(), String> {
     let text = |urls: &[url::Url]| {
         let mut texts: Vec<String> = urls.iter().map(ToString::to_string).collect();
         texts.sort_unstable();
@@ -125,7 +131,7 @@ pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
     };
     let own = config.initial_cluster.iter().find(|(name, _)| *name == config.name);
     let own_urls = own.map(|(_, urls)| text(urls)).unwrap_or_default();
-    for (_, state) in ask_all(addresses_of_others(config)) {
+    for (_, state) in ask_all(&addresses_of_others(config), tls) {
         // Whoever knows nobody at our URLs says nothing.
         let known = state.members.iter().find(|member| member.peer_ur_ls == own_urls);
         if let Some(known) = known.filter(|known| !known.client_ur_ls.is_empty()) {
@@ -137,19 +143,21 @@ pub fn refuse_lost_data(config: &Config) -> Result<(), String> {
 
 /// `--force-new-cluster` tells every other member that it was removed, and then it ends. While they have a quorum among them, that would end a
 /// cluster that works. Asked are the members of `--initial-cluster` and those that they know.
-pub fn refuse_needless_force(config: &Config) -> Result<(), String> {
-    let mut answered = ask_all(addresses_of_others(config));
-    let known: BTreeSet<String> = answered
-        .iter()
-        .flat_map(|(_, state)| &state.members)
-        .filter_map(|member| identity::dial_addresses(member).ok())
-        .flatten()
-        .collect();
-    let own: Vec<&str> = config.initial_advertise_peer_urls.iter().map(|url| url.address.as_str()).collect();
-    let unasked = known.iter().map(String::as_str).filter(|address| {
-        !own.contains(address) && !addresses_of_others(config).any(|asked| asked == *address)
-    });
-    answered.extend(ask_all(unasked));
+pub fn refuse_needless_force(config: &Config, tls: &Tls) -> Result<(), String> {
+    let mut asked = addresses_of_others(config);
+    let mut answered = ask_all(&asked, tls);
+    // Not to be asked: this member itself, which does not answer yet.
+    asked.extend(config.initial_advertise_peer_urls.iter().map(identity::dial_address));
+    let mut unasked = Vec::new();
+    for member in answered.iter().flat_map(|(_, state)| &state.members) {
+        for address in identity::dial_addresses(member).unwrap_or_default() {
+            if !asked.contains(&address) {
+                asked.push(address.clone());
+                unasked.push(address);
+            }
+        }
+    }
+    answered.extend(ask_all(&unasked, tls));
     let answering: BTreeSet<u64> = answered.iter().map(|(discovery, _)| discovery.member_id).collect();
     for (_, state) in &answered {
         let voters = state.members.iter().filter(|member| !member.is_learner);
@@ -179,7 +187,12 @@ fn find_oneself(config: &Config, discovery: &Discovery) -> Result<(u64, bool), S
     Ok((id, has_started))
 }
 
-fn fetch_from(place: &Place, transport: &TransportConfig, from: u64, address: &str) -> Result<(), String> {
+fn fetch_from(
+    place: &Place,
+    transport: &TransportConfig,
+    from: u64,
+    address: &Address,
+) -> Result<(), String> {
     let mut told_tenths = 0;
     let mut progress = |progress: FetchProgress| {
         let tenths = progress.bytes_done * 10 / progress.bytes_total.max(1);
@@ -193,7 +206,7 @@ fn fetch_from(place: &Place, transport: &TransportConfig, from: u64, address: &s
             );
         }
     };
-    tracing::info!(from = format!("{from:x}"), address, "fetching the state of another member");
+    tracing::info!(from = format!("{from:x}"), %address, "fetching the state of another member");
     let fetched = fetch(place, transport, from, address, &mut progress)?;
     tracing::info!(
         index = fetched.index,

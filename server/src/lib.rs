@@ -22,5 +22,6 @@ pub mod request;
 pub mod run;
 pub mod server;
 pub mod services;
+pub mod tls;
 pub mod watch;
 pub mod wire;

@@ -1,8 +1,8 @@
-//! Listeners of clients: one accept loop a URL, HTTP/1 and HTTP/2 on one port, gRPC beside HTTP.
+//! Listeners of clients: one accept loop an address, TLS and none, HTTP/1 and HTTP/2 on one port, gRPC beside HTTP.
 //!
 //! **Layout.** [`Listener::bind`] opens sockets before anything else starts, so that a port in use is one clear line. [`Listener::serve`]
-//! accepts until the shutdown begins; each connection is a task that waits for a first byte (ten seconds at most), lets hyper find out the
-//! HTTP version from the preface, and hands requests with `content-type: application/grpc…` to [`Grpc`], all others to the HTTP routes.
+//! accepts until the shutdown begins; each connection is a task that waits for a first byte (ten seconds at most), which is a TLS handshake's or is not;
+//! whichever of both the address was not given for is closed. Then hyper finds out the HTTP version from the preface; the task and hands requests with `content-type: application/grpc…` to [`Grpc`], all others to the HTTP routes.
 //!
 //! **Shutdown.** [`Shutdown::begin`] stops the accept loops and makes every connection send GOAWAY and finish what it has; streams end
 //! themselves on the same signal. [`Shutdown::drained`] waits for the last connection, bounded by its caller.
@@ -15,7 +15,9 @@ use crate::config::{Config, Url};
 use crate::corked::{Answering, Answers, cork};
 use crate::first_turn::FirstTurn;
 use crate::grpc::{Grpc, GrpcBody};
+use crate::http::ByTls;
 use crate::metrics::Metrics;
+use crate::tls::accept::ClientTls;
 use axum::Router;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
@@ -26,6 +28,7 @@ use hyper_util::server::conn::auto;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -53,6 +56,8 @@ pub struct Served {
     pub grpc: Option<Arc<Grpc>>,
     /// HTTP routes, if this listener has them.
     pub http: Option<Router>,
+    /// For connections by TLS, where the listener takes them.
+    pub tls: Option<Arc<ClientTls>>,
 }
 
 /// HTTP/2 settings that flags decide.
@@ -135,13 +140,45 @@ enum Socket {
     Unix(UnixListener),
 }
 
-/// An open socket and the URL it was opened for.
+/// An open socket and the URLs it was opened for.
 pub struct Listener {
     url: Url,
     socket: Socket,
+    takes: Takes,
+}
+
+/// What connections an address was given for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Takes {
+    plain: bool,
+    tls: bool,
 }
 
 impl Listener {
+    /// Opens the sockets of URLs, one for an address that has an `http` and an `https` URL.
+    ///
+    /// # Errors
+    /// One line for the user.
+    pub fn bind_all(urls: &[Url], reuse_port: bool) -> Result<Vec<Self>, String> {
+        let mut listeners: Vec<Self> = Vec::new();
+        for url in urls {
+            let known = listeners.iter_mut().find(|known| {
+                known.url.address == url.address && known.url.scheme.is_unix() == url.scheme.is_unix()
+            });
+            match known {
+                Some(known) if url.scheme.is_unix() => {
+                    return Err(format!("listen {url}: {} has the same path", known.url));
+                }
+                Some(known) => {
+                    known.takes.plain |= !url.scheme.is_secure();
+                    known.takes.tls |= url.scheme.is_secure();
+                }
+                None => listeners.push(Self::bind(url, reuse_port)?),
+            }
+        }
+        Ok(listeners)
+    }
+
     /// Opens the socket of a URL. The error is one line for the user.
     pub fn bind(url: &Url, reuse_port: bool) -> Result<Self, String> {
         let open = || -> io::Result<Socket> {
@@ -165,7 +202,10 @@ impl Listener {
             }
         };
         match open() {
-            Ok(socket) => Ok(Self { url: url.clone(), socket }),
+            Ok(socket) => {
+                let is_secure = url.scheme.is_secure();
+                Ok(Self { url: url.clone(), socket, takes: Takes { plain: !is_secure, tls: is_secure } })
+            }
             Err(error) => Err(format!("listen {url}: {}", describe(&error))),
         }
     }
@@ -193,6 +233,8 @@ impl Listener {
     ) {
         let connections = Arc::new(Connections {
             served,
+            takes: self.takes,
+            url: self.url.clone(),
             builder: builder(&settings),
             metrics,
             shutdown: shutdown.clone(),
@@ -227,9 +269,7 @@ impl Listener {
                 let connections = connections.clone();
                 tokio::spawn(async move {
                     let hold = connections.shutdown.hold();
-                    if connections.has_first_byte(&stream, &remote).await {
-                        connections.run(stream, remote.to_string()).await;
-                    }
+                    connections.begin(stream, remote).await;
                     drop(hold);
                 });
             }
@@ -238,7 +278,10 @@ impl Listener {
                 let connections = connections.clone();
                 tokio::spawn(async move {
                     let hold = connections.shutdown.hold();
-                    connections.run(stream, "@".into()).await;
+                    match connections.takes.tls {
+                        true => connections.run_tls(stream, "@".into(), None).await,
+                        false => connections.run(stream, "@".into(), false).await,
+                    }
                     drop(hold);
                 });
             }
@@ -290,26 +333,53 @@ fn builder(settings: &ConnectionSettings) -> auto::Builder<FirstTurn> {
 /// What the connections of a listener share.
 struct Connections {
     served: Served,
+    takes: Takes,
+    url: Url,
     builder: auto::Builder<FirstTurn>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 }
 
 impl Connections {
-    /// Waits for the client to say something. A connection that says nothing for ten seconds, or speaks TLS, is closed.
-    async fn has_first_byte(&self, stream: &TcpStream, remote: &std::net::SocketAddr) -> bool {
+    /// Waits for the client to say something, and serves it by what that is. A connection that says nothing for ten seconds is closed.
+    async fn begin(self: &Arc<Self>, stream: TcpStream, remote: SocketAddr) {
         let mut first = [0];
         let peeked = tokio::select! {
             peeked = tokio::time::timeout(FIRST_BYTE_TIMEOUT, stream.peek(&mut first)) => peeked,
-            () = self.shutdown.begun() => return false,
+            () = self.shutdown.begun() => return,
         };
-        match peeked {
-            Ok(Ok(1)) if first[0] == TLS_HANDSHAKE => {
-                tracing::debug!(%remote, error = "TLS is not served here", "rejected connection on client endpoint");
-                false
+        let Ok(Ok(1)) = peeked else { return };
+        match (first[0] == TLS_HANDSHAKE, self.takes) {
+            (true, Takes { tls: true, .. }) => {
+                self.run_tls(stream, remote.to_string(), Some(remote.ip())).await;
             }
-            Ok(Ok(1)) => true,
-            _ => false,
+            (false, Takes { plain: true, .. }) => self.run(stream, remote.to_string(), false).await,
+            (is_tls, _) => {
+                let error = match is_tls {
+                    true => "it speaks TLS, and this URL is served without",
+                    false => "tls: first record does not look like a TLS handshake",
+                };
+                match &self.served.tls {
+                    Some(tls) => tls.say(error, &remote.to_string(), &self.url),
+                    None => tracing::debug!(%remote, error, "rejected connection on client endpoint"),
+                }
+            }
+        }
+    }
+
+    async fn run_tls<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+        self: &Arc<Self>,
+        stream: S,
+        remote: String,
+        ip: Option<IpAddr>,
+    ) {
+        let Some(tls) = &self.served.tls else { return };
+        let shaken = tokio::select! {
+            shaken = tls.accept(stream, &remote, ip, &self.url) => shaken,
+            () = self.shutdown.begun() => return,
+        };
+        if let Some(stream) = shaken {
+            self.run(stream, remote, true).await;
         }
     }
 
@@ -317,12 +387,13 @@ impl Connections {
         self: &Arc<Self>,
         stream: S,
         remote: String,
+        is_by_tls: bool,
     ) {
         self.metrics.connections_accepted.inc();
         self.metrics.connections.inc();
         let answers = Answers::default();
         let (stream, uncork) = cork(stream, answers.clone());
-        let service = Requests { connections: self.clone(), remote: remote.into(), answers };
+        let service = Requests { connections: self.clone(), remote: remote.into(), is_by_tls, answers };
         let mut connection =
             uncork.drive(Box::pin(self.builder.serve_connection(TokioIo::new(stream), service)));
         let outcome = tokio::select! {
@@ -344,6 +415,7 @@ impl Connections {
 struct Requests {
     connections: Arc<Connections>,
     remote: Arc<str>,
+    is_by_tls: bool,
     answers: Answers,
 }
 
@@ -352,7 +424,10 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        if self.is_by_tls {
+            request.extensions_mut().insert(ByTls);
+        }
         let served = &self.connections.served;
         let is_grpc = request.version() == Version::HTTP_2
             && request
@@ -514,7 +589,8 @@ mod tests {
             samples: health.clone(),
             host_whitelist: whitelist,
         };
-        let served = Served { grpc: Some(Arc::new(grpc)), http: Some(client_routes(Arc::new(state))) };
+        let http = Some(client_routes(Arc::new(state)));
+        let served = Served { grpc: Some(Arc::new(grpc)), http, tls: None };
         let url = &url::parse_list("http://127.0.0.1:0").unwrap()[0];
         let listener = Listener::bind(url, false).unwrap();
         let port = listener.port();

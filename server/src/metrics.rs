@@ -47,6 +47,8 @@ pub struct Metrics {
     pub connections_accepted: IntCounter,
     /// Requests refused for lack of room for their bodies.
     pub requests_refused: IntCounter,
+    /// When certificates expire, by the flag that names them.
+    pub certificates: GaugeVec,
     sampled: export::Sampled,
 }
 
@@ -101,6 +103,7 @@ impl Metrics {
             connections: r.int_gauge("sternpost_client_connections"),
             connections_accepted: r.counter("sternpost_client_connections_accepted_total"),
             requests_refused: r.counter("sternpost_request_refused_total"),
+            certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
             sampled: export::Sampled::new(&r),
             registry,
         }

@@ -12,6 +12,7 @@ use crate::apply::records;
 use crate::config::Config;
 use crate::identity;
 use crate::membership::Membership;
+use crate::tls::Tls;
 use crate::wire::etcdserverpb::Member;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -24,8 +25,8 @@ use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
 use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Raft};
 use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
-    Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received, RefusalCode,
-    StateSource, Transport, TransportConfig,
+    Address, Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received,
+    RefusalCode, StateSource, Transport, TransportConfig,
 };
 use tokio::sync::watch;
 
@@ -49,7 +50,7 @@ pub struct Peers {
     memory: Arc<Memory>,
     strangers: Arc<Strangers>,
     /// Those that the transport knows, with their addresses.
-    known: Mutex<BTreeMap<u64, Vec<String>>>,
+    known: Mutex<BTreeMap<u64, Vec<Address>>>,
 }
 
 /// What the transport calls.
@@ -233,7 +234,13 @@ impl Inbound for Members {
     }
 
     fn notice(&self, notice: &Notice) {
-        tracing::warn!("{notice}");
+        match notice {
+            // In etcd's words, which people look for.
+            Notice::Stranger { address, what } => {
+                tracing::warn!(remote_addr = %address, error = what, "rejected connection on peer endpoint");
+            }
+            _ => tracing::warn!("{notice}"),
+        }
     }
 }
 
@@ -244,10 +251,13 @@ pub fn transport_config(
     member_id: u64,
     genesis_hash: u64,
     boot: u64,
+    tls: &Tls,
 ) -> Result<TransportConfig, String> {
     let (heartbeat_ms, election_ms) = config.raft_timers_ms();
     Ok(TransportConfig {
-        listen: config.peer_listen_addresses()?,
+        listen: config.peer_listen_addresses(false)?,
+        listen_secure: config.peer_listen_addresses(true)?,
+        secure: tls.secure(),
         cluster_id,
         member_id,
         boot_count: 0,
@@ -268,11 +278,12 @@ impl Peers {
     /// In one line: an address that cannot be listened on or connected to.
     pub fn start(
         config: &Config,
+        tls: &Tls,
         raft: Arc<Raft>,
         store: Store,
         membership: Arc<Membership>,
     ) -> Result<Self, String> {
-        let peers = Self::new(config, raft, store, membership)?;
+        let peers = Self::new(config, tls, raft, store, membership)?;
         peers.sync()?;
         Ok(peers)
     }
@@ -283,6 +294,7 @@ impl Peers {
     /// An address to listen on that is none.
     pub fn new(
         config: &Config,
+        tls: &Tls,
         raft: Arc<Raft>,
         store: Store,
         membership: Arc<Membership>,
@@ -290,7 +302,7 @@ impl Peers {
         let opened = raft.opened();
         let genesis_hash = raft.genesis().hash();
         let config =
-            transport_config(config, opened.cluster_id, opened.member_id, genesis_hash, raft.boot())?;
+            transport_config(config, opened.cluster_id, opened.member_id, genesis_hash, raft.boot(), tls)?;
         let transport = Arc::new(OnceLock::new());
         raft.connect(Box::new(ByTransport(Arc::clone(&transport))));
         let fetch_from = watch::Sender::new(0);
@@ -393,7 +405,7 @@ impl Peers {
     ///
     /// # Errors
     /// If it is no member, or at no address that can be connected to.
-    pub fn source(&self, from: u64) -> Result<(TransportConfig, Vec<String>), String> {
+    pub fn source(&self, from: u64) -> Result<(TransportConfig, Vec<Address>), String> {
         let known = records::member(&self.store, from).or_else(|| self.strangers.get(from));
         let member = known.ok_or("it is no member any more")?;
         Ok((self.config.clone(), identity::dial_addresses(&member)?))

@@ -27,6 +27,9 @@ use crate::request::limits::Limits;
 use crate::request::members::MemberLimits;
 use crate::server::{Server, ServerOptions, StartError, StartedReplicator};
 use crate::services::router::GrpcRouter;
+use crate::tls::Tls;
+use crate::tls::accept::ClientTls;
+use crate::tls::expiry::{self, Expiry};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::Path;
@@ -87,9 +90,10 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
 
     let sockets = Sockets::open(&config)?;
     let is_new = prepare_directory(&config)?;
+    let tls = Tls::open(&config)?;
     if is_new && config.initial_cluster_existing {
-        let joining = config.clone();
-        let joined = tokio::task::spawn_blocking(move || join::fetch_first_state(&joining));
+        let (joining, tls) = (config.clone(), tls.clone());
+        let joined = tokio::task::spawn_blocking(move || join::fetch_first_state(&joining, &tls));
         tokio::select! {
             joined = joined => joined.unwrap_or_else(|error| Err(error.to_string()))?,
             _ = terminate.recv() => return Ok(Stopped::Terminated),
@@ -97,17 +101,18 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         }
     }
     if is_new && !config.initial_cluster_existing {
-        let starting = config.clone();
-        let asked = tokio::task::spawn_blocking(move || join::refuse_lost_data(&starting)).await;
+        let (starting, tls) = (config.clone(), tls.clone());
+        let asked = tokio::task::spawn_blocking(move || join::refuse_lost_data(&starting, &tls)).await;
         asked.unwrap_or_else(|error| Err(error.to_string()))?;
     }
     if config.force_new_cluster && !is_new {
-        let forcing = config.clone();
-        let asked = tokio::task::spawn_blocking(move || join::refuse_needless_force(&forcing)).await;
+        let (forcing, tls) = (config.clone(), tls.clone());
+        let asked = tokio::task::spawn_blocking(move || join::refuse_needless_force(&forcing, &tls)).await;
         asked.unwrap_or_else(|error| Err(error.to_string()))?;
     }
     let metrics = Arc::new(Metrics::new(&GrpcRouter::SERVICES, config.metrics_extensive));
-    let starting = start_member(&config, metrics.clone());
+    let watching = tokio::spawn(watch_certificates(Expiry::new(tls.sides(), metrics.certificates.clone())));
+    let starting = start_member(&config, &tls, metrics.clone());
     let Member { server, diagnostics, node, peers } = tokio::select! {
         started = starting => started?,
         _ = terminate.recv() => return Ok(Stopped::Terminated),
@@ -115,7 +120,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     };
 
     let shutdown = Shutdown::default();
-    sockets.serve(&config, &server, diagnostics, metrics, &shutdown);
+    sockets.serve(&config, &tls, &server, diagnostics, metrics, &shutdown);
     tracing::info!("ready to serve client requests");
     for url in &config.listen_client_urls {
         log_listening(url);
@@ -128,7 +133,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     };
 
     let membership = server.pipeline.membership();
-    let following = Following::start(&config, node, peers, &server);
+    let following = Following::start(&config, &tls, node, peers, &server);
     let stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
@@ -150,6 +155,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         ),
     }
     let peers = following.stop();
+    watching.abort();
     server.announce_stop();
     // It ends with the 256 KiB under way.
     drop(scrubber);
@@ -171,6 +177,15 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     Ok(stopped)
 }
 
+/// Looks at the certificates until the task is ended.
+async fn watch_certificates(mut certificates: Expiry) {
+    let mut ticks = tokio::time::interval(expiry::LOOK_INTERVAL);
+    loop {
+        ticks.tick().await;
+        certificates.look();
+    }
+}
+
 /// How long a removed member stays, so that the others can elect a leader with its vote: a few election timeouts, each up to twice as long.
 fn removal_grace(config: &Config) -> Duration {
     Duration::from_millis(500) + 6 * Duration::from_millis(config.raft_timers_ms().1.into())
@@ -184,17 +199,17 @@ struct Following {
 }
 
 impl Following {
-    fn start(config: &Config, node: Node, peers: Option<Arc<Peers>>, server: &Server) -> Self {
+    fn start(config: &Config, tls: &Tls, node: Node, peers: Option<Arc<Peers>>, server: &Server) -> Self {
         let (tell, heard) = watch::channel(peers);
         let is_stopping = Arc::new(AtomicBool::new(false));
-        let (config, stopping) = (config.clone(), Arc::clone(&is_stopping));
+        let (config, tls, stopping) = (config.clone(), tls.clone(), Arc::clone(&is_stopping));
         let (store, membership) = (server.store().clone(), server.pipeline.shared_membership());
         let task = tokio::spawn(async move {
             if tell.borrow().is_none() {
                 // On a thread that may wait.
                 let waiting = tokio::task::spawn_blocking(move || {
                     let raft = node.wait_for_group(|| stopping.load(Ordering::Relaxed))?;
-                    Some(Peers::new(&config, raft, store, membership))
+                    Some(Peers::new(&config, &tls, raft, store, membership))
                 });
                 match waiting.await {
                     Ok(Some(Ok(peers))) => drop(tell.send_replace(Some(Arc::new(peers)))),
@@ -281,9 +296,7 @@ struct Sockets {
 
 impl Sockets {
     fn open(config: &Config) -> Result<Self, String> {
-        let bind = |urls: &[url::Url]| {
-            urls.iter().map(|url| Listener::bind(url, config.reuse_port)).collect::<Result<Vec<_>, _>>()
-        };
+        let bind = |urls: &[url::Url]| Listener::bind_all(urls, config.reuse_port);
         Ok(Self {
             clients: bind(&config.listen_client_urls)?,
             http: bind(&config.listen_client_http_urls)?,
@@ -294,6 +307,7 @@ impl Sockets {
     fn serve(
         self,
         config: &Config,
+        tls: &Tls,
         server: &Server,
         diagnostics: Arc<Diagnostics>,
         metrics: Arc<Metrics>,
@@ -315,10 +329,15 @@ impl Sockets {
         });
         let client_http = Some(client_routes(state.clone()));
         let beside_grpc = if self.http.is_empty() { client_http.clone() } else { None };
+        // Those who scrape come from an address of their certificate, as in etcd; clients from anywhere.
+        let secure = |checks_san| {
+            tls.clients.as_ref().map(|side| Arc::new(ClientTls::new(Arc::clone(side), checks_san)))
+        };
+        let for_clients = secure(false);
         let listeners = [
-            (self.clients, Served { grpc, http: beside_grpc }),
-            (self.http, Served { grpc: None, http: client_http }),
-            (self.metrics, Served { grpc: None, http: Some(monitor_routes(state)) }),
+            (self.clients, Served { grpc, http: beside_grpc, tls: for_clients.clone() }),
+            (self.http, Served { grpc: None, http: client_http, tls: for_clients }),
+            (self.metrics, Served { grpc: None, http: Some(monitor_routes(state)), tls: secure(true) }),
         ];
         let settings = ConnectionSettings::new(config);
         for (sockets, served) in listeners {
@@ -371,7 +390,7 @@ struct Member {
     peers: Option<Arc<Peers>>,
 }
 
-async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, String> {
+async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Result<Member, String> {
     let election = Duration::from_millis(config.raft_timers_ms().1.into());
     let options = ServerOptions {
         name: config.name.clone(),
@@ -400,7 +419,7 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
     };
     let mut checkpoint = CheckpointOptions::default();
     checkpoint.shelf.cache_bytes = config.cache_bytes;
-    let node_config = config.clone();
+    let (node_config, tls) = (config.clone(), tls.clone());
     let (report, started) = tokio::sync::oneshot::channel();
     let server = Server::start_with(options, move |machine, genesis, membership| {
         let store = machine.store().clone();
@@ -443,7 +462,7 @@ async fn start_member(config: &Config, metrics: Arc<Metrics>) -> Result<Member, 
             // Nobody to speak to yet.
             Node::Single(_) => None,
             Node::Raft(raft) => {
-                let peers = Peers::start(&node_config, Arc::clone(raft), store, membership);
+                let peers = Peers::start(&node_config, &tls, Arc::clone(raft), store, membership);
                 Some(Arc::new(peers.map_err(StartError::Options)?))
             }
         };

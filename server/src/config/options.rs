@@ -145,7 +145,6 @@ pub fn position(name: &str) -> Option<usize> {
 
 const NOT_COMPARED: &str = "members are not compared yet";
 const OWN_PEERS: &str = "the peer protocol is Sternpost's own, with limits of its own";
-const NO_TLS: &str = "TLS is not served yet";
 const NO_AUTH: &str = "authentication is not served yet";
 const NO_DISCOVERY: &str = "discovery is not served yet";
 const NO_TRACING: &str = "tracing is not served yet";
@@ -381,61 +380,120 @@ pub static OPTIONS: &[OptionSpec] = &[
     )
     .warned("there is no v2 store"),
     // Security.
-    option(Security, "cert-file", Kind::Text, "", "Certificate for clients.").warned(NO_TLS),
-    option(Security, "key-file", Kind::Text, "", "Key of --cert-file.").warned(NO_TLS),
+    option(
+        Security,
+        "cert-file",
+        Kind::Text,
+        "",
+        "Certificate for clients, with what is between it and its CA (PEM); read again when it changes.",
+    ),
+    option(Security, "key-file", Kind::Text, "", "Key of --cert-file."),
     option(
         Security,
         "client-cert-file",
         Kind::Text,
         "",
-        "Certificate for this server's own client connections.",
-    )
-    .warned(NO_TLS),
-    option(Security, "client-key-file", Kind::Text, "", "Key of --client-cert-file.").warned(NO_TLS),
-    option(Security, "trusted-ca-file", Kind::Text, "", "CA of client certificates.").warned(NO_TLS),
-    option(Security, "client-cert-auth", Kind::Flag, "false", "Ask clients for a certificate.")
-        .warned(NO_TLS),
-    option(Security, "client-crl-file", Kind::Text, "", "Revoked client certificates.").warned(NO_TLS),
-    option(Security, "client-cert-allowed-hostname", Kind::List, "", "Names allowed in client certificates.")
-        .warned(NO_TLS),
-    option(Security, "auto-tls", Kind::Flag, "false", "Generate the certificate for clients.").warned(NO_TLS),
-    option(Security, "peer-cert-file", Kind::Text, "", "Certificate for peers.").warned(NO_TLS),
-    option(Security, "peer-key-file", Kind::Text, "", "Key of --peer-cert-file.").warned(NO_TLS),
-    option(Security, "peer-client-cert-file", Kind::Text, "", "Certificate for connections to peers.")
-        .warned(NO_TLS),
-    option(Security, "peer-client-key-file", Kind::Text, "", "Key of --peer-client-cert-file.")
-        .warned(NO_TLS),
-    option(Security, "peer-trusted-ca-file", Kind::Text, "", "CA of peer certificates.").warned(NO_TLS),
-    option(Security, "peer-client-cert-auth", Kind::Flag, "false", "Ask peers for a certificate.")
-        .warned(NO_TLS),
-    option(Security, "peer-crl-file", Kind::Text, "", "Revoked peer certificates.").warned(NO_TLS),
-    option(Security, "peer-auto-tls", Kind::Flag, "false", "Generate the certificate for peers.")
-        .warned(NO_TLS),
-    option(Security, "peer-cert-allowed-cn", Kind::List, "", "Common names allowed in peer certificates.")
-        .warned(NO_TLS),
-    option(Security, "peer-cert-allowed-hostname", Kind::List, "", "Names allowed in peer certificates.")
-        .warned(NO_TLS),
+        "Checked as etcd does; this server makes no client connections to itself.",
+    ),
+    option(Security, "client-key-file", Kind::Text, "", "Key of --client-cert-file."),
+    option(
+        Security,
+        "trusted-ca-file",
+        Kind::Text,
+        "",
+        "CA bundle of client certificates (PEM); given, every client must present one.",
+    ),
+    option(
+        Security,
+        "client-cert-auth",
+        Kind::Flag,
+        "false",
+        "Clients must present a certificate of --trusted-ca-file, or one that the system trusts.",
+    ),
+    option(
+        Security,
+        "client-crl-file",
+        Kind::Text,
+        "",
+        "Revoked client certificates (a CRL in DER), by their serial numbers.",
+    ),
+    option(
+        Security,
+        "client-cert-allowed-hostname",
+        Kind::List,
+        "",
+        "Names, for one of which a client's certificate must be valid.",
+    ),
+    option(
+        Security,
+        "auto-tls",
+        Kind::Flag,
+        "false",
+        "Sign the certificate for clients oneself, in fixtures/client of the data directory.",
+    ),
+    option(Security, "peer-cert-file", Kind::Text, "", "Certificate for peers, as --cert-file."),
+    option(Security, "peer-key-file", Kind::Text, "", "Key of --peer-cert-file."),
+    option(
+        Security,
+        "peer-client-cert-file",
+        Kind::Text,
+        "",
+        "Certificate for connections to peers, if it is another one.",
+    ),
+    option(Security, "peer-client-key-file", Kind::Text, "", "Key of --peer-client-cert-file."),
+    option(
+        Security,
+        "peer-trusted-ca-file",
+        Kind::Text,
+        "",
+        "CA bundle of peer certificates; given, every peer must present one.",
+    ),
+    option(Security, "peer-client-cert-auth", Kind::Flag, "false", "Peers must present a certificate."),
+    option(Security, "peer-crl-file", Kind::Text, "", "Revoked peer certificates, as --client-crl-file."),
+    option(
+        Security,
+        "peer-auto-tls",
+        Kind::Flag,
+        "false",
+        "Sign the certificate for peers oneself; members then verify nothing of one another.",
+    ),
+    option(
+        Security,
+        "peer-cert-allowed-cn",
+        Kind::List,
+        "",
+        "Common names, one of which a peer's certificate must have.",
+    ),
+    option(
+        Security,
+        "peer-cert-allowed-hostname",
+        Kind::List,
+        "",
+        "Names, for one of which a peer's certificate must be valid; not with --peer-cert-allowed-cn.",
+    ),
     option(
         Security,
         "peer-skip-client-san-verification",
         Kind::Flag,
         "false",
-        "Do not compare a peer's address with its certificate.",
-    )
-    .warned(NO_TLS),
+        "Do not compare the address that a peer comes from with its certificate.",
+    ),
     option(
         Security,
         "self-signed-cert-validity",
         Kind::Uint,
         "1",
-        "Validity of generated certificates, years.",
-    )
-    .warned(NO_TLS),
-    option(Security, "cipher-suites", Kind::List, "", "TLS cipher suites.").warned(NO_TLS),
-    option(Security, "tls-min-version", Kind::Text, "TLS1.2", "Lowest TLS version: TLS1.2 or TLS1.3.")
-        .warned(NO_TLS),
-    option(Security, "tls-max-version", Kind::Text, "", "Highest TLS version: TLS1.2, TLS1.3 or empty.")
-        .warned(NO_TLS),
+        "Validity of certificates that the server signs itself, years.",
+    ),
+    option(
+        Security,
+        "cipher-suites",
+        Kind::List,
+        "",
+        "Cipher suites of TLS 1.2, by Go's names; empty is all.",
+    ),
+    option(Security, "tls-min-version", Kind::Text, "TLS1.2", "Lowest TLS version: TLS1.2 or TLS1.3."),
+    option(Security, "tls-max-version", Kind::Text, "", "Highest TLS version: TLS1.2, TLS1.3 or empty."),
     option(Security, "cors", Kind::UrlsOrAny, "*", "Origins that browsers may call from.")
         .warned("the JSON gateway is not served yet"),
     option(Security, "host-whitelist", Kind::List, "*", "Host names that HTTP requests may use."),

@@ -124,7 +124,7 @@ impl Url {
 }
 
 /// Splits `host:port` and `[v6]:port`; none for any other shape.
-fn split_host_port(address: &str) -> Option<(&str, &str)> {
+pub(crate) fn split_host_port(address: &str) -> Option<(&str, &str)> {
     if let Some(rest) = address.strip_prefix('[') {
         let (host, port) = rest.split_once(']')?;
         return Some((host, port.strip_prefix(':')?));

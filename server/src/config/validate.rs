@@ -6,6 +6,7 @@
 //! **Source**: `server/embed/config.go`, `server/embed/config_logging.go`, `server/config/config.go` of etcd 3.7.3.
 use super::flags::{self, Settings};
 use super::options::FEATURE_GATES;
+use super::tls::{self, TlsSettings};
 use super::url::{self, Url};
 use super::{ConfigError, Notice};
 use std::path::PathBuf;
@@ -126,6 +127,10 @@ pub struct Config {
     pub wal_sync: String,
     /// Threads that serve connections, 0 for one a core.
     pub worker_threads: usize,
+    /// TLS with clients.
+    pub client_tls: TlsSettings,
+    /// TLS with members.
+    pub peer_tls: TlsSettings,
 }
 
 impl Config {
@@ -219,13 +224,13 @@ impl Config {
         }
     }
 
-    /// Where to listen for peers.
-    pub fn peer_listen_addresses(&self) -> Result<Vec<std::net::SocketAddr>, String> {
+    /// Where to listen for peers, without TLS or with it.
+    pub fn peer_listen_addresses(&self, is_secure: bool) -> Result<Vec<std::net::SocketAddr>, String> {
         let listen = |url: &Url| {
             url.check_bind()?
                 .ok_or_else(|| format!("--listen-peer-urls has {url}: peers are served over TCP alone"))
         };
-        self.listen_peer_urls.iter().map(listen).collect()
+        self.listen_peer_urls.iter().filter(|url| url.scheme.is_secure() == is_secure).map(listen).collect()
     }
 }
 
@@ -300,23 +305,6 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
     {
         url.check_bind()?;
     }
-    if let Some(url) = listen_metrics_urls.iter().find(|url| url.scheme.is_secure())
-        && settings.text("cert-file").is_empty()
-    {
-        return Err(format!(
-            "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url {url}"
-        ));
-    }
-    for (name, urls) in [
-        ("listen-client-urls", &listen_client_urls),
-        ("listen-client-http-urls", &listen_client_http_urls),
-        ("listen-metrics-urls", &listen_metrics_urls),
-        ("listen-peer-urls", &listen_peer_urls),
-    ] {
-        if let Some(url) = urls.iter().find(|url| url.scheme.is_secure()) {
-            return Err(format!("--{name} has {url}: TLS is not served yet"));
-        }
-    }
 
     let initial_advertise_peer_urls = urls("initial-advertise-peer-urls")?;
     for url in &initial_advertise_peer_urls {
@@ -375,14 +363,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
             settings.text("compact-hash-check-time")
         ));
     }
-    for name in ["tls-min-version", "tls-max-version"] {
-        if !["", "TLS1.2", "TLS1.3"].contains(&settings.text(name)) {
-            return Err(format!(
-                "unexpected TLS version {:?} (must be one of: TLS1.2, TLS1.3)",
-                settings.text(name)
-            ));
-        }
-    }
+    tls::check_versions(settings)?;
 
     let name = settings.text("name").to_string();
     let data_dir = match settings.text("data-dir") {
@@ -413,7 +394,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
                 .with("quota-size-bytes", settings.text("quota-backend-bytes")),
         );
     }
-    Ok(Config {
+    let mut config = Config {
         name,
         data_dir: data_dir.into(),
         listen_client_urls,
@@ -459,7 +440,11 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         io_backend: settings.text("io-backend").to_string(),
         wal_sync: settings.text("wal-sync").to_string(),
         worker_threads: size(settings.uint("worker-threads")).min(1024),
-    })
+        client_tls: TlsSettings::of_clients(settings),
+        peer_tls: TlsSettings::of_peers(settings),
+    };
+    tls::fill(&mut config, settings, notices)?;
+    Ok(config)
 }
 
 fn size(number: u64) -> usize {
@@ -642,11 +627,11 @@ mod tests {
             ),
             (
                 &["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://127.0.0.1:1"],
-                "--listen-client-urls has https://127.0.0.1:1: TLS is not served yet",
+                "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
             ),
             (
                 &["--listen-metrics-urls=https://127.0.0.1:1"],
-                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url https://127.0.0.1:1",
+                "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url",
             ),
             (
                 &["--advertise-client-urls=http://:1"],

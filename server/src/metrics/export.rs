@@ -326,6 +326,7 @@ mod tests {
         metrics.client_versions.count("3.7.0", true);
         metrics.healthcheck.with_label_values(&["livez", "serializable_read"]).set(1.0);
         metrics.healthchecks.with_label_values(&["livez", "serializable_read", "success"]).inc();
+        metrics.certificates.with_label_values(&["--cert-file"]).set(1.0);
         let text = text(&metrics);
         for spec in METRICS {
             assert!(text.contains(&format!("# TYPE {} {}\n", spec.name, spec.kind.name())), "{}", spec.name);

@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use sternpost_server::tls::connect;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::{
@@ -36,6 +37,10 @@ pub struct Member {
     address: String,
     /// The network namespace that it runs in, if it is not this program's.
     space: Option<String>,
+    /// Members reach it by TLS.
+    pub is_peer_secure: bool,
+    /// Clients reach it by TLS, as this says.
+    pub client_tls: Option<Arc<rustls::ClientConfig>>,
 }
 
 impl Member {
@@ -51,11 +56,32 @@ impl Member {
             options: Vec::new(),
             address: "127.0.0.1".to_owned(),
             space: None,
+            is_peer_secure: false,
+            client_tls: None,
         }
     }
 
     pub fn peer_url(&self) -> String {
-        format!("http://{}:{}", self.address, self.peer_port)
+        let scheme = if self.is_peer_secure { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.address, self.peer_port)
+    }
+
+    pub fn client_url(&self) -> String {
+        let scheme = if self.client_tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}:{}", self.address, self.client_port)
+    }
+
+    pub fn client_address(&self) -> (String, u16) {
+        (self.address.clone(), self.client_port)
+    }
+
+    pub fn peer_address(&self) -> (String, u16) {
+        (self.address.clone(), self.peer_port)
+    }
+
+    /// Waits until it has said this.
+    pub async fn says(&self, text: &str) {
+        until(&format!("{} to say {text:?}", self.name), async || self.has_said(text).then_some(())).await;
     }
 
     /// It will listen for members on another port.
@@ -85,7 +111,7 @@ impl Member {
 
     pub fn start(&mut self, initial_cluster: &str, state: &str) {
         assert!(self.child.is_none(), "it runs");
-        let client_url = format!("http://{}:{}", self.address, self.client_port);
+        let client_url = self.client_url();
         let peer_url = self.peer_url();
         self.log.lock().unwrap().clear();
         let binary = Program::Sternpost.binary().unwrap();
@@ -140,7 +166,11 @@ impl Member {
     }
 
     pub fn channel(&self) -> Channel {
-        Endpoint::from_shared(format!("http://{}:{}", self.address, self.client_port)).unwrap().connect_lazy()
+        let endpoint = Endpoint::from_shared(self.client_url()).unwrap();
+        match &self.client_tls {
+            None => endpoint.connect_lazy(),
+            Some(config) => connect::lazy_channel(endpoint, Arc::clone(config), None),
+        }
     }
 
     pub async fn status(&self) -> Result<StatusResponse, Status> {
@@ -184,6 +214,21 @@ impl Cluster {
     /// So many members, started as a new cluster with these options.
     pub fn start(count: usize, options: &[&str]) -> Self {
         Self::start_each(count, options, |_, _| {})
+    }
+
+    /// So many members, each set up before it is named and started.
+    pub fn start_with(count: usize, set_up: impl Fn(&mut Member)) -> Self {
+        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
+        let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
+        for _ in 0..count {
+            let number = cluster.new_member(&[]);
+            set_up(&mut cluster.members[number]);
+            cluster.name(number);
+        }
+        for number in 0..count {
+            cluster.start_member(number);
+        }
+        cluster
     }
 
     /// One member at each of these addresses, in the namespace beside it.

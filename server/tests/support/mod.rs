@@ -9,3 +9,4 @@ pub mod raw_client;
 pub mod register;
 pub mod session;
 pub mod text;
+pub mod tls;
