@@ -87,7 +87,8 @@ impl Notice {
             Self::RefusedAnswer { peer, code, .. } => (*peer, 0x300 + u32::from(code.number())),
             // Each text once: what strangers do has a handful of them.
             Self::Stranger { what, .. } => (0, crc32(what.as_bytes()) | STRANGERS),
-            Self::Unreachable { peer, .. } => (*peer, 2),
+            // Each reason once: behind a port that is not open yet there may be somebody who refuses us.
+            Self::Unreachable { peer, error, .. } => (*peer, crc32(error.as_bytes()) >> 2 | UNREACHABLE),
             Self::Broken { peer, .. } => (*peer, 3),
             Self::TimersDiffer { peer, .. } => (*peer, TIMERS),
             Self::CannotAccept { .. } => (0, 5),
@@ -137,6 +138,8 @@ impl fmt::Display for Notice {
 }
 
 const TIMERS: u32 = 4;
+/// Set in the numbers of those who cannot be reached.
+const UNREACHABLE: u32 = 1 << 30;
 /// Set in the numbers of strangers.
 const STRANGERS: u32 = 1 << 31;
 /// At this many different notices the memory is emptied, and something may be said twice.

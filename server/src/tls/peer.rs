@@ -124,6 +124,11 @@ impl TlsStream {
     }
 }
 
+fn ended_early() -> io::Error {
+    let text = "it ended the connection in the TLS handshake; http and https URLs may have been mixed up";
+    io::Error::new(io::ErrorKind::UnexpectedEof, text)
+}
+
 impl Read for TlsStream {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
@@ -173,10 +178,8 @@ impl Stream for TlsStream {
             }
             match self.read_in() {
                 Ok(true) => {}
-                Ok(false) => {
-                    let text = "it closed the connection in the TLS handshake; http and https URLs may have been mixed up";
-                    return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
-                }
+                Ok(false) => return Err(ended_early()),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(ended_early()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Begun::WaitsToRead),
                 Err(error) => return Err(error),
             }

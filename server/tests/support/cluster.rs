@@ -79,6 +79,11 @@ impl Member {
         (self.address.clone(), self.peer_port)
     }
 
+    /// True if one line that it has said since it was started last has all of these.
+    pub fn has_said_all(&self, texts: &[&str]) -> bool {
+        self.log.lock().unwrap().iter().any(|line| texts.iter().all(|text| line.contains(text)))
+    }
+
     /// Waits until it has said this.
     pub async fn says(&self, text: &str) {
         until(&format!("{} to say {text:?}", self.name), async || self.has_said(text).then_some(())).await;
