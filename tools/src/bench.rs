@@ -24,9 +24,9 @@ mod workloads;
 
 use crate::ctl::connect::endpoint_url;
 use crate::ctl::failure::{Exit, Failure};
-use crate::ctl::options::{GlobalOptions, parse_duration};
+use crate::ctl::options::{GlobalOptions, Tls, parse_duration};
 use clap::{Args, Subcommand};
-use connection::{Connection, Method};
+use connection::{Connection, Method, Target};
 use device::{BlockDevice, DeviceCounters};
 use driver::{Observer, Outcome, Plan};
 use keys::{KeySpace, ValueKind, ValuePool};
@@ -191,7 +191,7 @@ pub(crate) fn run(command: BenchCommand, options: &GlobalOptions) -> Result<(), 
         BenchSubcommand::Lease { ttl, load } => (Workload::Lease { ttl_s: ttl }, load),
         BenchSubcommand::Show { file } => return show(&file),
     };
-    let endpoints = authorities(&options.endpoints())?;
+    let endpoints = targets(&options.endpoints(), &options.tls()?)?;
     let plan = plan(workload, &load, endpoints.clone())?;
     let settings = settings(&plan, &load);
     let series_names = workload.series(plan.rate.is_some());
@@ -246,7 +246,7 @@ fn write_file(file: &PathBuf, bytes: &[u8]) -> Result<(), Failure> {
 }
 
 /// Flags into a plan, bad combinations refused.
-fn plan(workload: Workload, load: &LoadOptions, endpoints: Vec<String>) -> Result<Plan, Failure> {
+fn plan(workload: Workload, load: &LoadOptions, endpoints: Vec<Target>) -> Result<Plan, Failure> {
     let refuse = |what: &str| Err(Failure::bad_arguments(what));
     if load.conns == 0 || load.clients == 0 || load.threads == 0 {
         return refuse("--conns, --clients and --threads must be at least 1");
@@ -322,20 +322,22 @@ fn consistency(is_serializable: bool) -> &'static str {
     if is_serializable { "serializable" } else { "linearizable" }
 }
 
-/// `host:port` of each endpoint.
-fn authorities(endpoints: &[String]) -> Result<Vec<String>, Failure> {
-    let authority = |endpoint: &String| {
-        let url = endpoint_url(endpoint)?;
-        let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/').to_owned());
-        authority.ok_or_else(|| {
+/// Where connections to the endpoints go.
+fn targets(endpoints: &[String], tls: &Tls) -> Result<Vec<Target>, Failure> {
+    let target = |endpoint: &String| {
+        let tls = tls.of(endpoint)?;
+        let url = endpoint_url(endpoint, tls.is_some())?;
+        let rest = url.strip_prefix("http://").or_else(|| url.strip_prefix("https://"));
+        let authority = rest.map(|rest| rest.trim_end_matches('/').to_owned()).ok_or_else(|| {
             Failure::bad_arguments(format!("bench connects to host:port, not to {endpoint:?}"))
-        })
+        })?;
+        Ok(Target { authority, tls })
     };
-    endpoints.iter().map(authority).collect()
+    endpoints.iter().map(target).collect()
 }
 
 /// What the first endpoint says of itself.
-fn server(endpoints: &[String]) -> Result<Server, Failure> {
+fn server(endpoints: &[Target]) -> Result<Server, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ask = async {
         let mut connection = Connection::open(&endpoints[0]).await?;
@@ -344,7 +346,8 @@ fn server(endpoints: &[String]) -> Result<Server, Failure> {
     let status = runtime
         .block_on(tokio::task::LocalSet::new().run_until(ask))
         .map_err(|error| Failure::new(Exit::BadConnection, error.text))?;
-    Ok(Server { endpoints: endpoints.to_vec(), version: status.version, db_size_bytes: status.db_size })
+    let endpoints = endpoints.iter().map(ToString::to_string).collect();
+    Ok(Server { endpoints, version: status.version, db_size_bytes: status.db_size })
 }
 
 #[expect(clippy::disallowed_methods, reason = "a result says on which day it was measured")]

@@ -6,7 +6,7 @@ use super::pem;
 use super::suites::{self, Chosen};
 use super::verify::{Presented, Roots, Rules, Trust, Verifier};
 use hyper_util::rt::TokioIo;
-use rustls::ClientConfig;
+pub use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use std::future::Future;
 use std::io;
@@ -27,8 +27,6 @@ pub struct ClientOptions {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Verify nothing of the server.
     pub skips_verification: bool,
-    /// Verify the server's certificate for this name instead of the one that is connected to.
-    pub server_name: Option<String>,
 }
 
 impl ClientOptions {
@@ -85,14 +83,9 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 ///
 /// # Errors
 /// Those of the connection, and what is wrong with either side's certificate.
-pub async fn connect(
-    config: Arc<ClientConfig>,
-    host: &str,
-    port: u16,
-    server_name: Option<&str>,
-) -> io::Result<TlsStream<TcpStream>> {
+pub async fn connect(config: Arc<ClientConfig>, host: &str, port: u16) -> io::Result<TlsStream<TcpStream>> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    let name = ServerName::try_from(server_name.unwrap_or(host).to_owned()).map_err(io::Error::other)?;
+    let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
     let socket = TcpStream::connect((host, port)).await?;
     socket.set_nodelay(true)?;
     TlsConnector::from(config).connect(name, socket).await
@@ -100,35 +93,33 @@ pub async fn connect(
 
 type Connecting = Pin<Box<dyn Future<Output = io::Result<TokioIo<TlsStream<TcpStream>>>> + Send>>;
 
-/// A channel that connects, now or `lazily` at its first call, by TLS to the address of its endpoint, whose URL is one of `https`.
+/// A channel that connects now, by TLS to the address of its endpoint, whose URL is one of `https`.
 ///
 /// # Errors
 /// Those of connecting.
 pub async fn channel(
     endpoint: Endpoint,
     config: Arc<ClientConfig>,
-    server_name: Option<String>,
 ) -> Result<Channel, tonic::transport::Error> {
-    endpoint.connect_with_connector(connector(config, server_name)).await
+    endpoint.connect_with_connector(connector(config)).await
 }
 
 /// The same, at its first call.
-pub fn lazy_channel(endpoint: Endpoint, config: Arc<ClientConfig>, server_name: Option<String>) -> Channel {
-    endpoint.connect_with_connector_lazy(connector(config, server_name))
+pub fn lazy_channel(endpoint: Endpoint, config: Arc<ClientConfig>) -> Channel {
+    endpoint.connect_with_connector_lazy(connector(config))
 }
 
 fn connector(
     config: Arc<ClientConfig>,
-    server_name: Option<String>,
 ) -> impl tower::Service<Uri, Response = TokioIo<TlsStream<TcpStream>>, Error = io::Error, Future = Connecting>
 + Send
 + 'static {
     tower::service_fn(move |uri: Uri| {
-        let (config, server_name) = (Arc::clone(&config), server_name.clone());
+        let config = Arc::clone(&config);
         Box::pin(async move {
             let host = uri.host().unwrap_or_default();
             let port = uri.port_u16().unwrap_or(443);
-            connect(config, host, port, server_name.as_deref()).await.map(TokioIo::new)
+            connect(config, host, port).await.map(TokioIo::new)
         }) as Connecting
     })
 }

@@ -174,7 +174,7 @@ impl Member {
         let endpoint = Endpoint::from_shared(self.client_url()).unwrap();
         match &self.client_tls {
             None => endpoint.connect_lazy(),
-            Some(config) => connect::lazy_channel(endpoint, Arc::clone(config), None),
+            Some(config) => connect::lazy_channel(endpoint, Arc::clone(config)),
         }
     }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-use sternpost_server::tls::connect::ClientOptions;
+use sternpost_server::tls::connect::{ClientConfig, ClientOptions};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -149,7 +149,7 @@ pub fn client_flags(pair: &Pair, ca: &Path) -> Vec<String> {
 }
 
 /// A client that presents this, and believes that CA.
-pub fn client(pair: Option<&Pair>, ca: &Path) -> Arc<rustls::ClientConfig> {
+pub fn client(pair: Option<&Pair>, ca: &Path) -> Arc<ClientConfig> {
     let identity = pair.map(|pair| (pair.cert.clone(), pair.key.clone()));
     ClientOptions { cacert: Some(ca.to_owned()), identity, ..ClientOptions::default() }.config().unwrap()
 }

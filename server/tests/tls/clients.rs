@@ -14,7 +14,7 @@ pub(crate) async fn http_get(member: &Member, path: &str) -> String {
     let mut config = (*member.client_tls.clone().unwrap()).clone();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let (host, port) = member.client_address();
-    let mut stream = connect::connect(Arc::new(config), &host, port, None).await.unwrap();
+    let mut stream = connect::connect(Arc::new(config), &host, port).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: elsewhere\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
@@ -55,7 +55,7 @@ fn a_port_without_tls_refuses_tls() {
     runtime().block_on(async {
         cluster.leader().await;
         let (host, port) = cluster.members[0].client_address();
-        connect::connect(client(None, &ca), &host, port, None).await.unwrap_err();
+        connect::connect(client(None, &ca), &host, port).await.unwrap_err();
         cluster.members[0].put("plain", "1").await.unwrap();
     });
 }

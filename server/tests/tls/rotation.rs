@@ -10,7 +10,7 @@ use sternpost_server::tls::pem::Facts;
 /// The serial number of what a member presents to clients.
 async fn presented(member: &Member) -> Option<String> {
     let (host, port) = member.client_address();
-    let stream = connect::connect(member.client_tls.clone()?, &host, port, None).await.ok()?;
+    let stream = connect::connect(member.client_tls.clone()?, &host, port).await.ok()?;
     let certificate = stream.get_ref().1.peer_certificates()?.first()?.clone();
     Some(Facts::of(&certificate)?.serial)
 }
@@ -90,7 +90,7 @@ fn certificates_and_their_authority_are_replaced_without_a_restart() {
 async fn connect_and_ask(member: &Member, config: Arc<rustls::ClientConfig>) -> std::io::Result<usize> {
     use tokio::io::AsyncReadExt;
     let (host, port) = member.client_address();
-    let mut stream = connect::connect(config, &host, port, None).await?;
+    let mut stream = connect::connect(config, &host, port).await?;
     stream.read(&mut [0; 64]).await
 }
 

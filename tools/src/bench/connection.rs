@@ -1,6 +1,6 @@
 //! gRPC calls straight on HTTP/2, for a generator that shares its machine with the server it measures.
 //!
-//! **Contract.** [`Connection`] is one TCP connection; clones share it. A call is one request message and one response
+//! **Contract.** [`Connection`] is one TCP connection, with TLS in it or without; clones share it. A call is one request message and one response
 //! message ([`Connection::unary`]) or a stream in both directions ([`Connection::stream`]). Everything lives on
 //! one thread, inside a `LocalSet`.
 //!
@@ -15,9 +15,13 @@ use h2::{RecvStream, SendStream};
 use http::uri::Uri;
 use http::{HeaderMap, HeaderValue, Request, header};
 use prost::Message;
+use std::fmt;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
+use sternpost_server::tls::connect::{self, ClientConfig};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 /// The largest response that is taken.
@@ -88,6 +92,21 @@ impl From<h2::Error> for CallError {
     }
 }
 
+/// Where a connection goes.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// `host:port`.
+    pub(crate) authority: String,
+    /// By TLS, if it is there.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.authority)
+    }
+}
+
 /// One connection; clones share it.
 #[derive(Clone)]
 pub(crate) struct Connection {
@@ -98,25 +117,40 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects to `host:port`.
-    pub(crate) async fn open(authority: &str) -> Result<Self, CallError> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, Self::open_without_timeout(authority)).await {
+    /// Connects.
+    pub(crate) async fn open(target: &Target) -> Result<Self, CallError> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, Self::open_without_timeout(target)).await {
             Ok(result) => result,
-            Err(_) => Err(CallError::of_connection(format!("connect to {authority}: no answer"))),
+            Err(_) => Err(CallError::of_connection(format!("connect to {target}: no answer"))),
         }
     }
 
-    async fn open_without_timeout(authority: &str) -> Result<Self, CallError> {
-        let failed = |error: &dyn std::fmt::Display| {
-            CallError::of_connection(format!("connect to {authority}: {error}"))
+    async fn open_without_timeout(target: &Target) -> Result<Self, CallError> {
+        let Target { authority, tls } = target;
+        let failed =
+            |error: &dyn fmt::Display| CallError::of_connection(format!("connect to {authority}: {error}"));
+        let Some(config) = tls else {
+            let stream = TcpStream::connect(authority).await.map_err(|error| failed(&error))?;
+            stream.set_nodelay(true).map_err(|error| failed(&error))?;
+            return Self::over(stream, authority, "http").await.map_err(|error| failed(&error));
         };
+        let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "2379"));
+        let port = port.parse().map_err(|error| failed(&error))?;
+        let stream =
+            connect::connect(Arc::clone(config), host, port).await.map_err(|error| failed(&error))?;
+        Self::over(stream, authority, "https").await.map_err(|error| failed(&error))
+    }
+
+    async fn over<S>(stream: S, authority: &str, scheme: &str) -> Result<Self, String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let failed = |error: &dyn fmt::Display| error.to_string();
         let uris: Vec<Uri> = PATHS
             .iter()
-            .map(|path| format!("http://{authority}{path}").parse())
+            .map(|path| format!("{scheme}://{authority}{path}").parse())
             .collect::<Result<_, _>>()
             .map_err(|error| failed(&error))?;
-        let stream = TcpStream::connect(authority).await.map_err(|error| failed(&error))?;
-        stream.set_nodelay(true).map_err(|error| failed(&error))?;
         let (send, connection) = h2::client::Builder::new()
             .initial_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

@@ -8,7 +8,7 @@
 //! thread, so nothing is locked and nobody is woken on another core. One thread makes some 100,000 operations a
 //! second; more threads take cores from a server on the same machine.
 use super::Clock;
-use super::connection::{CallError, Connection, Method};
+use super::connection::{CallError, Connection, Method, Target};
 use super::keys::{KeySpace, ValuePool};
 use super::pace::{Pace, Schedule};
 use super::record::{Recorder, Window};
@@ -44,8 +44,8 @@ const START_DELAY_US: u64 = 20_000;
 pub(crate) struct Plan {
     /// What an operation is.
     pub(crate) workload: Workload,
-    /// `host:port` of each endpoint; connections are spread over them.
-    pub(crate) endpoints: Vec<String>,
+    /// Connections are spread over them.
+    pub(crate) endpoints: Vec<Target>,
     /// Threads of the generator; at most one for each connection.
     pub(crate) threads: usize,
     /// Connections in all.
@@ -101,7 +101,7 @@ pub(crate) struct ThreadContext {
 
 /// A connection and how often it was opened.
 struct ConnectionSlot {
-    endpoint: String,
+    endpoint: Target,
     connection: Option<Connection>,
     opened_count: u64,
 }

@@ -4,7 +4,9 @@
 //! `--dial-timeout` is over, so that `sternpost & sternctl put a b` works.
 use super::failure::{Exit, Failure, status_text};
 use super::options::GlobalOptions;
+use std::sync::Arc;
 use std::time::Duration;
+use sternpost_server::tls::connect::{self, ClientConfig};
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -69,14 +71,16 @@ impl Client {
 
     async fn connect(&self, endpoints: &[String]) -> Result<Channel, Failure> {
         let mut parsed = Vec::new();
+        let tls = self.options.tls()?;
         for endpoint in endpoints {
-            parsed.push((endpoint, self.endpoint(endpoint)?));
+            let tls = tls.of(endpoint)?;
+            parsed.push((endpoint, self.endpoint(endpoint, tls.is_some())?, tls));
         }
         let mut last_error = String::new();
         let rounds = async {
             loop {
-                for (endpoint, parsed) in &parsed {
-                    match parsed.connect().await {
+                for (endpoint, parsed, tls) in &parsed {
+                    match connect_to(parsed, tls.as_ref()).await {
                         Ok(channel) => return channel,
                         Err(error) => last_error = format!("{endpoint}: {}", source_text(&error)),
                     }
@@ -94,8 +98,8 @@ impl Client {
         }
     }
 
-    fn endpoint(&self, endpoint: &str) -> Result<Endpoint, Failure> {
-        let url = endpoint_url(endpoint)?;
+    fn endpoint(&self, endpoint: &str, is_secure: bool) -> Result<Endpoint, Failure> {
+        let url = endpoint_url(endpoint, is_secure)?;
         let endpoint = Endpoint::from_shared(url)
             .map_err(|error| Failure::bad_arguments(format!("bad endpoint {endpoint:?}: {error}")))?;
         Ok(endpoint
@@ -106,13 +110,24 @@ impl Client {
     }
 }
 
-/// What is typed as an endpoint, as a URL: a bare `host:port` is plain HTTP.
-pub(crate) fn endpoint_url(endpoint: &str) -> Result<String, Failure> {
-    if endpoint.starts_with("https://") || endpoint.starts_with("unixs://") {
-        let message = format!("endpoint {endpoint:?} needs TLS, which sternctl does not speak yet");
+async fn connect_to(
+    endpoint: &Endpoint,
+    tls: Option<&Arc<ClientConfig>>,
+) -> Result<Channel, tonic::transport::Error> {
+    match tls {
+        None => endpoint.connect().await,
+        Some(config) => connect::channel(endpoint.clone(), Arc::clone(config)).await,
+    }
+}
+
+/// What is typed as an endpoint, as a URL.
+pub(crate) fn endpoint_url(endpoint: &str, is_secure: bool) -> Result<String, Failure> {
+    if endpoint.starts_with("unixs://") {
+        let message = format!("endpoint {endpoint:?}: sternctl speaks TLS over TCP alone");
         return Err(Failure::bad_arguments(message));
     }
-    Ok(if endpoint.contains("://") { endpoint.to_owned() } else { format!("http://{endpoint}") })
+    let scheme = if is_secure { "https" } else { "http" };
+    Ok(if endpoint.contains("://") { endpoint.to_owned() } else { format!("{scheme}://{endpoint}") })
 }
 
 /// The innermost cause of an error: what the system said.

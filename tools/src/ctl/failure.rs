@@ -72,7 +72,10 @@ pub(crate) fn status_text(status: &Status) -> String {
     if status.message().starts_with("etcdserver: ") {
         return status.message().to_owned();
     }
-    format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
+    // "transport error" alone says nothing; what the connection died of does.
+    let cause = std::error::Error::source(status).map(|source| format!(": {}", super::connect::source_text(source)));
+    let cause = cause.unwrap_or_default();
+    format!("rpc error: code = {} desc = {}{cause}", code_name(status.code()), status.message())
 }
 
 fn code_name(code: Code) -> &'static str {

@@ -1,11 +1,14 @@
 //! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`.
 //!
 //! `ETCDCTL_ENDPOINTS` is honoured when neither the flag nor `STERNCTL_ENDPOINTS` is given: it is the one variable that
-//! people have set already. Flags for TLS and users arrive with TLS and users.
+//! people have set already, with those of its certificates. Flags for users arrive with users.
 use super::failure::Failure;
 use super::printer::{Format, Printer};
-use clap::Args;
+use clap::{ArgAction, Args};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+use sternpost_server::tls::connect::{ClientConfig, ClientOptions};
 
 const ENDPOINTS_DEFAULT: &str = "127.0.0.1:2379";
 
@@ -100,6 +103,56 @@ pub(crate) struct GlobalOptions {
         help_heading = "Global options"
     )]
     max_recv_bytes: usize,
+
+    /// CA bundle that servers are verified against, instead of the system's
+    #[arg(long, global = true, env = "STERNCTL_CACERT", help_heading = "Global options")]
+    cacert: Option<String>,
+
+    /// Certificate to present to servers
+    #[arg(long, global = true, env = "STERNCTL_CERT", help_heading = "Global options")]
+    cert: Option<String>,
+
+    /// Key of --cert
+    #[arg(long, global = true, env = "STERNCTL_KEY", help_heading = "Global options")]
+    key: Option<String>,
+
+    /// Do not verify servers
+    #[arg(long, global = true, env = "STERNCTL_INSECURE_SKIP_TLS_VERIFY", help_heading = "Global options")]
+    insecure_skip_tls_verify: bool,
+
+    /// Speak without TLS to endpoints without a scheme, if no flag for TLS is given
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_INSECURE_TRANSPORT",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        help_heading = "Global options"
+    )]
+    insecure_transport: bool,
+}
+
+/// TLS as the flags want it.
+pub(crate) struct Tls {
+    /// Of the flags; none if there are none.
+    asked_for: Option<Arc<ClientConfig>>,
+}
+
+impl Tls {
+    /// What is spoken with an endpoint, as typed: TLS with `https`, none with `http`, and without a scheme what the flags ask for.
+    pub(crate) fn of(&self, endpoint: &str) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        match (endpoint.split_once("://"), &self.asked_for) {
+            (Some(("https", _)) | None, Some(config)) => Ok(Some(Arc::clone(config))),
+            // Only here, since the system's bundle takes a while to read.
+            (Some(("https", _)), None) => {
+                ClientOptions::default().config().map(Some).map_err(Failure::bad_arguments)
+            }
+            _ => Ok(None),
+        }
+    }
 }
 
 impl GlobalOptions {
@@ -117,6 +170,45 @@ impl GlobalOptions {
             endpoints.push(ENDPOINTS_DEFAULT.to_owned());
         }
         endpoints
+    }
+
+    /// What the flags say about TLS; etcdctl's rules and texts.
+    pub(crate) fn tls(&self) -> Result<Tls, Failure> {
+        let given = |flag: &Option<String>, name: &str| match flag {
+            Some(path) if path.is_empty() => {
+                Err(Failure::bad_arguments(format!("empty string is passed to --{name} option")))
+            }
+            Some(path) => Ok(Some(PathBuf::from(path))),
+            None => {
+                let variable = format!("ETCDCTL_{}", name.to_ascii_uppercase());
+                Ok(std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from))
+            }
+        };
+        let (cacert, cert, key) =
+            (given(&self.cacert, "cacert")?, given(&self.cert, "cert")?, given(&self.key, "key")?);
+        let is_asked_for = cacert.is_some()
+            || cert.is_some()
+            || key.is_some()
+            || self.insecure_skip_tls_verify
+            || !self.insecure_transport;
+        let identity = match (cert, key) {
+            (Some(cert), Some(key)) => Some((cert, key)),
+            (None, None) => None,
+            (cert, key) => {
+                let shown =
+                    |path: Option<PathBuf>| path.map(|path| path.display().to_string()).unwrap_or_default();
+                return Err(Failure::bad_arguments(format!(
+                    "KeyFile and CertFile must both be present[key: {}, cert: {}]",
+                    shown(key),
+                    shown(cert)
+                )));
+            }
+        };
+        let skips_verification = self.insecure_skip_tls_verify;
+        let options = ClientOptions { cacert, identity, skips_verification };
+        let asked_for =
+            if is_asked_for { Some(options.config().map_err(Failure::bad_arguments)?) } else { None };
+        Ok(Tls { asked_for })
     }
 
     /// The printer of the wanted form.
