@@ -3,4 +3,5 @@
 mod hostile;
 mod members;
 mod state;
+mod streams;
 mod support;

@@ -73,7 +73,8 @@ pub(crate) fn status_text(status: &Status) -> String {
         return status.message().to_owned();
     }
     // "transport error" alone says nothing; what the connection died of does.
-    let cause = std::error::Error::source(status).map(|source| format!(": {}", super::connect::source_text(source)));
+    let cause =
+        std::error::Error::source(status).map(|source| format!(": {}", super::connect::source_text(source)));
     let cause = cause.unwrap_or_default();
     format!("rpc error: code = {} desc = {}{cause}", code_name(status.code()), status.message())
 }
