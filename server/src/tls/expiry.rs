@@ -4,8 +4,8 @@
 //! seems well until its members restart, and then falls apart as a whole, since certificates that were made together expire together.
 //!
 //! **Contract.** [`Expiry::look`] is called every [`LOOK_INTERVAL`], and reads changed files on the way, so that a bad one is complained about before somebody
-//! connects. A certificate with less than [`WARN_S`] left is warned about once a day, one that has expired is an error once an hour. The
-//! metric says when each expires, whatever is left.
+//! connects. A certificate with less than [`WARN_S`] left is warned about once a day, one that has expired is an error once an hour; those of CA bundles are
+//! only ever warned about, since an old one may lie beside its successor. The metric says when each expires, whatever is left; of a bundle, the first.
 use super::side::{InUse, Side};
 use prometheus::GaugeVec;
 use std::collections::BTreeMap;
@@ -57,19 +57,25 @@ impl Expiry {
     pub fn look(&mut self) {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let now_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        let in_use: Vec<InUse> = self.sides.iter().flat_map(|side| side.in_use()).collect();
+        let in_use: Vec<InUse> =
+            self.sides.iter().flat_map(|side| side.in_use().into_iter().chain(side.authorities())).collect();
         self.told_s.retain(|(flag, serial), _| {
             in_use.iter().any(|one| one.flag == *flag && one.facts.serial == *serial)
         });
+        let mut ends: BTreeMap<&str, i64> = BTreeMap::new();
         for one in in_use {
-            self.metric.with_label_values(&[one.flag]).set(one.facts.valid.1 as f64);
+            let end_s = ends.entry(one.flag).or_insert(i64::MAX);
+            *end_s = one.facts.valid.1.min(*end_s);
             self.tell(&one, now_s);
+        }
+        for (flag, end_s) in ends {
+            self.metric.with_label_values(&[flag]).set(end_s as f64);
         }
     }
 
     fn tell(&mut self, one: &InUse, now_s: i64) {
         let age = age(one.facts.valid, now_s);
-        let again_s = if age == Age::Over { HOUR_S } else { DAY_S };
+        let again_s = if age == Age::Over && !one.is_authority { HOUR_S } else { DAY_S };
         let told = self.told_s.entry((one.flag, one.facts.serial.clone())).or_insert(i64::MIN);
         if age == Age::Fine || now_s.saturating_sub(*told) < again_s {
             return;
@@ -78,6 +84,13 @@ impl Expiry {
         let (flag, file, certificate) = (one.flag, &one.path, one.facts.to_string());
         match age {
             Age::Fine => {}
+            Age::Soon { .. } | Age::Over if one.is_authority => tracing::warn!(
+                flag,
+                file,
+                certificate,
+                "a certificate of a CA bundle has expired or expires soon; put its successor beside it, have new certificates signed by that, \
+                 and take it out; no restart is needed"
+            ),
             Age::Soon { left_s } => tracing::warn!(
                 flag,
                 file,

@@ -195,3 +195,68 @@ pub fn is_revoked(certificate: &CertificateDer<'_>, revoked: &Revoked) -> Option
     let serial = significant(parsed.raw_serial());
     revoked.contains(serial).then(|| format!("transport: certificate serial {} revoked", hex(serial)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair};
+
+    fn provider() -> CryptoProvider {
+        rustls::crypto::aws_lc_rs::default_provider()
+    }
+
+    /// Of some name, with its key.
+    fn signed() -> (String, String, Vec<u8>) {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::new(vec!["a.b".into()]).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "somebody\n");
+        parameters.serial_number = Some(rcgen::SerialNumber::from_slice(&[0x0a, 0xff]));
+        let certificate = parameters.self_signed(&key).unwrap();
+        (certificate.pem(), key.serialize_pem(), certificate.der().to_vec())
+    }
+
+    #[test]
+    fn a_pair_is_read_with_what_surrounds_it() {
+        let (certificate, key, _) = signed();
+        let found =
+            identity(format!("Bag Attributes\n{certificate}").as_bytes(), key.as_bytes(), &provider())
+                .unwrap();
+        assert_eq!((found.facts.common_name.as_str(), found.facts.serial.as_str()), ("somebody", "0aff"));
+        // The key may lie in the file of the certificate, and the other way round.
+        let both = format!("{key}{certificate}");
+        identity(both.as_bytes(), both.as_bytes(), &provider()).unwrap();
+        assert_eq!(bundle(both.as_bytes()).unwrap().len(), 1);
+        assert_eq!(bundle(key.as_bytes()).unwrap_err(), "there is no certificate in it");
+        assert!(revocation_list(b"-----BEGIN X509 CRL-----").unwrap_err().contains("must be DER"));
+    }
+
+    /// Whatever a file holds, it is refused or read.
+    #[test]
+    fn no_damage_panics() {
+        let (certificate, key, der) = signed();
+        let mut rng = sternpost_engine::base::rng::Rng::new(7);
+        let mut damage = |bytes: &[u8]| {
+            let mut bytes = bytes.to_vec();
+            for _ in 0..1 + rng.below(3) {
+                let place = rng.below(bytes.len() as u64) as usize;
+                match rng.below(3) {
+                    0 => bytes[place] = rng.below(256) as u8,
+                    1 => bytes.truncate(place.max(1)),
+                    _ => drop(bytes.remove(place.min(bytes.len() - 1))),
+                }
+                if bytes.len() < 2 {
+                    bytes.extend([1, 2]);
+                }
+            }
+            bytes
+        };
+        for _ in 0..3_000 {
+            let _ = identity(&damage(certificate.as_bytes()), &damage(key.as_bytes()), &provider());
+            let _ = bundle(&damage(certificate.as_bytes()));
+            let damaged = damage(&der);
+            let _ = revocation_list(&damaged);
+            let damaged = CertificateDer::from(damaged);
+            let _ = (Facts::of(&damaged), is_revoked(&damaged, &Revoked::new()));
+        }
+    }
+}

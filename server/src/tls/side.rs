@@ -46,6 +46,8 @@ pub struct InUse {
     pub facts: Facts,
     /// Where it lies.
     pub path: String,
+    /// It is one of a bundle of those who sign, not one that is presented.
+    pub is_authority: bool,
 }
 
 impl Side {
@@ -119,13 +121,22 @@ impl Side {
         &self.settings
     }
 
-    /// The certificates that this side presents, those of the CA bundle not among them.
+    /// The certificates of the CA bundle that a flag names.
+    pub fn authorities(&self) -> Vec<InUse> {
+        let Trust::File(roots) = &*self.trust else { return Vec::new() };
+        let (flag, path) = (self.settings.flags.ca, roots.path().display().to_string());
+        let facts = roots.current().facts();
+        facts.into_iter().map(|facts| InUse { flag, facts, path: path.clone(), is_authority: true }).collect()
+    }
+
+    /// The certificates that this side presents.
     pub fn in_use(&self) -> Vec<InUse> {
         let flags = self.settings.flags;
         let mut found = Vec::new();
         let mut add = |flag, watched: &Watched<Identity>| {
             let path = watched.path().display().to_string();
-            found.push(InUse { flag, facts: watched.current().facts.clone(), path });
+            let facts = watched.current().facts.clone();
+            found.push(InUse { flag, facts, path, is_authority: false });
         };
         if let Some(identity) = &self.identity {
             add(flags.cert, identity);

@@ -4,6 +4,8 @@
 //! number in the revocation list ([`Rules::check`]); the first one must have an allowed common name, or be valid for an allowed name.
 //! A certificate that stands itself in the bundle is trusted without a chain, as Go does, if its validity and names are right.
 //!
+//! An authority's own certificate counts also when it has expired: to webpki it is a name and a key. (Go refuses it; [`super::expiry`] warns.)
+//!
 //! **Both directions.** Names are checked of those who connect and of those who are connected to, as in etcd; revocation too, where
 //! etcd looks at those who connect alone.
 //!
@@ -69,6 +71,11 @@ impl Roots {
             return Err("the system has no certificates of CAs".into());
         }
         Self::new(found, provider)
+    }
+
+    /// What the certificates say.
+    pub fn facts(&self) -> Vec<Facts> {
+        self.certificates.iter().filter_map(Facts::of).collect()
     }
 
     /// A certificate of the bundle itself is trusted, in its time.
