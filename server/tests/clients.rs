@@ -11,6 +11,7 @@ use std::process::Command;
 
 use support::command::{Running, run};
 use support::process::{Server, cache_folder, peer, required, subject};
+use support::tls::{Authority, Wanted, client_flags};
 
 /// A server for one client.
 fn server() -> Option<Server> {
@@ -217,24 +218,68 @@ fn etcdctl_locks_and_elects() {
     assert_eq!(listener.line(), "me");
 }
 
+/// A server that is reached by TLS alone, and the variables by which a client program reaches it.
+fn secure_server() -> Option<(Server, [(&'static str, PathBuf); 3], tempfile::TempDir)> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let authority = Authority::new("the authority");
+    let ca = authority.bundle(folder.path(), &[]);
+    let of_server = authority.sign(folder.path(), &Wanted::local("server", 1));
+    let of_client = authority.sign(folder.path(), &Wanted::local("client", 2));
+    let server = Server::start_secure(subject()?, &client_flags(&of_server, &ca));
+    let variables = [("CLIENT_CACERT", ca), ("CLIENT_CERT", of_client.cert), ("CLIENT_KEY", of_client.key)];
+    Some((server, variables, folder))
+}
+
+const GO_SCENARIOS: [&str; 13] = [
+    "kv",
+    "range",
+    "txn",
+    "watch",
+    "lease",
+    "session",
+    "mutex",
+    "election",
+    "stm",
+    "recipes",
+    "wrappers",
+    "kubernetes",
+    "maintenance",
+];
+
+#[test]
+fn go_client_by_tls() {
+    let Some(binary) = installed("client-go") else { return };
+    for scenario in GO_SCENARIOS {
+        let Some((server, variables, _folder)) = secure_server() else { return };
+        let mut command = Command::new(&binary);
+        let ended = run(command.arg(server.endpoint()).arg(scenario).envs(variables), "");
+        assert!(ended.success, "{scenario}\n{}\n{}\nserver:\n{}", ended.out, ended.err, server.log_tail());
+    }
+}
+
+#[test]
+fn python_client_by_tls() {
+    let (Some(python), Some(program)) = (installed("python/bin/python"), installed("python/client.py"))
+    else {
+        return;
+    };
+    let Some((server, variables, _folder)) = secure_server() else { return };
+    let address = server.address();
+    let (host, port) = address.split_once(':').expect("a port");
+    run(Command::new(python).arg(program).args([host, port]).envs(variables), "").well();
+}
+
+#[test]
+fn node_client_by_tls() {
+    let Some(program) = installed("node/client.js") else { return };
+    let Some((server, variables, _folder)) = secure_server() else { return };
+    run(Command::new("node").arg(program).arg(server.endpoint()).envs(variables), "").well();
+}
+
 #[test]
 fn go_client() {
     let Some(binary) = installed("client-go") else { return };
-    for scenario in [
-        "kv",
-        "range",
-        "txn",
-        "watch",
-        "lease",
-        "session",
-        "mutex",
-        "election",
-        "stm",
-        "recipes",
-        "wrappers",
-        "kubernetes",
-        "maintenance",
-    ] {
+    for scenario in GO_SCENARIOS {
         let Some(server) = server() else { return };
         let ended = run(Command::new(&binary).arg(server.endpoint()).arg(scenario), "");
         assert!(ended.success, "{scenario}\n{}\n{}\nserver:\n{}", ended.out, ended.err, server.log_tail());

@@ -107,6 +107,8 @@ pub struct Server {
     client_port: u16,
     peer_port: u16,
     folder: tempfile::TempDir,
+    /// Clients come by TLS.
+    is_secure: bool,
     child: Option<Child>,
     log: Arc<Mutex<VecDeque<String>>>,
     /// What it logged after the ready line.
@@ -116,6 +118,15 @@ pub struct Server {
 impl Server {
     /// Starts a server on an empty folder and free ports, and waits until it serves. `flags` are etcd's.
     pub fn start(program: Program, flags: &[String]) -> Server {
+        Self::start_by(program, flags, false)
+    }
+
+    /// The same, by TLS with clients; `flags` name the files.
+    pub fn start_secure(program: Program, flags: &[String]) -> Server {
+        Self::start_by(program, flags, true)
+    }
+
+    fn start_by(program: Program, flags: &[String], is_secure: bool) -> Server {
         let binary = program.binary().unwrap_or_else(|missing| panic!("{missing}"));
         let folder =
             tempfile::Builder::new().prefix("sternpost-test-").tempdir().expect("a temporary folder");
@@ -127,6 +138,7 @@ impl Server {
             client_port,
             peer_port,
             folder,
+            is_secure,
             child: None,
             log: Arc::default(),
             lines: None,
@@ -137,7 +149,8 @@ impl Server {
 
     /// The client URL, without a path.
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.is_secure { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
     }
 
     /// Host and port of the client listener.

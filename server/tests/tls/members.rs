@@ -3,8 +3,8 @@ use super::{Secured, all_serve, flags_of, set_up};
 use crate::support::cluster::{Cluster, runtime, until};
 use crate::support::tls::{Authority, Wanted};
 use rustix::process::Signal;
-use sternpost_server::wire::etcdserverpb::MemberAddRequest;
 use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
+use sternpost_server::wire::etcdserverpb::{MemberAddRequest, MemberUpdateRequest};
 
 #[test]
 fn members_and_clients_speak_tls_and_a_killed_leader_is_replaced() {
@@ -180,6 +180,43 @@ fn a_member_without_tls_is_no_member_of_a_cluster_with_it() {
         secured.cluster.start_member(2);
         secured.cluster.leader().await;
         all_serve(&secured.cluster, &[0, 1, 2], "with").await;
+    });
+}
+
+/// A cluster of http becomes one of https while it serves: all get certificates, then one after the other gets another URL.
+#[test]
+fn a_cluster_without_tls_becomes_one_with_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let authority = Authority::new("the authority");
+    let ca = authority.bundle(folder.path(), &[]);
+    let mut cluster = Cluster::start(3, &[]);
+    runtime().block_on(async {
+        cluster.leader().await;
+        all_serve(&cluster, &[0, 1, 2], "plain").await;
+        let mut ids = Vec::new();
+        for number in 0..3 {
+            ids.push(cluster.members[number].status().await.unwrap().header.unwrap().member_id);
+            cluster.members[number].end(Signal::TERM);
+            let pair = authority.sign(folder.path(), &Wanted::local(&format!("m{number}"), 1));
+            cluster.members[number].options = crate::support::tls::peer_flags(&pair, &ca);
+            cluster.start_member(number);
+            cluster.members[number].says("scheme is HTTP while key and cert files are present").await;
+            cluster.leader().await;
+        }
+        for number in 0..3 {
+            let peer_ur_ls = vec![cluster.members[number].peer_url().replace("http:", "https:")];
+            until("the new URL to be taken", async || {
+                let request = MemberUpdateRequest { id: ids[number], peer_ur_ls: peer_ur_ls.clone() };
+                ClusterClient::new(cluster.members[number].channel()).member_update(request).await.ok()
+            })
+            .await;
+            cluster.members[number].end(Signal::TERM);
+            cluster.members[number].is_peer_secure = true;
+            cluster.start_member(number);
+            cluster.leader().await;
+            all_serve(&cluster, &[0, 1, 2], &format!("half-{number}")).await;
+        }
+        cluster.agree().await;
     });
 }
 

@@ -8,6 +8,8 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -46,6 +48,18 @@ var scenarios = map[string]func(context.Context, *clientv3.Client){
 	"maintenance":   maintenance,
 }
 
+// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files.
+func config() clientv3.Config {
+	config := clientv3.Config{Endpoints: []string{os.Args[1]}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()}
+	if cacert := os.Getenv("CLIENT_CACERT"); cacert != "" {
+		pool := x509.NewCertPool()
+		pool.AppendCertsFromPEM(one(os.ReadFile(cacert)))
+		pair := one(tls.LoadX509KeyPair(os.Getenv("CLIENT_CERT"), os.Getenv("CLIENT_KEY")))
+		config.TLS = &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
+	}
+	return config
+}
+
 func main() {
 	if len(os.Args) != 3 || scenarios[os.Args[2]] == nil {
 		fmt.Fprintln(os.Stderr, "usage: client ENDPOINT SCENARIO")
@@ -53,7 +67,7 @@ func main() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{os.Args[1]}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()})
+	client, err := clientv3.New(config())
 	must(err)
 	scenarios[os.Args[2]](ctx, client)
 	must(client.Close())
@@ -485,7 +499,7 @@ func wrappers(ctx context.Context, client *clientv3.Client) {
 
 // The interface that kube-apiserver uses.
 func kube(ctx context.Context, _ *clientv3.Client) {
-	client := one(kubernetes.New(clientv3.Config{Endpoints: []string{os.Args[1]}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()}))
+	client := one(kubernetes.New(config()))
 	put := one(client.Kubernetes.OptimisticPut(ctx, "/registry/pods/a", []byte("1"), 0, kubernetes.PutOptions{}))
 	equal("created", put.Succeeded, true)
 	again := one(client.Kubernetes.OptimisticPut(ctx, "/registry/pods/a", []byte("2"), 0,

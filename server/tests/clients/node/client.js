@@ -1,7 +1,9 @@
 // Drives a server through the npm package etcd3: node client.js ENDPOINT. Exit status 0 if all of it held.
+// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files.
 'use strict';
 
 const assert = require('node:assert/strict');
+const { readFileSync } = require('node:fs');
 const { Etcd3, EtcdLockFailedError, EtcdLeaseInvalidError } = require('etcd3');
 
 async function kv(client) {
@@ -109,7 +111,14 @@ async function maintenance(client) {
 }
 
 async function main() {
-  const client = new Etcd3({ hosts: process.argv[2] });
+  const options = { hosts: process.argv[2] };
+  if (process.env.CLIENT_CACERT) {
+    const [rootCertificate, certChain, privateKey] = ['CACERT', 'CERT', 'KEY'].map((name) =>
+      readFileSync(process.env[`CLIENT_${name}`]),
+    );
+    options.credentials = { rootCertificate, certChain, privateKey };
+  }
+  const client = new Etcd3(options);
   for (const scenario of [kv, txn, watch, lease, lock, election, maintenance]) {
     await scenario(client);
     console.log('ok', scenario.name);

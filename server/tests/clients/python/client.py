@@ -1,5 +1,8 @@
-"""Drives a server through the Python package etcd3: client.py HOST PORT. Exit status 0 if all of it held."""
+"""Drives a server through the Python package etcd3: client.py HOST PORT. Exit status 0 if all of it held.
 
+By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files."""
+
+import os
 import queue
 import sys
 import threading
@@ -109,7 +112,11 @@ def maintenance(client):
 
 
 def main():
-    client = etcd3.client(host=sys.argv[1], port=int(sys.argv[2]), timeout=30)
+    tls = {}
+    if "CLIENT_CACERT" in os.environ:
+        files = (os.environ[f"CLIENT_{name}"] for name in ("CACERT", "CERT", "KEY"))
+        tls = dict(zip(("ca_cert", "cert_cert", "cert_key"), files))
+    client = etcd3.client(host=sys.argv[1], port=int(sys.argv[2]), timeout=30, **tls)
     for scenario in (kv, txn, watch, lease, lock, maintenance):
         scenario(client)
         print("ok", scenario.__name__, flush=True)
