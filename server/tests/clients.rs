@@ -218,8 +218,16 @@ fn etcdctl_locks_and_elects() {
     assert_eq!(listener.line(), "me");
 }
 
-/// A server that is reached by TLS alone, and the variables by which a client program reaches it.
-fn secure_server() -> Option<(Server, [(&'static str, PathBuf); 3], tempfile::TempDir)> {
+/// A server that is reached by TLS alone.
+struct SecureServer {
+    server: Server,
+    /// By which a client program reaches it.
+    variables: [(&'static str, PathBuf); 3],
+    /// Of the certificates.
+    _folder: tempfile::TempDir,
+}
+
+fn secure_server() -> Option<SecureServer> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let authority = Authority::new("the authority");
     let ca = authority.bundle(folder.path(), &[]);
@@ -227,7 +235,7 @@ fn secure_server() -> Option<(Server, [(&'static str, PathBuf); 3], tempfile::Te
     let of_client = authority.sign(folder.path(), &Wanted::local("client", 2));
     let server = Server::start_secure(subject()?, &client_flags(&of_server, &ca));
     let variables = [("CLIENT_CACERT", ca), ("CLIENT_CERT", of_client.cert), ("CLIENT_KEY", of_client.key)];
-    Some((server, variables, folder))
+    Some(SecureServer { server, variables, _folder: folder })
 }
 
 const GO_SCENARIOS: [&str; 13] = [
@@ -250,7 +258,7 @@ const GO_SCENARIOS: [&str; 13] = [
 fn go_client_by_tls() {
     let Some(binary) = installed("client-go") else { return };
     for scenario in GO_SCENARIOS {
-        let Some((server, variables, _folder)) = secure_server() else { return };
+        let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
         let mut command = Command::new(&binary);
         let ended = run(command.arg(server.endpoint()).arg(scenario).envs(variables), "");
         assert!(ended.success, "{scenario}\n{}\n{}\nserver:\n{}", ended.out, ended.err, server.log_tail());
@@ -263,7 +271,7 @@ fn python_client_by_tls() {
     else {
         return;
     };
-    let Some((server, variables, _folder)) = secure_server() else { return };
+    let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
     let address = server.address();
     let (host, port) = address.split_once(':').expect("a port");
     run(Command::new(python).arg(program).args([host, port]).envs(variables), "").well();
@@ -272,7 +280,7 @@ fn python_client_by_tls() {
 #[test]
 fn node_client_by_tls() {
     let Some(program) = installed("node/client.js") else { return };
-    let Some((server, variables, _folder)) = secure_server() else { return };
+    let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
     run(Command::new("node").arg(program).arg(server.endpoint()).envs(variables), "").well();
 }
 

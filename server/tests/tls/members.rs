@@ -203,10 +203,10 @@ fn a_cluster_without_tls_becomes_one_with_it() {
             cluster.members[number].says("scheme is HTTP while key and cert files are present").await;
             cluster.leader().await;
         }
-        for number in 0..3 {
+        for (number, id) in ids.into_iter().enumerate() {
             let peer_ur_ls = vec![cluster.members[number].peer_url().replace("http:", "https:")];
             until("the new URL to be taken", async || {
-                let request = MemberUpdateRequest { id: ids[number], peer_ur_ls: peer_ur_ls.clone() };
+                let request = MemberUpdateRequest { id, peer_ur_ls: peer_ur_ls.clone() };
                 ClusterClient::new(cluster.members[number].channel()).member_update(request).await.ok()
             })
             .await;
