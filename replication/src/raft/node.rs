@@ -571,8 +571,9 @@ impl<M: StateMachine> Assembled<M> {
         planted: Planted,
         woken: Option<Arc<OnceLock<Waker>>>,
     ) -> Result<Self> {
-        let OpenedMember { log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis, .. } =
-            member;
+        let OpenedMember {
+            log, machine, mut checkpointer, mut positions, lsns, start, opened, genesis, ..
+        } = member;
         let core_options = CoreOptions {
             member: opened.member_id,
             boot,
