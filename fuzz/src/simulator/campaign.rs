@@ -7,7 +7,7 @@
 //! | `SEED shrink` | a failing seed with as few faults and as little time as still fail |
 //! | `SEED without=crashes,kills until_ms=9000` | what that has found, again; also with `trace` |
 //! | `many FIRST COUNT [FILE]` | many seeds; with a file the campaign goes on where it was |
-//! | `planted COUNT` | every planted bug, by at most so many seeds each |
+//! | `planted COUNT [NAME]` | every planted bug, or those with this in their name, by at most so many seeds each |
 //!
 //! **Resumable.** A campaign with a file appends a line for every hundred seeds that are done: the next seed, the digest of all digests so far, the seeds that failed.
 use super::bug::{Bug, SHELL_BUGS};
@@ -22,7 +22,7 @@ use std::time::Instant;
 
 /// Seeds between two lines.
 const LINE_SEEDS: u64 = 100;
-const USAGE: &str = "usage: fuzz simulate <seed> [trace | shrink] [without=<fault,...>] [until_ms=<n>] | fuzz simulate many <first seed> <count> [file] | fuzz simulate planted <seeds each>";
+const USAGE: &str = "usage: fuzz simulate <seed> [trace | shrink] [without=<fault,...>] [until_ms=<n>] | fuzz simulate many <first seed> <count> [file] | fuzz simulate planted <seeds each> [name]";
 
 /// Carries out `simulate` with these arguments.
 ///
@@ -33,7 +33,8 @@ pub(crate) fn command(arguments: &[String]) -> Result<(), String> {
     match words[..] {
         ["many", first, count] => many(number(first)?, number(count)?, None),
         ["many", first, count, file] => many(number(first)?, number(count)?, Some(file)),
-        ["planted", count] => planted(number(count)?),
+        ["planted", count] => planted(number(count)?, ""),
+        ["planted", count, name] => planted(number(count)?, name),
         [seed, ref how @ ..] => one(number(seed)?, how),
         [] => Err(USAGE.into()),
     }
@@ -155,7 +156,7 @@ pub(super) fn find(bug: Bug, length: Length, first: u64, count: u64) -> Option<(
     (first..first + count).find_map(finds)
 }
 
-fn planted(count: u64) -> Result<(), String> {
+fn planted(count: u64, name: &str) -> Result<(), String> {
     silence();
     let bugs = SHELL_BUGS.into_iter().map(Bug::Shell);
     #[cfg(feature = "planted-bugs")]
@@ -163,7 +164,7 @@ fn planted(count: u64) -> Result<(), String> {
     #[cfg(feature = "planted-bugs")]
     let bugs = bugs.chain(super::bug::CHECKPOINT_BUGS.into_iter().map(Bug::Checkpoint));
     let mut missed = Vec::new();
-    for bug in bugs {
+    for bug in bugs.filter(|bug| format!("{bug:?}").contains(name)) {
         match find(bug, Length::FULL, 0, count) {
             Some((seed, what)) => println!("{bug:?}: seed {seed}: {what:.300}"),
             None => {

@@ -21,6 +21,7 @@ use super::watchers::Watcher;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::io::Io;
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
@@ -38,6 +39,9 @@ const HEALING_US: u64 = 15_000_000;
 const CALL_US_MAX: u64 = 4_000_000;
 /// So long at most passes between something to apply and a round of the thread that applies.
 const APPLY_PAUSE_US: u64 = 400;
+
+/// A member has a turn at every tick of its clock; one that has none for so long stood still, or its clock has jumped.
+const STOOD_STILL_US: u64 = 25_000;
 
 /// What happens.
 #[derive(Debug)]
@@ -410,8 +414,12 @@ impl World {
     }
 
     fn turn(&mut self, member: usize) -> Result<(), String> {
-        let local_us = self.members[member].clock.local_us(self.now_us);
-        let Some(running) = &mut self.members[member].running else { return Ok(()) };
+        let here = &mut self.members[member];
+        let local_us = here.clock.local_us(self.now_us);
+        let Some(running) = &mut here.running else { return Ok(()) };
+        if local_us.saturating_sub(here.disk.now_us()) > STOOD_STILL_US {
+            running.node.stand_still_until(local_us);
+        }
         let has_applied = !self.rng.chance(1, 4);
         let rounds = AssertUnwindSafe(|| {
             running.node.run_until(local_us);

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex};
 use sternpost_engine::Result;
 use sternpost_engine::base::clock::Clock;
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats};
-use sternpost_engine::io::Io;
 use sternpost_engine::io::sim_disk::SimDisk;
+use sternpost_engine::io::{Io, Wait};
 use sternpost_engine::log::{Place, PreparedLog};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::transfer;
@@ -171,6 +171,15 @@ impl<M: StateMachine> SimulatedMember<M> {
             }
         }
         !self.is_over
+    }
+
+    /// The process does nothing until its clock says `until_us`; its disk goes on.
+    pub fn stand_still_until(&mut self, until_us: u64) {
+        let mut io = self.disk.handle();
+        let mut nothing = Vec::new();
+        while Clock::now_us(&self.disk) < until_us && !self.disk.is_stopped() {
+            io.wait(Wait::AtMostUs(until_us - Clock::now_us(&self.disk)), &mut nothing);
+        }
     }
 
     /// When the log's thread will have something to do, if nothing comes from outside: microseconds of its clock.
