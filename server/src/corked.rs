@@ -474,6 +474,33 @@ mod tests {
         assert_eq!(bench.driven.connection.failure, Some(io::ErrorKind::BrokenPipe));
     }
 
+    /// As one that encrypts does.
+    #[tokio::test]
+    async fn what_a_stream_holds_back_is_flushed() {
+        let (mut far, near) = tokio::io::duplex(100);
+        let (mut stream, uncork) =
+            cork(tokio::io::BufWriter::with_capacity(64 << 10, near), Answers::default());
+        let served = uncork.drive(Box::pin(async move {
+            let mut word = [0; 4];
+            loop {
+                stream.read_exact(&mut word).await.unwrap();
+                stream.write_all(&[word[0]; 5_000]).await.unwrap();
+            }
+        }));
+        let asked = async {
+            for word in [[1; 4], [2; 4]] {
+                far.write_all(&word).await.unwrap();
+                let mut answer = [0; 5_000];
+                far.read_exact(&mut answer).await.unwrap();
+                assert_eq!(answer, [word[0]; 5_000]);
+            }
+        };
+        tokio::select! {
+            () = served => panic!("it has no end"),
+            () = asked => {}
+        }
+    }
+
     #[tokio::test]
     async fn both_directions_of_a_real_stream() {
         let (mut far, near) = tokio::io::duplex(100);

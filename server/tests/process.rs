@@ -88,7 +88,7 @@ fn what_makes_no_sense_ends_with_1_and_one_line() {
         (
             &["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://127.0.0.1:1"],
             &[],
-            "TLS is not served yet",
+            "TLS key/cert (--cert-file, --key-file) must be provided for client url https://127.0.0.1:1 with HTTPS scheme",
         ),
     ];
     for (arguments, variables, reason) in cases {

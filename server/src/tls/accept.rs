@@ -70,16 +70,22 @@ impl ClientTls {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let pushed_out = self.enter();
-        let shaken = tokio::select! {
-            shaken = tokio::time::timeout(HANDSHAKE_MAX, self.shake(stream, ip)) => {
-                shaken.unwrap_or_else(|_| Err("the TLS handshake takes too long".into()))
+        let handshake = async {
+            let (error, refused) = match tokio::time::timeout(HANDSHAKE_MAX, self.shake(stream, ip)).await {
+                Ok(Ok(stream)) => return Some(stream),
+                Ok(Err(refused)) => refused,
+                Err(_) => ("the TLS handshake takes too long".into(), None),
+            };
+            self.say(&error, remote, url);
+            if let Some(stream) = refused {
+                linger(stream).await;
             }
-            _ = pushed_out => Err("too many connections are in the TLS handshake; this one is the oldest".into()),
+            None
         };
-        match shaken {
-            Ok(stream) => Some(stream),
-            Err(error) => {
-                self.say(&error, remote, url);
+        tokio::select! {
+            stream = handshake => stream,
+            _ = pushed_out => {
+                self.say("too many connections are in the TLS handshake; this one is the oldest", remote, url);
                 None
             }
         }
@@ -97,23 +103,21 @@ impl ClientTls {
         pushed_out
     }
 
-    async fn shake<S>(&self, stream: S, ip: Option<IpAddr>) -> Result<TlsStream<S>, String>
+    /// The stream, or why not, with what is left of it if the client may still hear why.
+    async fn shake<S>(&self, stream: S, ip: Option<IpAddr>) -> Result<TlsStream<S>, (String, Option<S>)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (config, presented) = self.side.accept(ALPN)?;
+        let (config, presented) = self.side.accept(ALPN).map_err(|error| (error, None))?;
         match TlsAcceptor::from(config).accept(stream).into_fallible().await {
             Ok(stream) => match (self.checks_san, ip, stream.get_ref().1.peer_certificates()) {
                 (true, Some(ip), Some([leaf, ..])) => {
-                    check_san(leaf.clone().into_owned(), ip).await?;
+                    check_san(leaf.clone().into_owned(), ip).await.map_err(|error| (error, None))?;
                     Ok(stream)
                 }
                 _ => Ok(stream),
             },
-            Err((error, stream)) => {
-                tokio::spawn(linger(stream));
-                Err(self.text(&error, &presented))
-            }
+            Err((error, stream)) => Err((self.text(&error, &presented), Some(stream))),
         }
     }
 

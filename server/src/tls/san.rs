@@ -94,3 +94,42 @@ fn is_one_of(remote: IpAddr, names: &[String]) -> Result<bool, String> {
     }
     last.map_or(Ok(false), Err)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, KeyPair, SanType};
+
+    fn certificate(hosts: &[&str]) -> CertificateDer<'static> {
+        let mut parameters = CertificateParams::default();
+        for host in hosts {
+            parameters.subject_alt_names.push(match host.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName((*host).try_into().unwrap()),
+            });
+        }
+        parameters.self_signed(&KeyPair::generate().unwrap()).unwrap().der().clone()
+    }
+
+    fn judge(hosts: &[&str], remote: &str) -> Result<(), String> {
+        check(&certificate(hosts), remote.parse().unwrap())
+    }
+
+    #[test]
+    fn an_address_must_be_named_or_be_that_of_a_name() {
+        judge(&[], "10.0.0.1").unwrap();
+        judge(&["10.0.0.1", "::1"], "10.0.0.1").unwrap();
+        judge(&["10.0.0.1", "::1"], "::1").unwrap();
+        judge(&["10.0.0.1"], "::ffff:10.0.0.1").unwrap();
+        assert_eq!(
+            judge(&["10.0.0.1", "::1"], "10.0.0.2").unwrap_err(),
+            "x509: certificate is valid for 10.0.0.1, ::1, not 10.0.0.2"
+        );
+        // What every machine resolves.
+        judge(&["localhost"], "127.0.0.1").unwrap();
+        judge(&["10.0.0.1", "localhost"], "127.0.0.1").unwrap();
+        let refused = judge(&["*.no.where", "localhost"], "10.9.8.7").unwrap_err();
+        let words = "tls: \"10.9.8.7\" does not match any of DNSNames [\"*.no.where\" \"localhost\"]";
+        assert!(refused.starts_with(words), "{refused}");
+    }
+}

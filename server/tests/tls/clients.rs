@@ -11,15 +11,22 @@ use tokio::net::TcpStream;
 
 /// What HTTP/1.1 answers by TLS.
 pub(crate) async fn http_get(member: &Member, path: &str) -> String {
-    let mut config = (*member.client_tls.clone().unwrap()).clone();
+    let config = member.client_tls.clone().unwrap();
+    http_get_from(&config, member.client_address().1, path).await.unwrap()
+}
+
+async fn http_get_from(config: &connect::ClientConfig, port: u16, path: &str) -> std::io::Result<String> {
+    let mut config = config.clone();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    let (host, port) = member.client_address();
-    let mut stream = connect::connect(Arc::new(config), &host, port).await.unwrap();
+    let mut stream = connect::connect(Arc::new(config), "127.0.0.1", port).await?;
     let request = format!("GET {path} HTTP/1.1\r\nHost: elsewhere\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
+    stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    // A refusal comes here; so may an end without a farewell, behind an answer.
+    match stream.read_to_end(&mut answer).await {
+        Err(error) if answer.is_empty() => Err(error),
+        _ => Ok(String::from_utf8_lossy(&answer).into_owned()),
+    }
 }
 
 /// What HTTP/1.1 answers without TLS; empty if the connection was closed.
@@ -57,6 +64,33 @@ fn a_port_without_tls_refuses_tls() {
         let (host, port) = cluster.members[0].client_address();
         connect::connect(client(None, &ca), &host, port).await.unwrap_err();
         cluster.members[0].put("plain", "1").await.unwrap();
+    });
+}
+
+/// Those who scrape by TLS are verified as clients are, and come from an address of their certificate.
+#[test]
+fn metrics_are_served_by_tls() {
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let url = format!("--listen-metrics-urls=https://127.0.0.1:{port}");
+    let secured = Secured::start(1, |_, _| vec![url.clone()]);
+    let elsewhere = Wanted { hosts: vec!["10.9.8.7".into()], ..Wanted::local("elsewhere", 0x91) };
+    let elsewhere = secured.authority.sign(secured.folder.path(), &elsewhere);
+    let ca = secured.ca();
+    runtime().block_on(async {
+        secured.cluster.leader().await;
+        let member = &secured.cluster.members[0];
+        let good = member.client_tls.clone().unwrap();
+        let metrics = http_get_from(&good, port, "/metrics").await.unwrap();
+        assert!(metrics.contains("etcd_server_has_leader 1"), "{metrics}");
+        assert!(http_get_from(&good, port, "/health").await.unwrap().contains("\"health\":\"true\""));
+        http_get_from(&client(None, &ca), port, "/metrics").await.unwrap_err();
+        let refused = http_get_from(&client(Some(&elsewhere), &ca), port, "/metrics").await;
+        assert!(refused.as_ref().map_or(true, String::is_empty), "{refused:?}");
+        until("what is wrong to be said", async || {
+            let _ = http_get_from(&client(Some(&elsewhere), &ca), port, "/metrics").await;
+            member.has_said("certificate is valid for 10.9.8.7, not 127.0.0.1").then_some(())
+        })
+        .await;
     });
 }
 
