@@ -113,7 +113,15 @@ pub(crate) struct GlobalOptions {
     cert: Option<String>,
 
     /// Key of --cert
-    #[arg(long, global = true, env = "STERNCTL_KEY", help_heading = "Global options")]
+    // Commands have arguments called key, which would be taken for this one.
+    #[arg(
+        id = "cert_key",
+        long = "key",
+        value_name = "KEY",
+        global = true,
+        env = "STERNCTL_KEY",
+        help_heading = "Global options"
+    )]
     key: Option<String>,
 
     /// Do not verify servers
