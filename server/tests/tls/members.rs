@@ -206,8 +206,10 @@ fn a_cluster_without_tls_becomes_one_with_it() {
         for (number, id) in ids.into_iter().enumerate() {
             let peer_ur_ls = vec![cluster.members[number].peer_url().replace("http:", "https:")];
             until("the new URL to be taken", async || {
+                // Of another one: once the others have it, they do not reach this one any more, to tell it that they have.
+                let asked = &cluster.members[(number + 1) % 3];
                 let request = MemberUpdateRequest { id, peer_ur_ls: peer_ur_ls.clone() };
-                ClusterClient::new(cluster.members[number].channel()).member_update(request).await.ok()
+                ClusterClient::new(asked.channel()).member_update(request).await.ok()
             })
             .await;
             cluster.members[number].end(Signal::TERM);
