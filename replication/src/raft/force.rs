@@ -10,7 +10,7 @@
 //! **Does not know** whether the others are really lost, or which of several survivors has the most.
 //!
 //! **Source**: `--force-new-cluster` of etcd (`server/etcdserver/bootstrap.go`, 3.7.3), which throws away what is not known to be committed;
-//! why we do not: `replication/docs/decisions/0003-force-keeps-the-tail.md`.
+//! why we do not: `replication/docs/decisions/0004-force-keeps-the-tail.md`.
 use super::configuration;
 use super::replay::Replay;
 use crate::replicator::MemberChange;
