@@ -508,7 +508,7 @@ mod tests {
         }
         // A count that would ask for 4 G entries.
         let mut huge = BytesMut::from(&examples()[4].encode()[..]);
-        huge[25..29].copy_from_slice(&u32::MAX.to_le_bytes());
+        huge[33..37].copy_from_slice(&u32::MAX.to_le_bytes());
         assert_eq!(Frame::decode(huge.freeze()), Err(FrameError::Length));
     }
 }
