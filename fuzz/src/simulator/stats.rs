@@ -41,6 +41,7 @@ stats! {
     members_added
     states_fetched
     fetches_cut_short
+    fetches_mixed
     logs_unreadable
     bits_rotten
     aborts

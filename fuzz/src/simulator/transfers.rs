@@ -139,6 +139,13 @@ impl World {
                 self.turn_at(member, self.now_us);
                 Ok(())
             }
+            // Members that have had their states of one another number their segments alike: what an attempt before has brought from somebody else may
+            // seem to fit. That is found, removed and asked for again, by this attempt once and by those that follow; whether it ends is liveness.
+            Err(error) if error.contains("is damaged") => {
+                self.stats.fetches_mixed += 1;
+                self.turn_at(member, self.now_us);
+                Ok(())
+            }
             Err(error) => Err(format!("member {} cannot receive a state: {error}", here.id)),
         }
     }
