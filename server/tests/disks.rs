@@ -181,7 +181,7 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
             let leader = load.cluster.leader().await;
             let full = if is_leader { leader } else { (leader + 1) % 3 };
             disks.fill(full);
-            let value = "v".repeat(64 << 10);
+            let value = "v".repeat(512 << 10);
             // Whoever is asked, the others take what comes; the full one says so, and leads no more.
             let other = &load.cluster.members[(full + 1) % 3];
             let member = &load.cluster.members[full];
@@ -200,9 +200,9 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
                 (status.leader != status.header?.member_id).then_some(())
             })
             .await;
-            for number in 0..200 {
+            for number in 0..80 {
                 // Until what it has of the log is full as well.
-                other.put(&format!("big-{}", number % 50), &value).await.unwrap();
+                other.put(&format!("big-{}", number % 4), &value).await.unwrap();
             }
             load.goes_on("writes of the others").await;
             disks.make_room(full);
