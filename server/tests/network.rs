@@ -1,7 +1,7 @@
 //! Members in network namespaces of their own: cut off, half cut off, on a link that comes and goes, with packets lost, stopped; and a checker that
 //! holds what clients are told against linearizability all the while.
 //!
-//! Needs root, `ip` and `tc`; says that it skips without them. The rows are those of the list of faults in the design of replication.
+//! Needs root, `ip`, and `tc` with netem or `nft`; says what it skips without them. The rows are those of the list of faults in the design of replication.
 mod support;
 
 use rustix::process::Signal;
@@ -76,14 +76,18 @@ impl Network {
         }
     }
 
-    /// Every member loses this share of what it sends. False if the system cannot.
+    /// Every member loses this share of what it sends, or of what it is sent. False if the system can do neither.
     fn lose(&self, percent: u32) -> bool {
+        let mut rules = "add table inet loss ; delete table inet loss".to_owned();
+        if percent > 0 {
+            rules +=
+                " ; add table inet loss ; add chain inet loss in { type filter hook input priority 0 ; }";
+            rules += &format!(" ; add rule inet loss in numgen random mod 100 < {percent} drop");
+        }
         (0..self.count).all(|member| {
-            let device = format!("{}i", self.tag);
-            run(
-                "tc",
-                &format!("-n {} qdisc replace dev {device} root netem loss {percent}%", self.space(member)),
-            )
+            let (space, device) = (self.space(member), format!("{}i", self.tag));
+            run("tc", &format!("-n {space} qdisc replace dev {device} root netem loss {percent}%"))
+                || run("ip", &format!("netns exec {space} nft {rules}"))
         })
     }
 }
@@ -250,7 +254,7 @@ fn lost_packets_lose_no_writes() {
     runtime.block_on(async {
         for percent in [1, 5, 20] {
             if !bench.network.lose(percent) {
-                eprintln!("skipped: packets cannot be lost on purpose here (netem)");
+                eprintln!("skipped: packets cannot be lost on purpose here (netem or nft)");
                 break;
             }
             bench.goes_on("writes in spite of it").await;
