@@ -219,3 +219,20 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
         load.end().await;
     });
 }
+
+/// Row 9: what is retained of the log for members that are away is no reason to refuse a write. The values compress to next to nothing, so the log is what
+/// would fill the disks.
+#[test]
+fn a_log_that_is_retained_for_others_gives_way_before_a_disk_is_full() {
+    let retained = format!("--wal-retain-bytes={}", 2 * DISK_MIB << 20);
+    let Some((bench, runtime)) = Bench::start(&["--memtable-bytes=1048576", &retained]) else { return };
+    runtime.block_on(async {
+        let Bench { load, disks: _disks } = bench;
+        let value = "v".repeat(1 << 20);
+        for number in 0..DISK_MIB * 5 / 4 {
+            let member = &load.cluster.members[number as usize % 3];
+            until("a big write", async || member.put("big", &value).await.ok()).await;
+        }
+        load.end().await;
+    });
+}

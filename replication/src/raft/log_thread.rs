@@ -218,8 +218,14 @@ impl LogThread {
     }
 
     fn look_for_room(&mut self) {
-        let full =
-            self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary).err().map(|error| error.to_string());
+        let mut room = self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary);
+        if room.is_err() {
+            // What is kept for members that are behind is worth less than going on: they can fetch the state.
+            self.log.yield_retained();
+            self.log.submit();
+            room = self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary);
+        }
+        let full = room.err().map(|error| error.to_string());
         let has_room = full.is_none();
         if has_room != self.has_room {
             self.has_room = has_room;
