@@ -224,7 +224,7 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
 /// would fill the disks.
 #[test]
 fn a_log_that_is_retained_for_others_gives_way_before_a_disk_is_full() {
-    let retained = format!("--wal-retain-bytes={}", 2 * DISK_MIB << 20);
+    let retained = format!("--wal-retain-bytes={}", (2 * DISK_MIB) << 20);
     let Some((bench, runtime)) = Bench::start(&["--memtable-bytes=1048576", &retained]) else { return };
     runtime.block_on(async {
         let Bench { load, disks: _disks } = bench;
