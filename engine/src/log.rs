@@ -32,7 +32,7 @@ use crate::io::{Backend, Completion, Io, Wait, Waker};
 use crate::mvcc::ReplayPriors;
 use crate::options::LogOptions;
 pub use crate::superblock::Mode;
-use crate::superblock::{SharedSuperblock, Stage, Superblock};
+use crate::superblock::{Quarantine, SharedSuperblock, Stage, Superblock};
 use crate::wal::{
     LogExtent, LogReader, Record, RecordKind, RecordMeta, RecoveryProgress, RecoveryReport, Reserve,
     StallProbe, SyncMethod, Wal, WalOptions, WalStats, format,
@@ -168,6 +168,11 @@ impl PreparedLog {
         superblock.expect_mode(identity.mode)?;
         let superblock = Arc::new(SharedSuperblock::new(superblock));
         Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
+    }
+
+    /// Why the member may not take part, if so.
+    pub fn quarantine(&self) -> Option<Quarantine> {
+        self.superblock.read().quarantine
     }
 
     /// Index and term of the last entry that the newest checkpoint holds; zeros before the first.

@@ -11,6 +11,7 @@ pub mod operation;
 mod priors;
 mod range;
 pub mod scan;
+mod state_sum;
 pub mod store;
 mod view_set;
 mod write_txn;
@@ -18,11 +19,12 @@ mod writer;
 
 pub use duplicate_keys::check_duplicate_keys;
 pub use flush::CutPosition;
-pub(crate) use flush::{LEASE_PREFIX, Run, lease_key};
+pub(crate) use flush::{CHANGE_SUM_KEY, LEASE_PREFIX, Run, lease_key};
 pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
 pub use priors::ReplayPriors;
 pub use scan::Scan;
+pub use state_sum::StateSum;
 pub use store::{
     AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
     Wanted,

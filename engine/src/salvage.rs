@@ -50,7 +50,7 @@ use crate::io::read_only_disk::ReadOnlyDisk;
 use crate::io::sim_disk::SimDisk;
 use crate::io::{BackendChoice, Files, Io, open_backend, open_files};
 use crate::log::random_seed;
-use crate::mvcc::{LEASE_PREFIX, lease_key};
+use crate::mvcc::{CHANGE_SUM_KEY, LEASE_PREFIX, lease_key};
 use crate::revision_log::{OwnedRecord, Prev, RECORD_BYTES_EXTRA};
 use crate::superblock::{self, COPIES, Mode, Roots, Stage, Superblock};
 use crate::tree::{Aggregate, CellKind, PageRef};
@@ -564,7 +564,10 @@ impl<'a, 'b> SystemCells<'a, 'b> {
                 let leaf = self.system.leaf(self.source, span)?;
                 let cells =
                     (0..leaf.count()).map(|index| (Bytes::from(leaf.key(index)), leaf.payload_bytes(index)));
-                self.ready.extend(cells.filter(|(key, _)| key.first() != Some(&LEASE_PREFIX)));
+                // Of another state than the one that comes of this: it is counted from there on.
+                let is_kept =
+                    |key: &Bytes| key.first() != Some(&LEASE_PREFIX) && key != CHANGE_SUM_KEY;
+                self.ready.extend(cells.filter(|(key, _)| is_kept(key)));
             }
         }
     }

@@ -47,6 +47,7 @@ use crate::error::Result;
 use crate::io::dir_lock::SERVER_WAIT;
 use crate::io::{BackendChoice, Files, Io};
 use crate::log::Log;
+use crate::superblock::{Quarantine, SharedSuperblock};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -119,6 +120,23 @@ impl Place {
     fn files(&self) -> Result<Arc<dyn Files>> {
         self.place.files()
     }
+}
+
+/// Keeps, durably, that the member at `place` may take no part for `reason`, not 0, until a state is installed that holds the entry at `last` (index, term): the
+/// superblock of an installed state says nothing of it any more. `superblock` is that of the directory, which may be open.
+///
+/// # Errors
+/// What the device reports; then whether it is kept is for the next open to find.
+pub fn note_quarantine(
+    place: &Place,
+    superblock: &SharedSuperblock,
+    reason: u32,
+    (last_index, last_term): (u64, u64),
+) -> Result<()> {
+    let mut io = place.open_io()?;
+    superblock.update(&mut *io, |superblock| {
+        superblock.quarantine = Some(Quarantine { reason, last_index, last_term });
+    })
 }
 
 /// Which bug is planted; the tests must find each one, see `tests/transfer_crash.rs`.

@@ -135,3 +135,49 @@ fn a_key_of_a_lease_that_does_not_exist_is_damage() {
     assert!(error.to_string().contains("M5"), "{error}");
     assert_eq!(writer.store().revision(), head);
 }
+
+/// One operation of many kinds.
+fn change(writer: &mut StoreWriter, number: u64) {
+    let key: Bytes = format!("key {}", number % 11).into();
+    let range = KeyRange { key: key.clone(), end: Bytes::new() };
+    match number % 8 {
+        0 => drop(writer.delete_range(&DeleteRange { range, prev_kv: false }).expect("a delete")),
+        1 => drop(writer.compact(writer.store().revision())),
+        2 => writer.system_put(key, number.to_be_bytes().to_vec().into()),
+        3 => writer.system_delete(&key),
+        4 => drop(writer.delete_lease_keys(number as i64 % 3 + 1).expect("keys of a lease")),
+        _ => {
+            let put = Put { key, value: object(number).into(), lease: number as i64 % 4, ..Put::default() };
+            drop(writer.put(&put, &AnyLease).expect("a put"));
+        }
+    }
+}
+
+/// Checkpoints, restarts and upkeep do not show in the sum of a state, and a single other change shows for ever.
+#[test]
+fn the_sum_of_a_state_is_that_of_what_was_applied() {
+    let disk = SimDisk::new(5);
+    let (mut writer, mut checkpoints) = open(&disk);
+    let (_, mut plain) = StoreWriter::new(StoreOptions::default());
+    let (_, mut other) = StoreWriter::new(StoreOptions::default());
+    for number in 0..400 {
+        change(&mut writer, number);
+        checkpoints.after_operation(&mut writer);
+        change(&mut plain, number);
+        change(&mut other, if number == 300 { 308 } else { number });
+        assert_eq!(writer.state_sum(), plain.state_sum(), "after operation {number}");
+        let is_same = writer.state_sum().changes == other.state_sum().changes;
+        assert_eq!(is_same, number < 300, "after operation {number}");
+        if number % 37 == 0 {
+            checkpoints.make(&mut writer, true).expect("a checkpoint");
+        }
+        if number % 53 == 0 {
+            // What the newest checkpoint does not have is applied again, as from a log.
+            (writer, checkpoints) = open(&disk);
+            (checkpoints.applied()..=number).for_each(|number| {
+                change(&mut writer, number);
+                checkpoints.after_operation(&mut writer);
+            });
+        }
+    }
+}

@@ -4,14 +4,16 @@
 //! what is in memory then becomes a [`Run`], which a checkpoint turns into a new state on disk; when that is durable,
 //! [`StoreWriter::install`] puts it under the memtables and lets those go that are in it.
 //!
-//! **System tree.** Two kinds of keys: `s` + the caller's key, with the caller's value; `l` + lease (i64, big-endian) + key,
-//! without a value, for each key that is attached to a lease. So a start reads what leases hold, never all keys.
+//! **System tree.** Three kinds of keys: `s` + the caller's key, with the caller's value; `l` + lease (i64, big-endian) + key,
+//! without a value, for each key that is attached to a lease. So a start reads what leases hold, never all keys. And one key `c`: the
+//! sum of all changes up to the checkpoint (see [`super::state_sum`]).
 //!
 //! Invariant F1: a cut lies between two entries of the log: what a run holds is the effect of the entries up to its
 //! index, whole (I4 of the engine's crash argument).
+use super::state_sum::{ChangeSum, system_hash};
 use super::writer::StoreWriter;
 use crate::base::ids::Lsn;
-use crate::disk_state::DiskState;
+use crate::disk_state::{DiskState, undecodable};
 use crate::error::{Error, Result};
 use crate::memtable::Memtable;
 use bytes::{BufMut, Bytes, BytesMut};
@@ -21,6 +23,8 @@ use std::sync::atomic::Ordering;
 
 const SYSTEM_PREFIX: u8 = b's';
 pub(crate) const LEASE_PREFIX: u8 = b'l';
+/// Key of the system tree with the sum of changes.
+pub(crate) const CHANGE_SUM_KEY: &[u8] = b"c";
 
 /// Changes of the system tree: new value, or none for a removal.
 pub(crate) type SystemChanges = BTreeMap<Bytes, Option<Bytes>>;
@@ -57,6 +61,8 @@ pub(super) struct Flush {
     cut_tables: Vec<Arc<Memtable>>,
     /// A compaction was applied since the last cut, and there is something on disk for it.
     compacted: bool,
+    /// The sum of changes that the last cut has, or the state that this began with.
+    change_sum: Option<ChangeSum>,
 }
 
 fn system_key(key: &[u8]) -> Bytes {
@@ -107,9 +113,15 @@ impl StoreWriter {
     pub(crate) fn attach(&mut self, disk: Arc<DiskState>) -> Result<()> {
         let shared = &self.store.shared;
         let mut system = BTreeMap::new();
+        let (mut change_sum, mut system_sum) = (None, 0u64);
         disk.for_each_system(&mut |key, value| {
             match key.split_first() {
+                _ if key == CHANGE_SUM_KEY => {
+                    let sum = ChangeSum::decode(value);
+                    change_sum = Some(sum.map_err(|_| undecodable("the sum of changes"))?);
+                }
                 Some((&SYSTEM_PREFIX, key)) => {
+                    system_sum = system_sum.wrapping_add(system_hash(key, value));
                     system.insert(Bytes::copy_from_slice(key), Bytes::copy_from_slice(value));
                 }
                 Some((&LEASE_PREFIX, rest)) if rest.len() >= 8 => {
@@ -126,6 +138,11 @@ impl StoreWriter {
             Ok(())
         })?;
         *shared.system.write().expect("nothing panics while it holds this lock") = system;
+        self.flush.change_sum = change_sum;
+        // A state of a build that did not count: from here on.
+        let uncounted = ChangeSum { sum: 0, since_revision: disk.revision() };
+        self.change_sum = change_sum.unwrap_or(uncounted);
+        self.system_sum = system_sum;
         shared.keys_count.store(disk.keys_count(), Ordering::Relaxed);
         *shared.applied.lock().expect("nothing panics while it holds this lock") = disk.applied();
         self.applied_index = disk.applied().0;
@@ -169,12 +186,17 @@ impl StoreWriter {
         tables.reverse();
         self.flush.cut_tables.extend(tables.iter().cloned());
         self.flush.compacted = false;
+        let mut system = std::mem::take(&mut self.flush.system);
+        if self.flush.change_sum != Some(self.change_sum) {
+            self.flush.change_sum = Some(self.change_sum);
+            system.insert(Bytes::from_static(CHANGE_SUM_KEY), Some(self.change_sum.encode()));
+        }
         Run {
             tables,
             position,
             revision: self.head,
             compact_revision: self.view.compact_revision,
-            system: std::mem::take(&mut self.flush.system),
+            system,
         }
     }
 

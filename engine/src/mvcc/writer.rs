@@ -15,10 +15,12 @@ use super::flush::Flush;
 use super::found::{Found, Hit, Parts, copy_all, copy_one};
 use super::operation::*;
 use super::priors::{self, Priors, ReplayPriors};
+use super::state_sum::{ChangeSum, StateSum, system_hash};
 use super::store::{Leases, Shared, Store, StoreOptions};
 use super::view_set::{NewestFound, ViewSet};
 use super::write_txn;
 use crate::base::ids::Revision;
+use crate::base::record_hash::CanonicalRecord;
 use crate::disk_state::DiskState;
 use crate::error::{Error, OperationError, Result, Unreadable};
 use crate::memtable::{KeyHasher, Memtable, MemtableWriter, Newest, Prev, Record};
@@ -48,6 +50,9 @@ pub struct StoreWriter {
     pub(super) flush: Flush,
     /// What keys were before they were changed.
     pub(super) priors: Priors,
+    /// The part of the state's sum that was counted, and the one that follows from the system records.
+    pub(super) change_sum: ChangeSum,
+    pub(super) system_sum: u64,
     /// Index of the last entry applied, as [`Store::applied`] has it.
     pub(super) applied_index: u64,
     /// Set when a change may be half done: nothing is changed any more.
@@ -134,6 +139,8 @@ impl StoreWriter {
             retired: Vec::new(),
             flush: Flush::default(),
             priors: Priors::default(),
+            change_sum: ChangeSum::default(),
+            system_sum: 0,
             applied_index: 0,
             broken: None,
         };
@@ -253,7 +260,11 @@ impl StoreWriter {
     /// Sets a system record.
     pub fn system_put(&mut self, key: Bytes, value: Bytes) {
         self.flush.note_system(&key, Some(&value));
+        self.system_sum = self.system_sum.wrapping_add(system_hash(&key, &value));
         let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
+        if let Some(before) = system.get(&key) {
+            self.system_sum = self.system_sum.wrapping_sub(system_hash(&key, before));
+        }
         system.insert(key, value);
     }
 
@@ -261,7 +272,20 @@ impl StoreWriter {
     pub fn system_delete(&mut self, key: &[u8]) {
         self.flush.note_system(key, None);
         let mut system = self.store.shared.system.write().expect("nothing panics while it holds this lock");
-        system.remove(key);
+        if let Some(before) = system.remove(key) {
+            self.system_sum = self.system_sum.wrapping_sub(system_hash(key, &before));
+        }
+    }
+
+    /// What replicas compare, as of the last entry applied.
+    pub fn state_sum(&self) -> StateSum {
+        StateSum {
+            changes: self.change_sum.sum,
+            since_revision: self.change_sum.since_revision,
+            system: self.system_sum,
+            revision: self.head,
+            compact_revision: self.view.compact_revision,
+        }
     }
 
     /// Says that the log entry (index, term) is applied, with all its effects.
@@ -477,6 +501,8 @@ impl StoreWriter {
             },
             hash,
         );
+        let record = CanonicalRecord { key, revision, create_revision, version, lease, value };
+        self.change_sum.add(record.hash());
         let lease_before = live.map_or(0, |live| live.lease);
         if lease_before != lease {
             changes.leases.push((Bytes::copy_from_slice(key), lease_before, lease));
