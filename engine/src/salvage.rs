@@ -565,8 +565,7 @@ impl<'a, 'b> SystemCells<'a, 'b> {
                 let cells =
                     (0..leaf.count()).map(|index| (Bytes::from(leaf.key(index)), leaf.payload_bytes(index)));
                 // Of another state than the one that comes of this: it is counted from there on.
-                let is_kept =
-                    |key: &Bytes| key.first() != Some(&LEASE_PREFIX) && key != CHANGE_SUM_KEY;
+                let is_kept = |key: &Bytes| key.first() != Some(&LEASE_PREFIX) && key != CHANGE_SUM_KEY;
                 self.ready.extend(cells.filter(|(key, _)| is_kept(key)));
             }
         }

@@ -231,6 +231,12 @@ pub trait Replicator: Send + Sync {
         Box::pin(std::future::ready(None))
     }
 
+    /// The same of the server of `member`. Also while this member is quarantined: it is not the group's business.
+    fn ask_member(&self, member: u64, question: Vec<u8>) -> Answer {
+        let _ = (member, question);
+        Box::pin(std::future::ready(None))
+    }
+
     /// Sets who answers the questions of other members' servers; once.
     fn answer_with(&self, answerer: Answerer) {
         drop(answerer);

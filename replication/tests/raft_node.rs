@@ -11,7 +11,8 @@ use std::time::Duration;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_replication::raft::{
-    Carrier, CoreStatus, GroupOptions, Inbox, Lane, Raft, RaftEvent, RaftOptions, Single, is_of_group,
+    Carrier, CoreStatus, GroupOptions, Inbox, Lane, Quarantine, Raft, RaftEvent, RaftOptions, Single,
+    is_of_group,
 };
 use sternpost_replication::{
     Class, Entry, Genesis, MemberChange, Rejection, Replicator, Solo, SoloOptions, StateMachine,
@@ -417,6 +418,48 @@ fn a_member_that_is_forced_keeps_its_whole_log_and_goes_on_alone_at_every_later_
         let others: Vec<u64> = MEMBERS.into_iter().filter(|id| *id != MEMBERS[leader]).collect();
         assert_eq!(forced, [(others, 1)], "once, in round {round}");
     }
+}
+
+/// A member whose state differs neither leads nor votes nor acknowledges, at no later start either, and no cluster is made of it.
+#[test]
+fn a_member_that_is_quarantined_for_its_state_takes_no_part_until_it_has_another_one() {
+    let mut cluster = Cluster::start();
+    let bad = cluster.leader(None);
+    let mut ids: Vec<u64> = (0..30).map(|number| cluster.propose(number % 3, 100)).collect();
+    cluster.agree(&ids);
+    assert!(cluster.raft(bad).keep_quarantine().is_err(), "it is not quarantined");
+    cluster.raft(bad).begin_quarantine();
+    let differs = |status: &CoreStatus| status.quarantine == Some(Quarantine::StateDiffers);
+    assert!(cluster.raft(bad).wait_for(PATIENCE, differs), "it takes no part");
+    let last_index = cluster.raft(bad).keep_quarantine().unwrap();
+    assert_eq!(last_index, cluster.raft(bad).core_status().last);
+    let leader = cluster.leader_of_others(bad);
+    let third = (0..3).find(|member| ![bad, leader].contains(member)).unwrap();
+    ids.push(cluster.propose(leader, 100));
+    for member in [leader, third] {
+        cluster.machine(member).wait("the others go on", |told| ids.iter().all(|id| told.ids.contains(id)));
+    }
+    cluster.kill(bad);
+    cluster.start_member(bad);
+    assert!(differs(&cluster.raft(bad).core_status()), "at once");
+    assert!(cluster.raft(bad).propose(99_u64.to_le_bytes().to_vec(), Class::Ordinary).is_err());
+    assert!(block_on(cluster.raft(bad).read_barrier()).is_err());
+    // Two of three would be a quorum.
+    cluster.kill(third);
+    let has_none = |status: &CoreStatus| status.role.leader == 0;
+    assert!(cluster.raft(leader).wait_for(PATIENCE, has_none), "nobody acknowledges it");
+    cluster.start_member(third);
+    let survivor = cluster.leader_of_others(bad);
+    ids.push(cluster.propose(survivor, 100));
+    cluster.machine(survivor).wait("two of three", |told| ids.iter().all(|id| told.ids.contains(id)));
+    let status = cluster.raft(bad).core_status();
+    assert_eq!(status.last, last_index, "it has appended nothing");
+    assert_eq!(cluster.raft(bad).keep_quarantine().unwrap(), last_index);
+    cluster.kill(bad);
+    let mut forced = options(&cluster.directory.path().join(bad.to_string()), MEMBERS[bad]);
+    forced.force_alone = Some(Box::new(|_| Vec::new()));
+    let error = Raft::start(forced, Machine::default()).err().expect("its data is not to be trusted");
+    assert!(error.to_string().contains("differ"), "{error}");
 }
 
 /// R16: with proposers that do not stop. Before and after it is a node of its kind, and nothing is lost, doubled or refused.

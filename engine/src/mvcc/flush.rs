@@ -191,13 +191,7 @@ impl StoreWriter {
             self.flush.change_sum = Some(self.change_sum);
             system.insert(Bytes::from_static(CHANGE_SUM_KEY), Some(self.change_sum.encode()));
         }
-        Run {
-            tables,
-            position,
-            revision: self.head,
-            compact_revision: self.view.compact_revision,
-            system,
-        }
+        Run { tables, position, revision: self.head, compact_revision: self.view.compact_revision, system }
     }
 
     /// Puts the state that a checkpoint of `run` has made under the memtables, and lets those of the run go.

@@ -338,6 +338,7 @@ impl Core {
             }
             Input::Connected { id } => again = id == self.role.leader,
             Input::TransferLeader { to } => self.transfer(to, out),
+            Input::StateDiffers => return self.enter_quarantine(Quarantine::StateDiffers, out),
             Input::Promised { by, term, index } => {
                 // Whoever holds what he has promised was judged by where he stood a moment before.
                 if self.hard_state.term < term || self.node.raft.raft_log.last_index() < index {
@@ -369,6 +370,12 @@ impl Core {
 
     fn enter_quarantine(&mut self, quarantine: Quarantine, out: &mut Vec<Output>) {
         self.quarantine = Some(quarantine);
+        self.proved_term = None;
+        let role = Role { role: StateRole::Follower, leader: 0, ..self.role };
+        if role != self.role {
+            self.role = role;
+            out.push(Output::Role(role));
+        }
         let (never, unknown) = self.proposals.take_all();
         reject(never, Refusal::Quarantined, out);
         reject(unknown, Refusal::Unknown, out);

@@ -57,6 +57,8 @@ pub(super) struct Arrived {
     /// What others know that we have promised: who, term, index. As many as there are members.
     pub(super) promised: BTreeMap<u64, (u64, u64)>,
     pub(super) loaded: Vec<(u64, Vec<Entry>)>,
+    /// The server has found that this member's state differs from that of most.
+    pub(super) differs: bool,
 }
 
 impl Arrived {
@@ -71,6 +73,7 @@ impl Arrived {
             && self.transfers.is_empty()
             && self.promised.is_empty()
             && self.loaded.is_empty()
+            && !self.differs
     }
 }
 
@@ -242,6 +245,10 @@ impl Inbox {
         }
         self.wake();
         Ok(())
+    }
+
+    pub(super) fn note_difference(&self) {
+        self.push(|arrived| arrived.differs = true);
     }
 
     pub(super) fn transfer(&self, to: u64) {

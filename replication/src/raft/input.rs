@@ -96,6 +96,8 @@ pub enum Input {
         /// The member.
         to: u64,
     },
+    /// The server has found that the state machine holds something else than those of most members.
+    StateDiffers,
 }
 
 /// Something to do.
@@ -258,6 +260,8 @@ pub enum Quarantine {
         /// Who says it.
         by: u64,
     },
+    /// What this member's state machine holds differs from what most members hold at the same index.
+    StateDiffers,
     /// At the start: the positions of log and checkpoint do not fit together.
     Start(StartFault),
 }
@@ -272,6 +276,9 @@ impl std::fmt::Display for Quarantine {
             Self::CommittedDiffers { index } => {
                 write!(f, "entry {index} is committed here, and the leader has another one")
             }
+            Self::StateDiffers => f.write_str(
+                "this member's data differs from that of most members of its cluster; it takes no part until it has fetched theirs",
+            ),
             Self::Regressed { by } => write!(
                 f,
                 "member {by:x} says that this one holds less than it has acknowledged: its data was lost or rolled back; remove it from the cluster, and add it anew"

@@ -156,6 +156,9 @@ impl LogThread {
             self.shared.inbox.stop("the server has stopped");
         }
         let is_something = !arrived.is_empty();
+        if arrived.differs {
+            self.feed(Input::StateDiffers);
+        }
         for (by, (term, index)) in arrived.promised {
             self.feed(Input::Promised { by, term, index });
         }

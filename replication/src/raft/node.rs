@@ -16,7 +16,7 @@ use super::core::{Core, CoreOptions, CoreStart, CoreStatus};
 use super::force::{self, ChangeCommand};
 use super::frame::{Body, Frame, Lane};
 use super::inbox::{ArrivedChange, Inbox, Questions, Reader};
-use super::input::{Proposal, Role};
+use super::input::{Input, Proposal, Quarantine, Role};
 use super::log_thread::{LOAD_JOBS_MAX, LoadJob, LogThread, load_entries};
 use super::open::{OpenedMember, open};
 use super::planted::Planted;
@@ -43,6 +43,7 @@ use sternpost_engine::io::Waker;
 use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::log::{OpenProgress, PreparedLog, WriteAge};
 use sternpost_engine::options::LogOptions;
+use sternpost_engine::superblock::SharedSuperblock;
 use sternpost_engine::transfer::{self, StateHolder};
 use sternpost_engine::wal::{LogReader, WalStats};
 use sternpost_engine::{Error, Result};
@@ -57,6 +58,9 @@ pub trait Carrier: Send + Sync {
     /// Queues a frame; false if it was dropped, and then the peer counts as unreachable.
     fn send(&self, to: u64, lane: Lane, frame: Bytes) -> bool;
 }
+
+/// In the superblock: the state of this member differs from that of most others.
+const STATE_DIFFERS: u32 = 1;
 
 /// What is worth a line in a log, or somebody's attention.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -457,6 +461,32 @@ impl Raft {
         !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
+    /// Ends this member's part in its group, because its state differs from that of the others: nothing is acknowledged, voted or read any more. To be seen in
+    /// the status soon; [`Self::keep_quarantine`] is to follow then.
+    pub fn begin_quarantine(&self) {
+        self.shared.inbox.note_difference();
+    }
+
+    /// Keeps it, durably, until the state of another member is installed that has all that this one has acknowledged (R3). Returns the least index of such a
+    /// state. Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if this member is not quarantined for its state; what the device reports.
+    pub fn keep_quarantine(&self) -> Result<u64> {
+        let status = self.core_status();
+        if status.quarantine != Some(Quarantine::StateDiffers) {
+            return Err(Error::Refused("this member is not quarantined for its state".into()));
+        }
+        let Transfers { place, superblock, .. } = &self.transfers;
+        if let Some(known) = superblock.read().quarantine {
+            return Ok(known.last_index);
+        }
+        // Nothing is appended any more, so this is the end of what was acknowledged.
+        let (last_index, last_term) = (status.last, status.last_term);
+        transfer::note_quarantine(place, superblock, STATE_DIFFERS, (last_index, last_term))?;
+        Ok(last_index)
+    }
+
     /// See [`crate::Solo::calibrate`].
     pub fn calibrate(
         &self,
@@ -495,6 +525,7 @@ type Prepared =
 pub(super) struct Transfers {
     holder: StateHolder,
     place: transfer::Place,
+    superblock: Arc<SharedSuperblock>,
 }
 
 fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared> {
@@ -589,8 +620,18 @@ impl<M: StateMachine> Assembled<M> {
         };
         let applied = start.applied;
         let configuration = start.configuration.clone();
-        let core = Core::new(core_options, start)
+        let mut core = Core::new(core_options, start)
             .map_err(|quarantine| Error::Refused(format!("this member must not take part: {quarantine}")))?;
+        let mut outputs = Vec::new();
+        if let Some(quarantine) = log.superblock().read().quarantine {
+            if quarantine.reason != STATE_DIFFERS {
+                return Err(Error::Refused(format!(
+                    "this member is quarantined for the reason {}, which this build does not know; use a newer one",
+                    quarantine.reason
+                )));
+            }
+            core.handle(0, Input::StateDiffers, &mut outputs);
+        }
         let begin = log.begin_lsn();
         positions.forget_before(begin);
         let inbox = Arc::new(Inbox::default());
@@ -649,7 +690,7 @@ impl<M: StateMachine> Assembled<M> {
             unwritten: VecDeque::new(),
             unwritten_since_us: None,
             writes: VecDeque::new(),
-            outputs: Vec::new(),
+            outputs,
             readers: BTreeMap::new(),
             next_token: 1,
             loader,
@@ -664,7 +705,7 @@ impl<M: StateMachine> Assembled<M> {
             is_hang_told: false,
             failed: None,
         };
-        let transfers = Transfers { holder, place };
+        let transfers = Transfers { holder, place, superblock: log.log.superblock() };
         Ok(Self { log, applier, jobs, reader, opened, genesis, transfers })
     }
 }
@@ -748,13 +789,17 @@ impl Replicator for Raft {
 
     fn ask_leader(&self, question: Vec<u8>) -> Answer {
         let leader = self.shared.status().role.leader;
+        self.ask_member(leader, question)
+    }
+
+    fn ask_member(&self, member: u64, question: Vec<u8>) -> Answer {
         let asked = &self.shared.asked;
-        if leader != 0
-            && leader != asked.member
+        if member != 0
+            && member != asked.member
             && let Some((number, slot)) = asked.register()
         {
             let body = Body::Question { boot: asked.boot, number, bytes: Bytes::from(question) };
-            if self.shared.carry(&Frame { from: asked.member, to: leader, disk_ms: 0, body }) {
+            if self.shared.carry(&Frame { from: asked.member, to: member, disk_ms: 0, body }) {
                 return Box::pin(slot.future());
             }
             asked.take(number);

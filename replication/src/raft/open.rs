@@ -134,6 +134,13 @@ pub(super) fn open<M: StateMachine>(
         }
     };
     let mut forced = None;
+    if force.is_some() && log.superblock().read().quarantine.is_some() {
+        return Err(Error::Refused(
+            "the data of this member was found to differ from that of most members of its cluster, so no cluster may go on with it; \
+             take another member's directory (sternctl recover), or a backup"
+                .into(),
+        ));
+    }
     if let Some(mut command) = force {
         let member = superblock.member_id;
         forced = force::plan(member, &replay, &configuration, &mut command).map_err(Error::Refused)?;

@@ -159,6 +159,10 @@ impl Replicator for Single {
         either!(self, node => node.ask_leader(question))
     }
 
+    fn ask_member(&self, member: u64, question: Vec<u8>) -> Answer {
+        either!(self, node => node.ask_member(member, question))
+    }
+
     fn answer_with(&self, answerer: Answerer) {
         match &*self.raft() {
             Some(raft) => raft.answer_with(answerer),

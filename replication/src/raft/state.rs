@@ -8,7 +8,8 @@
 //! **Invariants.** T1: a state is installed only where our log does not hold its last entry: everything that we have acknowledged is then in the
 //! state, or was overwritten by what is (an entry that is committed and ours is the leader's too). T2: term and vote survive: those of the old log, or
 //! the state's term without a vote, if that is higher; nobody has voted in a term that he never had. T3: mark and hard state are
-//! durable before the decision is forgotten.
+//! durable before the decision is forgotten. T4: a member that is quarantined because its state differs (R3) takes any state that reaches to the end of
+//! what it has acknowledged, though its log holds that entry, and no other one.
 //!
 //! **Layout**, little-endian. A manifest on the wire: format version u8 (1) · genesis (length u32 · bytes) · the engine's manifest (length u32 ·
 //! bytes). The note of a staged state: the genesis, of the receiver. The note of a decision: format version u8 (1) · index u64 · term u64 · term of
@@ -302,6 +303,8 @@ impl Decision {
 
 /// Where a member's own log ends, and how it voted.
 struct Own {
+    /// It is quarantined for its state: the index that a state must have at least to put an end to that.
+    quarantined_at: Option<u64>,
     term: u64,
     vote: u64,
     applied: u64,
@@ -311,6 +314,11 @@ struct Own {
 }
 
 impl Own {
+    /// T1, T4.
+    fn wants(&self, applied: (u64, u64)) -> bool {
+        self.quarantined_at.map_or_else(|| !self.holds(applied), |last| applied.0 >= last)
+    }
+
     /// T1: the entry is in our log, or so far behind that the log begins later.
     fn holds(&self, (index, term): (u64, u64)) -> bool {
         if index <= self.applied || index <= self.base.0 {
@@ -350,7 +358,7 @@ pub(super) fn install(
     let (genesis, _) = decode_genesis(&ready.note).map_err(|_| unknown())?;
     let (mut hard_term, mut vote) = (term, 0);
     if has_own && let Some(own) = own_log(place, log, identity)? {
-        if own.holds((index, term)) {
+        if !own.wants((index, term)) {
             transfer::discard(place)?;
             return Ok(None);
         }
@@ -368,6 +376,7 @@ pub(super) fn install(
 fn own_log(place: &Place, options: &LogOptions, identity: &LogIdentity) -> Result<Option<Own>> {
     let prepared = PreparedLog::in_place(place.directory(), options, identity)?;
     let (applied, _) = prepared.applied();
+    let quarantined_at = prepared.quarantine().map(|quarantine| quarantine.last_index);
     let mut replay = Replay::new(applied);
     let nonsense =
         |error: super::replay::ReplayError| Error::Refused(format!("the log makes no sense: {error}"));
@@ -402,6 +411,7 @@ fn own_log(place: &Place, options: &LogOptions, identity: &LogIdentity) -> Resul
     }
     let start = replay.finish(ConfState::default()).map_err(nonsense)?;
     Ok(Some(Own {
+        quarantined_at,
         term: start.hard_state.term,
         vote: start.hard_state.vote,
         applied: start.applied,
@@ -422,7 +432,15 @@ mod tests {
 
     fn own() -> Own {
         // Entries 5 to 20: 5 to 9 of term 2, 10 to 20 of term 4; 12 is applied.
-        Own { term: 6, vote: 3, applied: 12, last: 20, base: (4, 2), runs: vec![(10, 4), (20, 4)] }
+        Own {
+            quarantined_at: None,
+            term: 6,
+            vote: 3,
+            applied: 12,
+            last: 20,
+            base: (4, 2),
+            runs: vec![(10, 4), (20, 4)],
+        }
     }
 
     #[test]
@@ -433,6 +451,13 @@ mod tests {
         assert!(own().holds((20, 4)));
         assert!(!own().holds((15, 5)), "ours is another one, and not committed");
         assert!(!own().holds((21, 4)), "behind the end");
+    }
+
+    #[test]
+    fn t4_a_quarantined_member_takes_a_state_that_has_all_it_has_acknowledged() {
+        let own = Own { quarantined_at: Some(20), ..own() };
+        assert!(own.wants((20, 4)) && own.wants((21, 5)));
+        assert!(!own.wants((19, 4)) && !own.wants((15, 5)));
     }
 
     #[test]
