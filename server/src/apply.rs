@@ -30,6 +30,7 @@ pub use quota::Quota;
 pub use records::GenesisState;
 pub use view::{AppliedView, EMPTY_STORE_BYTES};
 
+use crate::comparison::marks::Mark;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
 use alarm::AlarmTable;
@@ -38,7 +39,9 @@ use lease::LeaseTable;
 use members::MemberCommand;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use sternpost_engine::mvcc::{DeleteRange, Put, Store, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome};
+use sternpost_engine::mvcc::{
+    DeleteRange, Put, StateSum, Store, StoreWriter, Txn, TxnOperationOutcome, TxnOutcome,
+};
 use sternpost_replication::{Announce, ChangeEntry, Entry, Rejection, StateMachine};
 
 /// No build of ours writes such an entry.
@@ -146,6 +149,7 @@ impl Machine {
             Command::MemberUpdate(member) => {
                 self.change_members(MemberCommand::Update(member.id, member.peer_ur_ls))
             }
+            Command::Mark(is_deep) => Ok(self.mark(context, is_deep)),
             // They come by entries of another kind, see `apply_change`.
             Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };
@@ -163,6 +167,7 @@ impl Machine {
         let changes_data = !matches!(
             command,
             Command::Alarm(_)
+                | Command::Mark(_)
                 | Command::MemberPublish(_)
                 | Command::MemberAdd(_)
                 | Command::MemberRemove(_)
@@ -201,6 +206,18 @@ impl Machine {
         let alarms = self.alarms.apply(&mut self.writer, &request);
         self.view.set_alarms(self.alarms.list(AlarmType::None as i32));
         Outcome::Alarm { alarms, revision: self.writer.store().revision() }
+    }
+
+    /// The state is not changed; whoever compares hears what it is.
+    fn mark(&mut self, context: Context, is_deep: bool) -> Outcome {
+        let mark = Mark { index: context.index, is_deep, sum: self.writer.state_sum() };
+        self.notices.notice(Notice::Marked { mark, replay: context.replay });
+        Outcome::Marked
+    }
+
+    /// What this member's state adds up to, for comparison with others at the same index.
+    pub fn state_sum(&self) -> StateSum {
+        self.writer.state_sum()
     }
 
     /// A member says its name and client URLs; what it may not say (peer URLs, learner) is kept.

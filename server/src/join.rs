@@ -4,8 +4,11 @@
 //! member that joins knows nothing but the URLs of the others: it asks them who they are, finds itself among them by its own URLs
 //! (`member add` was before), and fetches.
 //!
+//! A member whose data differs from that of most others ([`crate::comparison`]) fetches the state of one of them, whatever its log reaches back to.
+//!
 //! **Failure.** A member that cannot be asked is passed over for the next. etcd's texts where a person knows them.
 use crate::apply::GenesisState;
+use crate::comparison::Comparison;
 use crate::config::{Config, url};
 use crate::identity;
 use crate::peers::{Peers, transport_config};
@@ -70,7 +73,7 @@ pub fn fetch_first_state(config: &Config, tls: &Tls) -> Result<(), String> {
             let place = Place::in_directory(&config.data_dir, config.io_backend(), Place::WAIT)
                 .map_err(|error| error.to_string())?;
             match fetch_from(&place, &transport, discovery.member_id, &address) {
-                Ok(()) => return Ok(()),
+                Ok(_) => return Ok(()),
                 Err(error) => last = format!("{url}: {error}"),
             }
         }
@@ -192,7 +195,7 @@ fn fetch_from(
     transport: &TransportConfig,
     from: u64,
     address: &Address,
-) -> Result<(), String> {
+) -> Result<u64, String> {
     let mut told_tenths = 0;
     let mut progress = |progress: FetchProgress| {
         let tenths = progress.bytes_done * 10 / progress.bytes_total.max(1);
@@ -215,7 +218,7 @@ fn fetch_from(
         rounds = fetched.rounds,
         "fetched the state of another member"
     );
-    Ok(())
+    Ok(fetched.index)
 }
 
 /// The transport, as soon as this is a member of a group.
@@ -241,21 +244,8 @@ pub async fn keep_up(peers: &PeersWatch) {
         if !peers.is_led_by(from) {
             continue;
         }
-        let source = peers.source(from);
-        let place = peers.staging_place();
-        let fetching = tokio::task::spawn_blocking(move || {
-            let (transport, addresses) = source?;
-            let mut last = "it has no address".to_owned();
-            for address in addresses {
-                match fetch_from(&place, &transport, from, &address) {
-                    Ok(()) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        });
-        match fetching.await.unwrap_or_else(|error| Err(error.to_string())) {
-            Ok(()) => return,
+        match fetch_staged(&peers, from).await {
+            Ok(_) => return,
             Err(error) => {
                 tracing::warn!(
                     from = format!("{from:x}"),
@@ -265,6 +255,60 @@ pub async fn keep_up(peers: &PeersWatch) {
             }
         }
     }
+}
+
+/// Fetches a state for a member whose own differs: from one of `from`, or from any other member if nobody is named. It has all that this one has ever
+/// acknowledged. Returns when it is staged for the next start.
+///
+/// # Errors
+/// If the member could not be taken out of its cluster.
+pub async fn fetch_sound_state(
+    peers: &Arc<Peers>,
+    comparison: &Comparison,
+    from: Vec<u64>,
+) -> Result<(), String> {
+    let quarantining = Arc::clone(peers);
+    let least_index = tokio::task::spawn_blocking(move || quarantining.quarantine()).await;
+    let least_index = least_index.unwrap_or_else(|error| Err(error.to_string()))?;
+    tracing::warn!(least_index, "this member takes no part until it has the state of another one");
+    loop {
+        for source in if from.is_empty() { peers.others() } else { from.clone() } {
+            match fetch_staged(peers, source).await {
+                Ok(index) if index >= least_index => return Ok(()),
+                Ok(index) => tracing::warn!(
+                    from = format!("{source:x}"),
+                    index,
+                    least_index,
+                    "the state of another member does not reach far enough yet; it is fetched again"
+                ),
+                Err(error) => tracing::warn!(
+                    from = format!("{source:x}"),
+                    error,
+                    "cannot fetch the state of another member"
+                ),
+            }
+            comparison.ask_for_more(least_index).await;
+        }
+        tokio::time::sleep(AGAIN_INTERVAL).await;
+    }
+}
+
+/// Fetches the state of `from` and stages it: the index that it reaches to.
+async fn fetch_staged(peers: &Peers, from: u64) -> Result<u64, String> {
+    let source = peers.source(from);
+    let place = peers.staging_place();
+    let fetching = tokio::task::spawn_blocking(move || {
+        let (transport, addresses) = source?;
+        let mut last = "it has no address".to_owned();
+        for address in addresses {
+            match fetch_from(&place, &transport, from, &address) {
+                Ok(index) => return Ok(index),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    });
+    fetching.await.unwrap_or_else(|error| Err(error.to_string()))
 }
 
 #[expect(clippy::disallowed_methods, reason = "a member that joins has nothing else to do")]

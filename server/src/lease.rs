@@ -145,7 +145,7 @@ impl Notices for LeaseNotices {
                 self.0.lessor().ended(lease);
                 self.0.decide();
             }
-            Notice::Compacting | Notice::MembersChanged => {}
+            Notice::Compacting | Notice::MembersChanged | Notice::Marked { .. } => {}
         }
     }
 }

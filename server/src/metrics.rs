@@ -37,6 +37,8 @@ pub struct Metrics {
     pub healthchecks: IntCounterVec,
     /// Watch streams and watchers.
     pub watch: WatchMetrics,
+    /// Comparison of the members.
+    pub comparison: ComparisonMetrics,
     /// Bytes of messages from clients.
     pub client_received_bytes: IntCounter,
     /// Bytes of messages to clients.
@@ -50,6 +52,17 @@ pub struct Metrics {
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
     sampled: export::Sampled,
+}
+
+/// Handles of the comparison of members.
+#[derive(Clone)]
+pub struct ComparisonMetrics {
+    /// Marks at which most members had what this one has.
+    pub agreed: IntCounter,
+    /// Index of the newest of them.
+    pub agreed_index: IntGauge,
+    /// Members that differed at the newest mark, this one if it did.
+    pub differing: IntGauge,
 }
 
 /// Handles of the watch hub.
@@ -97,6 +110,11 @@ impl Metrics {
                 queued_events: r.int_gauge("etcd_debugging_mvcc_pending_events_total"),
                 queued_bytes: r.int_gauge("sternpost_watch_queued_bytes"),
                 lagged: r.counter("sternpost_watch_lagged_total"),
+            },
+            comparison: ComparisonMetrics {
+                agreed: r.counter("sternpost_comparison_agreed_total"),
+                agreed_index: r.int_gauge("sternpost_comparison_agreed_index"),
+                differing: r.int_gauge("sternpost_comparison_differing_members"),
             },
             client_received_bytes: r.counter("etcd_network_client_grpc_received_bytes_total"),
             client_sent_bytes: r.counter("etcd_network_client_grpc_sent_bytes_total"),

@@ -22,7 +22,7 @@ use sternpost_engine::mvcc::Store;
 use sternpost_engine::transfer::Place;
 use sternpost_replication::Replicator;
 use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
-use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Raft};
+use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Quarantine, Raft};
 use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
     Address, Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received,
@@ -36,6 +36,8 @@ const RAFT_FRAME: u8 = 1;
 const FETCH_FRAME: u8 = 2;
 /// At most so many members that no table knows: more than a cluster is ever replaced by.
 const STRANGERS_MAX: usize = 16;
+/// The log's thread takes an order within a round; a disk that hangs may hold it up.
+const QUARANTINE_TIME: Duration = Duration::from_secs(30);
 /// How often the leader looks for followers that need it, and a listener that could not be opened is tried again.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -409,6 +411,33 @@ impl Peers {
         let known = records::member(&self.store, from).or_else(|| self.strangers.get(from));
         let member = known.ok_or("it is no member any more")?;
         Ok((self.config.clone(), identity::dial_addresses(&member)?))
+    }
+
+    /// Ends this member's part in its cluster, because its data differs from that of most others; durable when it returns. Who leads hands over
+    /// first. Returns the least index of a state that puts an end to that. Blocks for an election timeout or two.
+    ///
+    /// # Errors
+    /// If that could not be kept.
+    pub fn quarantine(&self) -> Result<u64, String> {
+        if !self.is_quarantined_for_state() {
+            self.raft.hand_over();
+            self.raft.begin_quarantine();
+            if !self.raft.wait_for(QUARANTINE_TIME, |status| status.quarantine.is_some()) {
+                return Err("the thread of the log does not answer".into());
+            }
+        }
+        self.raft.keep_quarantine().map_err(|error| error.to_string())
+    }
+
+    /// True if this member takes no part because its data differs.
+    pub fn is_quarantined_for_state(&self) -> bool {
+        self.raft.core_status().quarantine == Some(Quarantine::StateDiffers)
+    }
+
+    /// The other members, by id.
+    pub fn others(&self) -> Vec<u64> {
+        let members = records::members(&self.store);
+        members.iter().map(|member| member.id).filter(|id| *id != self.config.member_id).collect()
     }
 
     /// Where a fetched state is staged.

@@ -245,6 +245,15 @@ impl Pipeline {
         self.outcome(waiting).await.map(|_| ())
     }
 
+    /// Makes a place to compare the members at, as leader of `term`; returns when it is applied here.
+    pub async fn make_mark(&self, is_deep: bool, term: u64) -> Result<(), ApiError> {
+        let id = self.ids.next();
+        let waiting = self.waiters.register(id)?;
+        let command = command::encode_mark(id, is_deep);
+        self.taken_over(self.replicator.propose_in_term(command, Class::Ordinary, term))?;
+        self.outcome(waiting).await.map(|_| ())
+    }
+
     /// Hands leadership to `target` and waits until it leads.
     pub async fn move_leader(&self, target: u64) -> Result<(), ApiError> {
         if self.replicator.status().leader != self.member_id {

@@ -12,6 +12,7 @@
 //! is in memory, and the log is closed. The caller then ends the process by the same signal.
 //!
 //! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
+use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
 use crate::diagnostics::Diagnostics;
 use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
@@ -44,7 +45,7 @@ use sternpost_engine::options::LogOptions;
 use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
 use sternpost_replication::raft::state::has_staged_only;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// How long streams may go on after the stop began.
@@ -53,7 +54,7 @@ pub const STREAMS_CUT: Duration = Duration::from_millis(100);
 pub const DRAIN: Duration = Duration::from_secs(5);
 
 /// Why the process stopped serving.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Stopped {
     /// SIGTERM.
     Terminated,
@@ -63,15 +64,20 @@ pub enum Stopped {
     Removed,
     /// The state of another member was fetched: it is put in place of ours at the next start, which is to follow.
     StateFetched,
+    /// The data of this member differs from that of these, which are most: it serves nobody any more. Never returned by [`run`].
+    Differs {
+        /// By id.
+        from: Vec<u64>,
+    },
 }
 
 impl Stopped {
     /// The number of the signal by which it stopped.
-    pub fn signal(self) -> Option<i32> {
+    pub fn signal(&self) -> Option<i32> {
         match self {
             Stopped::Terminated => Some(SignalKind::terminate().as_raw_value()),
             Stopped::Interrupted => Some(SignalKind::interrupt().as_raw_value()),
-            Stopped::Removed | Stopped::StateFetched => None,
+            Stopped::Removed | Stopped::StateFetched | Stopped::Differs { .. } => None,
         }
     }
 }
@@ -119,6 +125,27 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         _ = interrupt.recv() => return Ok(Stopped::Interrupted),
     };
 
+    let differing = match &peers {
+        // Its last run found that its data differs, and did not come to an end of that.
+        Some(peers) if peers.is_quarantined_for_state() => Some(Vec::new()),
+        Some(_) if config.initial_corrupt_check => tokio::select! {
+            biased;
+            difference = server.comparison.difference() => Some(difference.from),
+            () = server.comparison.judge_first() => None,
+            _ = terminate.recv() => return Ok(Stopped::Terminated),
+            _ = interrupt.recv() => return Ok(Stopped::Interrupted),
+        },
+        _ => None,
+    };
+    if let (Some(from), Some(peers)) = (differing, &peers) {
+        // Nobody is served from it.
+        drop(sockets);
+        let stopped = repair(peers, &server, from, &mut terminate, &mut interrupt).await;
+        watching.abort();
+        close_member(server, Some(Arc::clone(peers))).await?;
+        return stopped;
+    }
+
     let shutdown = Shutdown::default();
     sockets.serve(&config, &tls, &server, diagnostics, metrics, &shutdown);
     tracing::info!("ready to serve client requests");
@@ -134,13 +161,14 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
 
     let membership = server.pipeline.membership();
     let following = Following::start(&config, &tls, node, peers, &server);
-    let stopped = tokio::select! {
+    let mut stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
         () = membership.removed(removal_grace(&config)) => Stopped::Removed,
         () = join::keep_up(&following.peers) => Stopped::StateFetched,
+        difference = server.comparison.difference() => Stopped::Differs { from: difference.from },
     };
-    match stopped {
+    match &stopped {
         Stopped::Removed => {
             tracing::warn!(
                 "this member was removed from its cluster and stops; its data directory can be removed"
@@ -148,6 +176,18 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         }
         Stopped::StateFetched => {
             tracing::info!("the state of another member is here; this member starts again with it");
+        }
+        Stopped::Differs { .. } => {
+            // Before clients are let go of: a read that asks the group is refused from now on.
+            if let Some(peers) = following.peers.borrow().clone() {
+                let quarantined = tokio::task::spawn_blocking(move || peers.quarantine()).await;
+                if let Err(error) = quarantined.unwrap_or_else(|error| Err(error.to_string())) {
+                    tracing::error!(
+                        error,
+                        "this member could not be taken out of its cluster; it is tried again"
+                    );
+                }
+            }
         }
         _ => tracing::info!(
             signal = if stopped == Stopped::Terminated { "terminated" } else { "interrupt" },
@@ -167,6 +207,35 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
             tracing::warn!("some connections did not finish in time and are dropped");
         }
     }
+    if let (Stopped::Differs { from }, Some(peers)) = (&mut stopped, &peers) {
+        let from = std::mem::take(from);
+        stopped = repair(peers, &server, from, &mut terminate, &mut interrupt).await?;
+    }
+    close_member(server, peers).await?;
+    Ok(stopped)
+}
+
+/// Fetches a state in the place of one that differs, unless a signal comes before; it is in place after the next start.
+async fn repair(
+    peers: &Arc<Peers>,
+    server: &Server,
+    from: Vec<u64>,
+    terminate: &mut Signal,
+    interrupt: &mut Signal,
+) -> Result<Stopped, String> {
+    tokio::select! {
+        fetched = join::fetch_sound_state(peers, &server.comparison, from) => {
+            fetched?;
+            tracing::info!("the state of another member is here; this member starts again with it");
+            Ok(Stopped::StateFetched)
+        }
+        _ = terminate.recv() => Ok(Stopped::Terminated),
+        _ = interrupt.recv() => Ok(Stopped::Interrupted),
+    }
+}
+
+/// Closes the log, then the connections to other members.
+async fn close_member(server: Server, peers: Option<Arc<Peers>>) -> Result<(), String> {
     let stopped_well = server.stop().await;
     if let Some(peers) = peers {
         // Its threads may be in the middle of something.
@@ -174,7 +243,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     }
     stopped_well?;
     tracing::info!("closed the member");
-    Ok(stopped)
+    Ok(())
 }
 
 /// Looks at the certificates until the task is ended.
@@ -409,6 +478,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         lease_grace: election,
         store: StoreOptions { memtable_bytes: config.memtable_bytes },
         watch_progress_interval: config.watch_progress_interval,
+        comparison: Intervals { plain: config.compare_interval, deep: config.compare_deep_interval },
         metrics,
     };
     let log = LogOptions {

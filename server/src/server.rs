@@ -14,6 +14,8 @@
 //! **Stop**, in this order: health says NOT_SERVING · (the caller stops listening and drains) · background tasks end · the
 //! replicator finishes what is queued and closes the log · whoever still waits hears that the server stopped.
 use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
+use crate::comparison::marks::Marks;
+use crate::comparison::{self, Comparison, Intervals};
 use crate::identity;
 use crate::lease::keeper::LeaseKeeper;
 use crate::lease::{self, LeaseNotices, Leases};
@@ -71,6 +73,8 @@ pub struct ServerOptions {
     pub store: StoreOptions,
     /// Time between progress notifications of watches.
     pub watch_progress_interval: Duration,
+    /// How often the members are compared.
+    pub comparison: Intervals,
     /// Where the parts of the server count.
     pub metrics: Arc<Metrics>,
 }
@@ -93,6 +97,7 @@ impl Default for ServerOptions {
             lease_grace: Duration::ZERO,
             store: StoreOptions::default(),
             watch_progress_interval: Duration::from_mins(10),
+            comparison: Intervals::default(),
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
         }
     }
@@ -149,6 +154,8 @@ pub struct Server {
     pub leases: Arc<Leases>,
     /// Watches.
     pub watch: Arc<WatchHub>,
+    /// This member beside the others.
+    pub comparison: Arc<Comparison>,
     /// Headers of answers.
     pub header: HeaderSource,
     /// The gRPC services of the client port.
@@ -176,6 +183,7 @@ impl Server {
         let leases = Arc::new(Leases::new(options.lease_grace, Arc::new(MonotonicClock::default())));
         let quota = Quota::new(options.quota_bytes);
         let watch = WatchHub::new(store.clone(), OutboxLimits::default(), options.metrics.watch.clone());
+        let marks = Arc::new(Marks::default());
         let machine = Machine::new(
             writer,
             Arc::clone(&view),
@@ -184,6 +192,7 @@ impl Server {
                 leases: LeaseNotices(Arc::clone(&leases)),
                 watch: Arc::clone(&watch),
                 membership: Arc::clone(&membership),
+                marks: Arc::clone(&marks),
                 store: store.clone(),
             }),
             quota,
@@ -213,7 +222,9 @@ impl Server {
         ));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
         let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
-        answer_others(&pipeline, &keeper);
+        let comparison = Comparison::new(marks, Arc::clone(&pipeline), options.metrics.comparison.clone());
+        let comparison = Arc::new(comparison);
+        answer_others(&pipeline, &keeper, &comparison);
         let health = HealthService::default();
         let grpc = GrpcRouter::new(
             KvService::new(Arc::clone(&pipeline), header.clone()),
@@ -237,7 +248,10 @@ impl Server {
         tasks.spawn(run_ticks(waiters));
         tasks.spawn(lease::run_expiry(Arc::clone(&leases), Arc::clone(&pipeline)));
         tasks.spawn(Arc::clone(&watch).run());
-        let mut server = Self { pipeline, leases, watch, header, grpc, health, replicator, tasks };
+        tasks.spawn(Arc::clone(&comparison).make_marks(options.comparison));
+        tasks.spawn(Arc::clone(&comparison).compare_all());
+        let mut server =
+            Self { pipeline, leases, watch, comparison, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;
         server.health.set_serving(true);
         Ok(server)
@@ -291,6 +305,7 @@ struct ServerNotices {
     leases: LeaseNotices,
     watch: Arc<WatchHub>,
     membership: Arc<Membership>,
+    marks: Arc<Marks>,
     store: Store,
 }
 
@@ -299,17 +314,21 @@ impl Notices for ServerNotices {
         match notice {
             Notice::Compacting => self.watch.before_compaction(),
             Notice::MembersChanged => self.membership.look(&self.store),
+            Notice::Marked { mark, replay } => self.marks.push(mark, replay),
             lease => self.leases.notice(lease),
         }
     }
 }
 
 /// Answers what the servers of other members ask, by the first byte of the question.
-fn answer_others(pipeline: &Arc<Pipeline>, keeper: &LeaseKeeper) {
+fn answer_others(pipeline: &Arc<Pipeline>, keeper: &LeaseKeeper, comparison: &Arc<Comparison>) {
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-    let (answering, keeper) = (Arc::clone(pipeline), keeper.clone());
+    let (answering, keeper, comparison) = (Arc::clone(pipeline), keeper.clone(), Arc::clone(comparison));
     pipeline.replicator().answer_with(Box::new(move |question, reply| {
-        if question.first() == Some(&members::QUESTION) {
+        if question.first() == Some(&comparison::QUESTION) {
+            let comparison = Arc::clone(&comparison);
+            runtime.spawn(async move { comparison.answer(&question, reply).await });
+        } else if question.first() == Some(&members::QUESTION) {
             let pipeline = Arc::clone(&answering);
             runtime.spawn(async move { pipeline.answer_member_question(&question, reply).await });
         } else {

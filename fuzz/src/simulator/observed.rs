@@ -6,7 +6,7 @@
 //! **Does not know** what is right.
 use super::bug::ShellBug;
 use std::sync::{Arc, Mutex, PoisonError};
-use sternpost_engine::mvcc::{Store, StoreWriter};
+use sternpost_engine::mvcc::{StateSum, Store, StoreWriter};
 use sternpost_replication::raft::RaftEvent;
 use sternpost_replication::{Announce, ChangeEntry, Entry, Rejection, StateMachine};
 use sternpost_server::apply::{Applied, Machine, Outcome, Results};
@@ -30,6 +30,8 @@ pub(super) enum Report {
     GivenUp { id: u64, rejection: Rejection },
     /// The state behind an entry.
     State { index: u64, state: StateHash },
+    /// What the members compare, behind an entry.
+    Sum { index: u64, sum: StateSum },
     /// The log failed.
     Stopped,
     /// What Raft says of itself.
@@ -149,6 +151,10 @@ pub(super) struct Observed {
 }
 
 impl Observed {
+    fn report_sum(&self, index: u64) {
+        self.reports.push(Report::Sum { index, sum: self.machine.state_sum() });
+    }
+
     fn report_state(&self, index: u64) {
         if index.is_multiple_of(HASH_INTERVAL) {
             self.report_state_now(index);
@@ -173,6 +179,7 @@ impl StateMachine for Observed {
         } else {
             self.machine.apply(entry);
         }
+        self.report_sum(entry.index);
         self.report_state(entry.index);
     }
 
@@ -181,6 +188,7 @@ impl StateMachine for Observed {
         self.reports.push(Report::Change { index, term, command: command.to_vec() });
         let is_made = self.machine.apply_change(entry);
         self.reports.push(Report::ChangeMade { index, is_made });
+        self.report_sum(index);
         is_made
     }
 

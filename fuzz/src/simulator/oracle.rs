@@ -14,7 +14,7 @@ use super::observed::{StateHash, mix, mix_bytes};
 use crate::naive::Model;
 use std::collections::{BTreeMap, BTreeSet};
 use sternpost_engine::base::ids::Revision;
-use sternpost_engine::mvcc::{Event, EventBatch, EventKind, KeyValue, Range, RangeOutcome, Store};
+use sternpost_engine::mvcc::{Event, EventBatch, EventKind, KeyValue, Range, RangeOutcome, StateSum, Store};
 use sternpost_replication::Rejection;
 use sternpost_server::apply::command::{self, Command};
 use sternpost_server::apply::{Applied, Outcome};
@@ -74,6 +74,8 @@ pub(super) struct Oracle {
     heads: BTreeMap<u64, i64>,
     /// Index → state behind it.
     states: BTreeMap<u64, StateHash>,
+    /// Index → what members compare there.
+    sums: BTreeMap<u64, StateSum>,
     expected: BTreeMap<u64, Expected>,
     /// Main revision → its events.
     changes: BTreeMap<i64, Vec<Event>>,
@@ -127,6 +129,7 @@ impl Oracle {
             entries: BTreeMap::new(),
             heads: BTreeMap::from([(1, 1)]),
             states: BTreeMap::new(),
+            sums: BTreeMap::new(),
             expected: BTreeMap::new(),
             changes: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -428,6 +431,17 @@ impl Oracle {
         ))
     }
 
+    /// A member would say this of itself at a mark there: one that differs takes itself out, so none may that holds the same.
+    pub(super) fn sum(&mut self, member: u64, index: u64, sum: StateSum) -> Checked {
+        let first = *self.sums.entry(index).or_insert(sum);
+        if first == sum {
+            return Ok(());
+        }
+        Err(format!(
+            "state sums: behind entry {index} member {member} adds up to {sum:?}, others to {first:?}"
+        ))
+    }
+
     fn model_hash(&self) -> u64 {
         let retained = self.model.retained(0).expect("the head can be read");
         retained.iter().fold(0, |digest, (key, version, visible)| {
@@ -643,7 +657,7 @@ fn revision_of(outcome: &Outcome) -> i64 {
         | Outcome::LeaseGrant { revision, .. }
         | Outcome::LeaseRevoke { revision }
         | Outcome::Alarm { revision, .. } => *revision,
-        Outcome::MemberPublish | Outcome::Members(_) => 0,
+        Outcome::MemberPublish | Outcome::Members(_) | Outcome::Marked => 0,
     }
 }
 

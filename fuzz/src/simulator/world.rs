@@ -497,6 +497,10 @@ impl World {
                     self.digest = mix(self.digest, state.records);
                     self.oracle.state(id, index, state)?;
                 }
+                Report::Sum { index, sum } => {
+                    self.digest = mix(self.digest, sum.changes ^ sum.system);
+                    self.oracle.sum(id, index, sum)?;
+                }
                 Report::Raft(RaftEvent::Role(role)) => {
                     self.digest = mix(self.digest, role.term ^ role.leader << 32);
                     // A lone voter leads by its own vote, which may not be durable yet; it says nothing before it is (D1).

@@ -56,6 +56,8 @@ pub enum Kind {
     MemberPromote = 12,
     /// `Member`, id and peer URLs: it has other ones.
     MemberUpdate = 13,
+    /// A place to compare the members at: one byte, 1 for a deep one.
+    Mark = 14,
 }
 
 /// Who a command acts for.
@@ -95,6 +97,8 @@ pub enum Command {
     MemberRemove(pb::Member),
     MemberPromote(pb::Member),
     MemberUpdate(pb::Member),
+    /// True for a deep one.
+    Mark(bool),
 }
 
 /// Why bytes are no command of this build.
@@ -146,6 +150,14 @@ pub fn encode_lease_expiry(id: u64, expiry: LeaseExpiry) -> Vec<u8> {
     put_header(&mut out, Kind::LeaseExpire, Origin::RootInternal, id, 16);
     out.put_i64_le(expiry.lease);
     out.put_u64_le(expiry.granted_index);
+    out
+}
+
+/// Encodes a [`Kind::Mark`].
+pub fn encode_mark(id: u64, is_deep: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(HEADER_BYTES + 1);
+    put_header(&mut out, Kind::Mark, Origin::RootInternal, id, 1);
+    out.put_u8(u8::from(is_deep));
     out
 }
 
@@ -203,6 +215,11 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
         11 => Command::MemberRemove(message(body)?),
         12 => Command::MemberPromote(message(body)?),
         13 => Command::MemberUpdate(message(body)?),
+        14 => match body {
+            [0] => Command::Mark(false),
+            [1] => Command::Mark(true),
+            _ => return Err(CommandError::Length),
+        },
         _ => return Err(CommandError::Kind(kind, origin)),
     };
     Ok((id, command))
@@ -242,6 +259,8 @@ mod tests {
             (encode(Kind::LeaseGrant, client, 42, &grant), Command::LeaseGrant(grant)),
             (encode(Kind::LeaseRevoke, client, 42, &revoke), Command::LeaseRevoke(revoke)),
             (encode_lease_expiry(42, expiry), Command::LeaseExpire(expiry)),
+            (encode_mark(42, false), Command::Mark(false)),
+            (encode_mark(42, true), Command::Mark(true)),
             (encode(Kind::Alarm, client, 42, &alarm), Command::Alarm(alarm)),
             (encode(Kind::MemberPublish, Origin::RootInternal, 42, &member), Command::MemberPublish(member)),
         ]

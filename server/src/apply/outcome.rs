@@ -1,4 +1,5 @@
 //! What a command answers, and to whom.
+use crate::comparison::marks::Mark;
 use crate::wire::etcdserverpb::{AlarmMember, Member};
 use crate::wire::status::ApiError;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, TxnOutcome};
@@ -16,6 +17,7 @@ pub enum Outcome {
     Alarm { alarms: Vec<AlarmMember>, revision: i64 },
     MemberPublish,
     Members(Vec<Member>),
+    Marked,
 }
 
 /// What the proposer of a command hears.
@@ -66,6 +68,13 @@ pub enum Notice {
     Compacting,
     /// The member table has changed.
     MembersChanged,
+    /// A place to compare the members at was applied; `replay`: while the log is replayed.
+    Marked {
+        /// What this member has there.
+        mark: Mark,
+        /// As said.
+        replay: bool,
+    },
 }
 
 /// Who hears notices. Called on the thread that applies; must not block.

@@ -143,7 +143,6 @@ pub fn position(name: &str) -> Option<usize> {
     OPTIONS.iter().position(|spec| spec.name == name)
 }
 
-const NOT_COMPARED: &str = "members are not compared yet";
 const OWN_PEERS: &str = "the peer protocol is Sternpost's own, with limits of its own";
 const NO_AUTH: &str = "authentication is not served yet";
 const NO_DISCOVERY: &str = "discovery is not served yet";
@@ -545,16 +544,20 @@ pub static OPTIONS: &[OptionSpec] = &[
     // Behaviour.
     option(Behaviour, "enable-grpc-gateway", Kind::Flag, "true", "Serve the JSON gateway.")
         .warned("the JSON gateway is not served yet"),
-    option(Behaviour, "corrupt-check-time", Kind::Duration, "0s", "Time between comparisons of members.")
-        .warned(NOT_COMPARED),
+    option(
+        Behaviour,
+        "corrupt-check-time",
+        Kind::Duration,
+        "0s",
+        "Time between comparisons of all data of the members, which read everything; 0 for never.",
+    ),
     option(
         Behaviour,
         "compact-hash-check-time",
         Kind::Duration,
         "1m0s",
-        "Time between comparisons of compaction hashes.",
-    )
-    .warned(NOT_COMPARED),
+        "Time between comparisons of the members by the sums of what they applied, with or without the gate CompactHashCheck.",
+    ),
     option(
         Behaviour,
         "compaction-batch-limit",

@@ -107,6 +107,12 @@ pub struct Config {
     pub timers_are_given: bool,
     /// Time between progress notifications of watches.
     pub watch_progress_interval: Duration,
+    /// Between comparisons of the members' sums.
+    pub compare_interval: Duration,
+    /// Between comparisons of all their data; none for never.
+    pub compare_deep_interval: Option<Duration>,
+    /// Compare with the others before serving anybody.
+    pub initial_corrupt_check: bool,
     /// A slower unary request is logged.
     pub warning_unary_request_duration: Duration,
     /// Lines below it are not written.
@@ -426,6 +432,11 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         election_timeout: Duration::from_millis(election_ms),
         timers_are_given: settings.is_given("heartbeat-interval") || settings.is_given("election-timeout"),
         watch_progress_interval: watch_progress_interval(settings, notices),
+        compare_interval: interval(settings, "compact-hash-check-time").unwrap_or(Duration::from_mins(1)),
+        compare_deep_interval: interval(settings, "corrupt-check-time"),
+        initial_corrupt_check: feature_gates
+            .iter()
+            .any(|&(name, _, is_on)| name == "InitialCorruptCheck" && is_on),
         warning_unary_request_duration: positive(settings.duration_ns("warning-unary-request-duration"))
             .unwrap_or(Duration::from_millis(300)),
         log_level,
@@ -453,6 +464,11 @@ fn size(number: u64) -> usize {
 
 fn positive(ns: i64) -> Option<Duration> {
     u64::try_from(ns).ok().filter(|ns| *ns > 0).map(Duration::from_nanos)
+}
+
+/// A duration that is none where it is not above zero.
+fn interval(settings: &Settings, name: &str) -> Option<Duration> {
+    u64::try_from(settings.duration_ns(name)).ok().filter(|ns| *ns > 0).map(Duration::from_nanos)
 }
 
 fn watch_progress_interval(settings: &Settings, notices: &mut Vec<Notice>) -> Duration {

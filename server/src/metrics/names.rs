@@ -138,6 +138,10 @@ pub static METRICS: &[MetricSpec] = &[
     // Lease.
     counter("etcd_debugging_lease_granted_total", "Leases granted."),
     counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
+    // Comparison of the members.
+    counter("sternpost_comparison_agreed_total", "Comparisons in which most members had the same data as this one."),
+    gauge("sternpost_comparison_agreed_index", "Index of the log up to which that is known."),
+    gauge("sternpost_comparison_differing_members", "Members whose data differed from that of most at the newest comparison; 1 on a member that differs itself."),
     // Network.
     counter("etcd_network_client_grpc_received_bytes_total", "Bytes of gRPC messages from clients."),
     counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of gRPC messages to clients."),

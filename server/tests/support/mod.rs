@@ -4,6 +4,7 @@
 pub mod case_file;
 pub mod cluster;
 pub mod command;
+pub mod forge;
 pub mod process;
 pub mod raw_client;
 pub mod register;
