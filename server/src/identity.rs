@@ -53,6 +53,24 @@ pub fn genesis(
     initial_cluster: &[(String, Vec<String>)],
     token: &str,
 ) -> Result<Genesis, String> {
+    genesis_of(name, initial_cluster, token, true)
+}
+
+/// The same where every member knows its own name alone (members that were found in DNS): names are none until each has said its own.
+pub fn genesis_without_names(
+    name: &str,
+    initial_cluster: &[(String, Vec<String>)],
+    token: &str,
+) -> Result<Genesis, String> {
+    genesis_of(name, initial_cluster, token, false)
+}
+
+fn genesis_of(
+    name: &str,
+    initial_cluster: &[(String, Vec<String>)],
+    token: &str,
+    has_names: bool,
+) -> Result<Genesis, String> {
     let mut members = Vec::new();
     let mut own_id = None;
     for (member_name, peer_urls) in initial_cluster {
@@ -62,11 +80,17 @@ pub fn genesis(
         }
         let mut peer_urls = peer_urls.clone();
         peer_urls.sort_unstable();
-        members.push(Member { id, name: member_name.clone(), peer_ur_ls: peer_urls, ..Member::default() });
+        let name = if has_names { member_name.clone() } else { String::new() };
+        members.push(Member { id, name, peer_ur_ls: peer_urls, ..Member::default() });
     }
     members.sort_unstable_by_key(|member| member.id);
     if let Some(pair) = members.windows(2).find(|pair| pair[0].id == pair[1].id) {
-        return Err(format!("members {:?} and {:?} have the same peer URLs", pair[0].name, pair[1].name));
+        let names: Vec<_> = initial_cluster
+            .iter()
+            .filter(|(_, peer_urls)| member_id(peer_urls, token) == pair[0].id)
+            .map(|(name, _)| name)
+            .collect();
+        return Err(format!("members {:?} and {:?} have the same peer URLs", names[0], names[1]));
     }
     let member_id = own_id.ok_or_else(|| format!("member {name:?} is not in the initial cluster"))?;
     let voters: Vec<u64> = members.iter().map(|member| member.id).collect();

@@ -6,6 +6,7 @@ pub mod comparison;
 pub mod config;
 pub mod corked;
 pub mod diagnostics;
+pub mod discovery;
 pub mod first_turn;
 pub mod grpc;
 pub mod grpc_limits;

@@ -15,6 +15,7 @@
 use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
 use crate::diagnostics::Diagnostics;
+use crate::discovery::{self, Discovery};
 use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
 use crate::grpc_limits::InflightBudget;
 use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
@@ -84,7 +85,7 @@ impl Stopped {
 
 /// Serves until a signal comes. The error is one line for the user.
 pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
-    let Loaded { config, settings, notices } = loaded;
+    let Loaded { mut config, settings, notices } = loaded;
     for notice in &notices {
         log_notice(notice);
     }
@@ -95,7 +96,17 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
 
     let sockets = Sockets::open(&config)?;
-    let is_new = prepare_directory(&config)?;
+    let is_new = look_at_directory(&config)?;
+    if is_new {
+        tokio::select! {
+            found = discovery::find_members(&mut config) => found?,
+            _ = terminate.recv() => return Ok(Stopped::Terminated),
+            _ = interrupt.recv() => return Ok(Stopped::Interrupted),
+        }
+    } else if matches!(config.discovery, Some(Discovery::Registry(_))) {
+        tracing::warn!("discovery token is ignored since cluster already initialized; valid logs are found");
+    }
+    prepare_directory(&config, is_new)?;
     let tls = Tls::open(&config)?;
     if is_new && config.initial_cluster_existing {
         let (joining, tls) = (config.clone(), tls.clone());
@@ -422,8 +433,8 @@ impl Sockets {
     }
 }
 
-/// Makes the data directory, and refuses one that is not ours. True if there is no data in it yet.
-fn prepare_directory(config: &Config) -> Result<bool, String> {
+/// Refuses a data directory that is not ours. True if there is no data in it yet.
+fn look_at_directory(config: &Config) -> Result<bool, String> {
     let directory = &config.data_dir;
     let shown = directory.display();
     if directory.join("member").is_dir() {
@@ -431,23 +442,28 @@ fn prepare_directory(config: &Config) -> Result<bool, String> {
             "the data directory {shown} holds data of etcd (member/); a directory of etcd cannot be opened, give another --data-dir"
         ));
     }
-    let exists = match std::fs::read_dir(directory) {
-        Ok(_) => true,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(format!("cannot read the data directory {shown}: {error}")),
-    };
-    let is_new = has_staged_only(directory);
+    match std::fs::read_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(format!("cannot read the data directory {shown}: {error}"))
+        }
+        _ => Ok(has_staged_only(directory)),
+    }
+}
+
+/// Makes the data directory if there is none. The first members of a new one make sense.
+fn prepare_directory(config: &Config, is_new: bool) -> Result<(), String> {
+    let directory = &config.data_dir;
     if is_new {
         config.check_bootstrap()?;
     }
-    if !exists {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(directory)
-            .map_err(|error| format!("cannot make the data directory {shown}: {error}"))?;
+    if directory.exists() {
+        return Ok(());
     }
-    Ok(is_new)
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| format!("cannot make the data directory {}: {error}", directory.display()))
 }
 
 /// A member without its listeners for clients.
@@ -464,6 +480,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
     let options = ServerOptions {
         name: config.name.clone(),
         initial_cluster: first_members(config),
+        initial_names_known: config.initial_names_known,
         initial_cluster_token: config.initial_cluster_token.clone(),
         advertise_client_urls: config.advertise_client_urls.iter().map(ToString::to_string).collect(),
         quota_bytes: config.quota_bytes.map(|bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),

@@ -51,6 +51,8 @@ pub struct ServerOptions {
     pub name: String,
     /// Members by name with their peer URLs; used only by a new data directory.
     pub initial_cluster: Vec<(String, Vec<String>)>,
+    /// Every member has the same names in `initial_cluster`.
+    pub initial_names_known: bool,
     /// Distinguishes clusters with the same URLs; used only by a new data directory.
     pub initial_cluster_token: String,
     /// Where clients reach this member, for the member list.
@@ -86,6 +88,7 @@ impl Default for ServerOptions {
         Self {
             initial_cluster: vec![(name.clone(), vec!["http://localhost:2380".to_owned()])],
             name,
+            initial_names_known: true,
             initial_cluster_token: "etcd-cluster".to_owned(),
             advertise_client_urls: vec!["http://localhost:2379".to_owned()],
             quota_bytes: Some(crate::apply::quota::QUOTA_BYTES_DEFAULT),
@@ -173,9 +176,10 @@ impl Server {
             + Send
             + 'static,
     {
-        let genesis =
-            identity::genesis(&options.name, &options.initial_cluster, &options.initial_cluster_token)
-                .map_err(StartError::Options)?;
+        let of_options =
+            if options.initial_names_known { identity::genesis } else { identity::genesis_without_names };
+        let genesis = of_options(&options.name, &options.initial_cluster, &options.initial_cluster_token)
+            .map_err(StartError::Options)?;
         let membership = Arc::new(Membership::default());
         let (store, writer) = StoreWriter::new(options.store.clone());
         let view = Arc::new(AppliedView::default());

@@ -145,7 +145,6 @@ pub fn position(name: &str) -> Option<usize> {
 
 const OWN_PEERS: &str = "the peer protocol is Sternpost's own, with limits of its own";
 const NO_AUTH: &str = "authentication is not served yet";
-const NO_DISCOVERY: &str = "discovery is not served yet";
 const NO_TRACING: &str = "tracing is not served yet";
 const OTHER_STORAGE: &str = "the storage engine has no such part";
 const DROPPED: &str = "etcd has dropped this flag too";
@@ -332,36 +331,51 @@ pub static OPTIONS: &[OptionSpec] = &[
         "false",
         "Remove all other members at the start and go on alone: the last resort when a quorum is lost for good.",
     ),
-    option(Clustering, "discovery-token", Kind::Text, "", "Discovery token.").refused(NO_DISCOVERY),
-    option(Clustering, "discovery-endpoints", Kind::List, "", "Endpoints of the discovery service.")
-        .refused(NO_DISCOVERY),
-    option(Clustering, "discovery-dial-timeout", Kind::Duration, "2s", "Discovery: dial timeout.")
-        .warned(NO_DISCOVERY),
-    option(Clustering, "discovery-request-timeout", Kind::Duration, "5s", "Discovery: request timeout.")
-        .warned(NO_DISCOVERY),
-    option(Clustering, "discovery-keepalive-time", Kind::Duration, "2s", "Discovery: keepalive time.")
-        .warned(NO_DISCOVERY),
-    option(Clustering, "discovery-keepalive-timeout", Kind::Duration, "6s", "Discovery: keepalive timeout.")
-        .warned(NO_DISCOVERY),
-    option(Clustering, "discovery-insecure-transport", Kind::Flag, "true", "Discovery: without TLS.")
-        .warned(NO_DISCOVERY),
+    option(
+        Clustering,
+        "discovery-token",
+        Kind::Text,
+        "",
+        "Names the cluster at the discovery service; used only by a new data directory.",
+    ),
+    option(
+        Clustering,
+        "discovery-endpoints",
+        Kind::List,
+        "",
+        "Endpoints of the discovery service, any cluster of etcd or Sternpost.",
+    ),
+    option(Clustering, "discovery-dial-timeout", Kind::Duration, "2s", "Discovery: dial timeout."),
+    option(Clustering, "discovery-request-timeout", Kind::Duration, "5s", "Discovery: request timeout."),
+    option(Clustering, "discovery-keepalive-time", Kind::Duration, "2s", "Discovery: keepalive time."),
+    option(Clustering, "discovery-keepalive-timeout", Kind::Duration, "6s", "Discovery: keepalive timeout."),
+    option(
+        Clustering,
+        "discovery-insecure-transport",
+        Kind::Flag,
+        "true",
+        "Discovery: endpoints without a scheme are asked without TLS.",
+    ),
     option(
         Clustering,
         "discovery-insecure-skip-tls-verify",
         Kind::Flag,
         "false",
         "Discovery: do not verify.",
-    )
-    .warned(NO_DISCOVERY),
-    option(Clustering, "discovery-cert", Kind::Text, "", "Discovery: certificate.").warned(NO_DISCOVERY),
-    option(Clustering, "discovery-key", Kind::Text, "", "Discovery: key.").warned(NO_DISCOVERY),
-    option(Clustering, "discovery-cacert", Kind::Text, "", "Discovery: CA bundle.").warned(NO_DISCOVERY),
-    option(Clustering, "discovery-user", Kind::Text, "", "Discovery: user.").warned(NO_DISCOVERY),
-    option(Clustering, "discovery-password", Kind::Text, "", "Discovery: password.").warned(NO_DISCOVERY),
-    option(Clustering, "discovery-srv", Kind::Text, "", "Domain whose SRV records name the members.")
-        .refused(NO_DISCOVERY),
-    option(Clustering, "discovery-srv-name", Kind::Text, "", "Suffix of the SRV service name.")
-        .warned(NO_DISCOVERY),
+    ),
+    option(Clustering, "discovery-cert", Kind::Text, "", "Discovery: certificate."),
+    option(Clustering, "discovery-key", Kind::Text, "", "Discovery: key."),
+    option(Clustering, "discovery-cacert", Kind::Text, "", "Discovery: CA bundle."),
+    option(Clustering, "discovery-user", Kind::Text, "", "Discovery: user, or user:password."),
+    option(Clustering, "discovery-password", Kind::Text, "", "Discovery: password."),
+    option(
+        Clustering,
+        "discovery-srv",
+        Kind::Text,
+        "",
+        "Domain whose SRV records name the members; used only by a new data directory.",
+    ),
+    option(Clustering, "discovery-srv-name", Kind::Text, "", "Suffix of the SRV service name."),
     option(
         Clustering,
         "discovery-fallback",

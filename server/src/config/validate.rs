@@ -4,11 +4,13 @@
 //! only be judged with the data directory at hand (the initial cluster counts only on an empty one) is [`Config::check_bootstrap`].
 //!
 //! **Source**: `server/embed/config.go`, `server/embed/config_logging.go`, `server/config/config.go` of etcd 3.7.3.
+use super::discovery;
 use super::flags::{self, Settings};
 use super::options::FEATURE_GATES;
 use super::tls::{self, TlsSettings};
 use super::url::{self, Url};
 use super::{ConfigError, Notice};
+use crate::discovery::Discovery;
 use std::path::PathBuf;
 use std::time::Duration;
 use sternpost_engine::io::BackendChoice;
@@ -111,6 +113,10 @@ pub struct Config {
     pub compare_interval: Duration,
     /// Between comparisons of all their data; none for never.
     pub compare_deep_interval: Option<Duration>,
+    /// How the first members are found, if not by `initial_cluster`.
+    pub discovery: Option<Discovery>,
+    /// Every member has the same names in `initial_cluster`.
+    pub initial_names_known: bool,
     /// Compare with the others before serving anybody.
     pub initial_corrupt_check: bool,
     /// A slower unary request is logged.
@@ -357,6 +363,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
     if !listen_client_urls.is_empty() && advertise_client_urls.is_empty() {
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
     }
+    discovery::check(settings)?;
     match settings.text("auto-compaction-mode") {
         "periodic" | "revision" => {}
         "" => return Err("undefined auto-compaction-mode".into()),
@@ -432,6 +439,8 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         election_timeout: Duration::from_millis(election_ms),
         timers_are_given: settings.is_given("heartbeat-interval") || settings.is_given("election-timeout"),
         watch_progress_interval: watch_progress_interval(settings, notices),
+        discovery: discovery::of(settings),
+        initial_names_known: true,
         compare_interval: interval(settings, "compact-hash-check-time").unwrap_or(Duration::from_mins(1)),
         compare_deep_interval: interval(settings, "corrupt-check-time"),
         initial_corrupt_check: feature_gates
@@ -467,7 +476,7 @@ fn positive(ns: i64) -> Option<Duration> {
 }
 
 /// A duration that is none where it is not above zero.
-fn interval(settings: &Settings, name: &str) -> Option<Duration> {
+pub(super) fn interval(settings: &Settings, name: &str) -> Option<Duration> {
     u64::try_from(settings.duration_ns(name)).ok().filter(|ns| *ns > 0).map(Duration::from_nanos)
 }
 

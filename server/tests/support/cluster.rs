@@ -34,9 +34,11 @@ pub struct Member {
     /// Options beside those that make the cluster.
     pub options: Vec<String>,
     /// Where it listens.
-    address: String,
+    pub address: String,
     /// The network namespace that it runs in, if it is not this program's.
-    space: Option<String>,
+    pub space: Option<String>,
+    /// How it finds the others, in the place of `--initial-cluster`.
+    pub discovery: Option<Vec<String>>,
     /// Members reach it by TLS.
     pub is_peer_secure: bool,
     /// Clients reach it by TLS, as this says.
@@ -56,6 +58,7 @@ impl Member {
             options: Vec::new(),
             address: "127.0.0.1".to_owned(),
             space: None,
+            discovery: None,
             is_peer_secure: false,
             client_tls: None,
         }
@@ -136,7 +139,10 @@ impl Member {
             .arg(format!("--advertise-client-urls={client_url}"))
             .arg(format!("--listen-peer-urls={peer_url}"))
             .arg(format!("--initial-advertise-peer-urls={peer_url}"))
-            .arg(format!("--initial-cluster={initial_cluster}"))
+            .args(match &self.discovery {
+                Some(flags) => flags.clone(),
+                None => vec![format!("--initial-cluster={initial_cluster}")],
+            })
             .arg(format!("--initial-cluster-state={state}"))
             .args(&self.options)
             .env_clear()
