@@ -15,17 +15,19 @@
 //! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then the operation's own errors. A
 //! write that exceeds this member's quota is applied and then answered as refused.
 //!
-//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`members`], [`quota`], [`view`].
+//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`members`], [`promises`], [`quota`], [`view`].
 mod alarm;
 pub mod command;
 mod lease;
 pub mod members;
 pub mod outcome;
+pub mod promises;
 pub mod quota;
 pub mod records;
 pub mod view;
 
 pub use outcome::{Applied, Notice, Notices, Outcome, Results};
+pub use promises::Promises;
 pub use quota::Quota;
 pub use records::GenesisState;
 pub use view::{AppliedView, EMPTY_STORE_BYTES};
@@ -34,7 +36,7 @@ use crate::comparison::marks::Mark;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
 use alarm::AlarmTable;
-use command::Command;
+use command::{Command, Kind, MarkCommand};
 use lease::LeaseTable;
 use members::MemberCommand;
 use std::sync::Arc;
@@ -57,6 +59,7 @@ pub struct Machine {
     results: Arc<dyn Results>,
     notices: Box<dyn Notices>,
     quota: Quota,
+    promises: Arc<Promises>,
     /// Estimate of the store's size between two flushes; only the quota looks at it.
     size_bytes: i64,
 }
@@ -95,6 +98,7 @@ impl Machine {
             results,
             notices,
             quota,
+            promises: Arc::default(),
         };
         machine.load();
         machine
@@ -103,6 +107,11 @@ impl Machine {
     /// The store that it fills.
     pub fn store(&self) -> &Store {
         self.writer.store()
+    }
+
+    /// What the log says that members have promised, while it is replayed.
+    pub fn promises(&self) -> Arc<Promises> {
+        Arc::clone(&self.promises)
     }
 
     /// Fills what is kept in memory from the system records.
@@ -149,7 +158,7 @@ impl Machine {
             Command::MemberUpdate(member) => {
                 self.change_members(MemberCommand::Update(member.id, member.peer_ur_ls))
             }
-            Command::Mark(is_deep) => Ok(self.mark(context, is_deep)),
+            Command::Mark(mark) => Ok(self.mark(context, &mark)),
             // They come by entries of another kind, see `apply_change`.
             Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };
@@ -208,9 +217,13 @@ impl Machine {
         Outcome::Alarm { alarms, revision: self.writer.store().revision() }
     }
 
-    /// The state is not changed; whoever compares hears what it is.
-    fn mark(&mut self, context: Context, is_deep: bool) -> Outcome {
-        let mark = Mark { index: context.index, is_deep, sum: self.writer.state_sum() };
+    /// Whoever compares hears what the state is. What members have acknowledged is kept, so that one that holds less at its next start is found out by whoever
+    /// has this (R22).
+    fn mark(&mut self, context: Context, mark: &MarkCommand) -> Outcome {
+        for &(member, index) in &mark.promised {
+            records::raise_promised(&mut self.writer, member, (mark.term, index));
+        }
+        let mark = Mark { index: context.index, is_deep: mark.is_deep, sum: self.writer.state_sum() };
         self.notices.notice(Notice::Marked { mark, replay: context.replay });
         Outcome::Marked
     }
@@ -324,13 +337,24 @@ impl StateMachine for Machine {
 
     fn announcer(&self) -> Option<Announce> {
         let store = self.writer.store().clone();
-        if !store.has_checkpoint() {
-            return None;
-        }
-        Some(Box::new(move |bytes| match command::decode(bytes) {
-            Ok((_, Command::Put(put))) => store.read_ahead(&put.key),
-            Ok((_, Command::Txn(txn))) => Txn::from(txn).single_keys().for_each(|key| store.read_ahead(key)),
-            _ => {}
+        let promises = Arc::clone(&self.promises);
+        let has_checkpoint = store.has_checkpoint();
+        Some(Box::new(move |bytes| {
+            if !has_checkpoint && command::kind(bytes) != Some(Kind::Mark as u8) {
+                return;
+            }
+            match command::decode(bytes) {
+                Ok((_, Command::Put(put))) => store.read_ahead(&put.key),
+                Ok((_, Command::Txn(txn))) => {
+                    Txn::from(txn).single_keys().for_each(|key| store.read_ahead(key));
+                }
+                Ok((_, Command::Mark(mark))) => {
+                    mark.promised
+                        .iter()
+                        .for_each(|&(member, index)| promises.raise(member, (mark.term, index)));
+                }
+                _ => {}
+            }
         }))
     }
 

@@ -8,7 +8,7 @@
 //! taken.
 //!
 //! **Does not know** what a frame of the replicator says.
-use crate::apply::records;
+use crate::apply::{Promises, records};
 use crate::config::Config;
 use crate::identity;
 use crate::membership::Membership;
@@ -50,6 +50,7 @@ pub struct Peers {
     fetch_from: watch::Sender<u64>,
     transport: Arc<OnceLock<Transport>>,
     memory: Arc<Memory>,
+    promises: Arc<Promises>,
     strangers: Arc<Strangers>,
     /// Those that the transport knows, with their addresses.
     known: Mutex<BTreeMap<u64, Vec<Address>>>,
@@ -64,6 +65,7 @@ struct Members {
     /// The member whose state we are told to fetch, 0 for none.
     fetch_from: watch::Sender<u64>,
     memory: Arc<Memory>,
+    promises: Arc<Promises>,
     /// Not a share of it: the transport holds this.
     transport: Weak<OnceLock<Transport>>,
     strangers: Arc<Strangers>,
@@ -136,7 +138,13 @@ impl Members {
         let known = self.memory.of(member.id);
         // A member says its client URLs when it has started, by its log: that entry it has.
         let least = if member.client_ur_ls.is_empty() { 0 } else { GENESIS_INDEX + 1 };
-        Promised { index: known.index.max(least), ..known }
+        // Kept in the state, whoever has led meanwhile and however often all have been started.
+        let (term, index) = records::promised(&self.store, member.id);
+        let (read_term, read_index) = self.promises.of(member.id);
+        Promised {
+            term: known.term.max(term).max(read_term),
+            index: known.index.max(index).max(read_index).max(least),
+        }
     }
 
     /// A member that is in no table here is answered at the URLs that it says.
@@ -284,8 +292,9 @@ impl Peers {
         raft: Arc<Raft>,
         store: Store,
         membership: Arc<Membership>,
+        promises: Arc<Promises>,
     ) -> Result<Self, String> {
-        let peers = Self::new(config, tls, raft, store, membership)?;
+        let peers = Self::new(config, tls, raft, store, membership, promises)?;
         peers.sync()?;
         Ok(peers)
     }
@@ -300,6 +309,7 @@ impl Peers {
         raft: Arc<Raft>,
         store: Store,
         membership: Arc<Membership>,
+        promises: Arc<Promises>,
     ) -> Result<Self, String> {
         let opened = raft.opened();
         let genesis_hash = raft.genesis().hash();
@@ -309,7 +319,18 @@ impl Peers {
         raft.connect(Box::new(ByTransport(Arc::clone(&transport))));
         let fetch_from = watch::Sender::new(0);
         let (memory, strangers, known) = Default::default();
-        Ok(Self { config, raft, store, membership, fetch_from, transport, memory, strangers, known })
+        Ok(Self {
+            config,
+            raft,
+            store,
+            membership,
+            fetch_from,
+            transport,
+            memory,
+            promises,
+            strangers,
+            known,
+        })
     }
 
     /// The transport, which begins to listen with the first other member.
@@ -324,6 +345,7 @@ impl Peers {
             membership: Arc::clone(&self.membership),
             fetch_from: self.fetch_from.clone(),
             memory: Arc::clone(&self.memory),
+            promises: Arc::clone(&self.promises),
             transport: Arc::downgrade(&self.transport),
             strangers: Arc::clone(&self.strangers),
         };

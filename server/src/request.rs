@@ -23,7 +23,7 @@ pub mod range_stream;
 pub mod read;
 pub mod wait;
 
-use crate::apply::command::{self, Kind, LeaseExpiry, Origin};
+use crate::apply::command::{self, Kind, LeaseExpiry, MarkCommand, Origin};
 use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
 use crate::membership::Membership;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
@@ -247,9 +247,15 @@ impl Pipeline {
 
     /// Makes a place to compare the members at, as leader of `term`; returns when it is applied here.
     pub async fn make_mark(&self, is_deep: bool, term: u64) -> Result<(), ApiError> {
+        let status = self.replicator.status();
+        // What is matched was acknowledged in this term. What is not committed may be overwritten, and is gone then by right; of our own
+        // log what is applied is durable.
+        let others = self.replicator.peers().into_iter().filter(|peer| peer.matched_index > 0);
+        let others = others.map(|peer| (peer.id, peer.matched_index.min(status.committed_index)));
+        let promised = others.chain([(self.member_id, status.applied_index)]).collect();
         let id = self.ids.next();
         let waiting = self.waiters.register(id)?;
-        let command = command::encode_mark(id, is_deep);
+        let command = command::encode_mark(id, &MarkCommand { is_deep, term, promised });
         self.taken_over(self.replicator.propose_in_term(command, Class::Ordinary, term))?;
         self.outcome(waiting).await.map(|_| ())
     }

@@ -289,7 +289,8 @@ impl Following {
                 // On a thread that may wait.
                 let waiting = tokio::task::spawn_blocking(move || {
                     let raft = node.wait_for_group(|| stopping.load(Ordering::Relaxed))?;
-                    Some(Peers::new(&config, &tls, raft, store, membership))
+                    // One that was alone has nobody's promises.
+                    Some(Peers::new(&config, &tls, raft, store, membership, Arc::default()))
                 });
                 match waiting.await {
                     Ok(Some(Ok(peers))) => drop(tell.send_replace(Some(Arc::new(peers)))),
@@ -509,7 +510,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
     let (node_config, tls) = (config.clone(), tls.clone());
     let (report, started) = tokio::sync::oneshot::channel();
     let server = Server::start_with(options, move |machine, genesis, membership| {
-        let store = machine.store().clone();
+        let (store, promises) = (machine.store().clone(), machine.promises());
         let options = NodeOptions {
             log,
             checkpoint,
@@ -549,7 +550,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
             // Nobody to speak to yet.
             Node::Single(_) => None,
             Node::Raft(raft) => {
-                let peers = Peers::start(&node_config, &tls, Arc::clone(raft), store, membership);
+                let peers = Peers::start(&node_config, &tls, Arc::clone(raft), store, membership, promises);
                 Some(Arc::new(peers.map_err(StartError::Options)?))
             }
         };

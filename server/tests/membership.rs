@@ -321,6 +321,58 @@ fn a_member_whose_data_was_lost_or_went_back_takes_no_part() {
     });
 }
 
+/// Nobody remembers it who has run since, and everybody does: what members had acknowledged stands in the state.
+#[test]
+fn a_member_whose_data_went_back_takes_no_part_though_all_start_anew() {
+    let mut cluster = Cluster::start(3, &["--compact-hash-check-time=200ms"]);
+    runtime().block_on(async {
+        let leader = cluster.leader().await;
+        let victim = (leader + 1) % 3;
+        cluster.members[leader].put("k", "1").await.unwrap();
+        cluster.agree().await;
+        cluster.members[victim].end(Signal::KILL);
+        let folder = cluster.members[victim].folder.clone();
+        let old = folder.with_extension("old");
+        copy(&folder, &old);
+        cluster.start_member(victim);
+        cluster.leader().await;
+        for number in 0..20 {
+            cluster.members[victim].put(&format!("k-{number}"), "1").await.unwrap();
+        }
+        cluster.agree().await;
+        // Behind this one comes a mark, which has what is acknowledged by now.
+        let revision = cluster.members[leader].put("k", "2").await.unwrap();
+        for member in &cluster.members {
+            until("a mark behind it", async || {
+                let status = member.status().await.ok()?;
+                let agreed_index = member.metric("sternpost_comparison_agreed_index").await?;
+                let is_there = status.header?.revision >= revision;
+                (is_there && agreed_index >= status.raft_applied_index as f64).then_some(())
+            })
+            .await;
+        }
+        for number in 0..3 {
+            cluster.members[number].end(Signal::KILL);
+        }
+        std::fs::remove_dir_all(&folder).unwrap();
+        std::fs::rename(&old, &folder).unwrap();
+        for number in 0..3 {
+            cluster.start_member(number);
+        }
+        let member = &cluster.members[victim];
+        until("the quarantine", async || {
+            let errors = member.status().await.ok()?.errors;
+            errors.iter().any(|error| error.contains("holds less than it has acknowledged")).then_some(())
+        })
+        .await;
+        until("the others to go on", async || cluster.members[leader].put("k", "3").await.ok()).await;
+        for number in 0..20 {
+            let value = cluster.members[leader].get(&format!("k-{number}"), false).await.unwrap();
+            assert_eq!(value.as_deref(), Some("1"));
+        }
+    });
+}
+
 #[test]
 fn an_update_moves_a_member_to_other_peer_urls() {
     let mut cluster = Cluster::start(3, &[]);

@@ -56,7 +56,7 @@ pub enum Kind {
     MemberPromote = 12,
     /// `Member`, id and peer URLs: it has other ones.
     MemberUpdate = 13,
-    /// A place to compare the members at: one byte, 1 for a deep one.
+    /// [`MarkCommand`].
     Mark = 14,
 }
 
@@ -80,6 +80,22 @@ pub struct LeaseExpiry {
     pub granted_index: u64,
 }
 
+/// A place to compare the members at, and what they had acknowledged by then. Body: deep u8 (0 or 1) · term u64 · count u8 · for each member id u64 · index u64.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+pub struct MarkCommand {
+    /// All that is retained is to be hashed too.
+    pub is_deep: bool,
+    /// The term of who made it, in which all of these have taken part.
+    pub term: u64,
+    /// Members and the last index that each is known to hold durably, at most [`MarkCommand::PROMISED_MAX`].
+    pub promised: Vec<(u64, u64)>,
+}
+
+impl MarkCommand {
+    /// More than a group has members.
+    pub const PROMISED_MAX: usize = 255;
+}
+
 /// A command as it is applied.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(missing_docs, reason = "the variants are the kinds")]
@@ -97,8 +113,7 @@ pub enum Command {
     MemberRemove(pb::Member),
     MemberPromote(pb::Member),
     MemberUpdate(pb::Member),
-    /// True for a deep one.
-    Mark(bool),
+    Mark(MarkCommand),
 }
 
 /// Why bytes are no command of this build.
@@ -153,12 +168,34 @@ pub fn encode_lease_expiry(id: u64, expiry: LeaseExpiry) -> Vec<u8> {
     out
 }
 
-/// Encodes a [`Kind::Mark`].
-pub fn encode_mark(id: u64, is_deep: bool) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES + 1);
-    put_header(&mut out, Kind::Mark, Origin::RootInternal, id, 1);
-    out.put_u8(u8::from(is_deep));
+/// Encodes a [`Kind::Mark`]; of more members than fit the first.
+pub fn encode_mark(id: u64, mark: &MarkCommand) -> Vec<u8> {
+    let promised = &mark.promised[..mark.promised.len().min(MarkCommand::PROMISED_MAX)];
+    let body_bytes = 10 + 16 * promised.len();
+    let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
+    put_header(&mut out, Kind::Mark, Origin::RootInternal, id, body_bytes);
+    out.put_u8(u8::from(mark.is_deep));
+    out.put_u64_le(mark.term);
+    out.put_u8(promised.len() as u8);
+    for (member, index) in promised {
+        out.put_u64_le(*member);
+        out.put_u64_le(*index);
+    }
     out
+}
+
+fn decode_mark(body: &[u8]) -> Result<MarkCommand, CommandError> {
+    let mut reader = Reader::new(body);
+    let is_deep = match reader.u8()? {
+        0 => false,
+        1 => true,
+        other => return Err(CommandError::Body(format!("a mark of kind {other}"))),
+    };
+    let term = reader.u64()?;
+    let count = reader.u8()?;
+    let promised =
+        (0..count).map(|_| Ok((reader.u64()?, reader.u64()?))).collect::<Result<_, Truncated>>()?;
+    if reader.is_empty() { Ok(MarkCommand { is_deep, term, promised }) } else { Err(CommandError::Length) }
 }
 
 fn put_header(out: &mut Vec<u8>, kind: Kind, origin: Origin, id: u64, body_bytes: usize) {
@@ -173,6 +210,11 @@ fn put_header(out: &mut Vec<u8>, kind: Kind, origin: Origin, id: u64, body_bytes
 /// The id of a command, without looking at the rest.
 pub fn id(command: &[u8]) -> Option<u64> {
     Some(u64::from_le_bytes(command.get(4..12)?.try_into().ok()?))
+}
+
+/// The kind of a command, without looking at the rest.
+pub fn kind(command: &[u8]) -> Option<u8> {
+    command.get(1).copied()
 }
 
 /// Decodes a command into its id and what it does.
@@ -215,11 +257,7 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
         11 => Command::MemberRemove(message(body)?),
         12 => Command::MemberPromote(message(body)?),
         13 => Command::MemberUpdate(message(body)?),
-        14 => match body {
-            [0] => Command::Mark(false),
-            [1] => Command::Mark(true),
-            _ => return Err(CommandError::Length),
-        },
+        14 => Command::Mark(decode_mark(body)?),
         _ => return Err(CommandError::Kind(kind, origin)),
     };
     Ok((id, command))
@@ -251,6 +289,8 @@ mod tests {
         let member = pb::Member { id: 3, name: "a".to_owned(), ..Default::default() };
         let expiry = LeaseExpiry { lease: -9, granted_index: 12 };
         let client = Origin::Client;
+        let plain = MarkCommand::default();
+        let deep = MarkCommand { is_deep: true, term: 7, promised: vec![(3, 9), (u64::MAX, 1)] };
         vec![
             (encode(Kind::Put, client, 42, &put), Command::Put(put)),
             (encode(Kind::DeleteRange, client, 42, &delete), Command::DeleteRange(delete)),
@@ -259,8 +299,8 @@ mod tests {
             (encode(Kind::LeaseGrant, client, 42, &grant), Command::LeaseGrant(grant)),
             (encode(Kind::LeaseRevoke, client, 42, &revoke), Command::LeaseRevoke(revoke)),
             (encode_lease_expiry(42, expiry), Command::LeaseExpire(expiry)),
-            (encode_mark(42, false), Command::Mark(false)),
-            (encode_mark(42, true), Command::Mark(true)),
+            (encode_mark(42, &plain), Command::Mark(plain)),
+            (encode_mark(42, &deep), Command::Mark(deep)),
             (encode(Kind::Alarm, client, 42, &alarm), Command::Alarm(alarm)),
             (encode(Kind::MemberPublish, Origin::RootInternal, 42, &member), Command::MemberPublish(member)),
         ]

@@ -8,6 +8,7 @@
 //! | `cluster` | cluster id u64 · feature level u32 |
 //! | `member/` id u64 | protobuf `Member` |
 //! | `removed/` id u64 | nothing: no member has this id again |
+//! | `promised/` id u64 | term u64 · index u64: this member has taken part in the term, and holds the log up to the index |
 //! | `lease/` id i64 | granted TTL i64, seconds · log index of the grant u64 |
 //! | `alarm/` type i32 · member id u64 | nothing |
 //!
@@ -25,6 +26,7 @@ const FORMAT_VERSION: u8 = 1;
 const CLUSTER_KEY: &[u8] = b"cluster";
 const MEMBER_PREFIX: &[u8] = b"member/";
 const REMOVED_PREFIX: &[u8] = b"removed/";
+const PROMISED_PREFIX: &[u8] = b"promised/";
 const LEASE_PREFIX: &[u8] = b"lease/";
 const ALARM_PREFIX: &[u8] = b"alarm/";
 
@@ -145,7 +147,32 @@ pub(crate) fn put_member(writer: &mut StoreWriter, member: &Member) {
 /// Takes a member out of the table; its id is kept among those that were removed.
 pub(crate) fn remove_member(writer: &mut StoreWriter, id: u64) {
     writer.system_delete(&key(MEMBER_PREFIX, &[&id.to_be_bytes()]));
+    writer.system_delete(&key(PROMISED_PREFIX, &[&id.to_be_bytes()]));
     writer.system_put(key(REMOVED_PREFIX, &[&id.to_be_bytes()]), value().freeze());
+}
+
+/// A member is known to have taken part in a term and to hold the log up to an index: (term, index). Each only rises; of somebody who is no member nothing is kept.
+pub(crate) fn raise_promised(writer: &mut StoreWriter, id: u64, (term, index): (u64, u64)) {
+    if member(writer.store(), id).is_none() {
+        return;
+    }
+    let known = promised(writer.store(), id);
+    let raised = (known.0.max(term), known.1.max(index));
+    if raised != known {
+        let mut record = value();
+        record.put_u64_le(raised.0);
+        record.put_u64_le(raised.1);
+        writer.system_put(key(PROMISED_PREFIX, &[&id.to_be_bytes()]), record.freeze());
+    }
+}
+
+/// What [`raise_promised`] has kept of a member; zeros for nothing.
+pub fn promised(store: &Store, id: u64) -> (u64, u64) {
+    let key = key(PROMISED_PREFIX, &[&id.to_be_bytes()]);
+    let Some(record) = store.system_get(&key) else { return (0, 0) };
+    let mut reader = body(&key, &record);
+    let fields = reader.u64().and_then(|term| Ok((term, reader.u64()?)));
+    fields.unwrap_or_else(|cut| panic!("{}", broken(&key)(cut)))
 }
 
 /// True if a member with this id was removed.

@@ -15,6 +15,8 @@ use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::{
     HashKvRequest, PutRequest, RangeRequest, StatusRequest, StatusResponse,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -186,6 +188,16 @@ impl Member {
 
     pub async fn status(&self) -> Result<StatusResponse, Status> {
         Ok(MaintenanceClient::new(self.channel()).status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// The value of a metric without labels, if it answers.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let mut socket = TcpStream::connect((self.address.as_str(), self.client_port)).await.ok()?;
+        socket.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.ok()?;
+        let mut text = String::new();
+        socket.read_to_string(&mut text).await.ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line?.trim().parse().ok()
     }
 
     pub async fn put(&self, key: &str, value: &str) -> Result<i64, Status> {
