@@ -7,48 +7,13 @@ use sternpost_replication::raft::survey::{Survey, judge};
 use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
-use sternpost_server::wire::etcdserverpb::{
-    LeaseGrantRequest, Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest,
-    MemberRemoveRequest, MemberUpdateRequest, PutRequest,
-};
+use sternpost_server::wire::etcdserverpb::{LeaseGrantRequest, MemberUpdateRequest, PutRequest};
+use support::changes::{Calls, id};
 use support::cluster::{Cluster, runtime, until};
 use tonic::Status;
 
 /// So that little has to be written until a member that is away needs the state.
 const SMALL_LOG: &[&str] = &["--wal-retain-bytes=1048576", "--memtable-bytes=1048576"];
-
-impl Calls for Cluster {}
-
-/// Changes of the membership through one of its members.
-trait Calls {
-    async fn add(member: &support::cluster::Member, url: String, is_learner: bool) -> Result<u64, Status> {
-        let request = MemberAddRequest { peer_ur_ls: vec![url], is_learner };
-        let answer = ClusterClient::new(member.channel()).member_add(request).await?.into_inner();
-        let added = answer.member.unwrap();
-        assert!(added.name.is_empty() && added.is_learner == is_learner, "{added:?}");
-        assert!(answer.members.iter().any(|member| member.id == added.id));
-        Ok(added.id)
-    }
-
-    async fn remove(member: &support::cluster::Member, id: u64) -> Result<Vec<Member>, Status> {
-        let request = MemberRemoveRequest { id };
-        Ok(ClusterClient::new(member.channel()).member_remove(request).await?.into_inner().members)
-    }
-
-    async fn promote(member: &support::cluster::Member, id: u64) -> Result<Vec<Member>, Status> {
-        let request = MemberPromoteRequest { id };
-        Ok(ClusterClient::new(member.channel()).member_promote(request).await?.into_inner().members)
-    }
-
-    async fn list(member: &support::cluster::Member) -> Result<Vec<Member>, Status> {
-        let request = MemberListRequest { linearizable: true };
-        Ok(ClusterClient::new(member.channel()).member_list(request).await?.into_inner().members)
-    }
-}
-
-async fn id(member: &support::cluster::Member) -> u64 {
-    until("a member's status", async || Some(member.status().await.ok()?.header?.member_id)).await
-}
 
 /// Puts values until the log cannot hold them all.
 async fn fill(member: &support::cluster::Member, prefix: &str) {
@@ -276,6 +241,7 @@ fn a_member_finds_a_cluster_whose_other_members_were_all_replaced_while_it_was_a
     });
 }
 
+/// Rows 14 and 15 of the list of faults in the design of replication.
 #[test]
 fn a_member_whose_data_was_lost_or_went_back_takes_no_part() {
     let mut cluster = Cluster::start(3, &[]);

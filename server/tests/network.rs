@@ -8,6 +8,8 @@ use rustix::process::Signal;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use sternpost_server::wire::etcdserverpb::PutRequest;
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use support::cluster::{Cluster, runtime, until};
 use support::register::{Load, read};
 
@@ -53,6 +55,10 @@ impl Network {
         commands.iter().all(|command| run("ip", command))
     }
 
+    fn places(&self) -> Vec<(String, String)> {
+        (0..self.count).map(|member| (self.address(member), self.space(member))).collect()
+    }
+
     fn space(&self, member: usize) -> String {
         format!("{}m{member}", self.tag)
     }
@@ -76,6 +82,41 @@ impl Network {
         }
     }
 
+    /// These two do not hear each other from now on, or they do again.
+    fn set_apart(&self, one: usize, two: usize, is_cut: bool) {
+        self.set_cut(one, two, is_cut);
+        self.set_cut(two, one, is_cut);
+    }
+
+    /// No member sends more than this from now on; first come, first served. False if the system cannot do that.
+    fn slow_down(&self, kilobits_per_second: u64) -> bool {
+        (0..self.count).all(|member| {
+            let (space, device) = (self.space(member), format!("{}i", self.tag));
+            let shape = format!("tbf rate {kilobits_per_second}kbit burst 64kb limit 2mb");
+            run("tc", &format!("-n {space} qdisc replace dev {device} root {shape}"))
+        })
+    }
+
+    /// What the members' names stand for, and that there is nobody to ask: files that `ip netns exec` puts in the place of the machine's.
+    fn resolve(&self, names: &[(String, String)]) {
+        for member in 0..self.count {
+            let folder = self.names_folder(member);
+            std::fs::create_dir_all(&folder).unwrap();
+            let lines = names.iter().map(|(name, address)| format!("{address} {name}\n"));
+            // Written in place: a running member has this file, and not whatever has its name.
+            std::fs::write(folder.join("hosts"), lines.collect::<String>()).unwrap();
+            std::fs::write(
+                folder.join("resolv.conf"),
+                "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n",
+            )
+            .unwrap();
+        }
+    }
+
+    fn names_folder(&self, member: usize) -> std::path::PathBuf {
+        std::path::Path::new("/etc/netns").join(self.space(member))
+    }
+
     /// Every member loses this share of what it sends, or of what it is sent. False if the system can do neither.
     fn lose(&self, percent: u32) -> bool {
         let mut rules = "add table inet loss ; delete table inet loss".to_owned();
@@ -96,6 +137,7 @@ impl Drop for Network {
     fn drop(&mut self) {
         for member in 0..self.count {
             run("ip", &format!("netns del {}", self.space(member)));
+            let _ = std::fs::remove_dir_all(self.names_folder(member));
         }
         run("ip", &format!("link del {}", self.tag));
     }
@@ -129,9 +171,12 @@ impl std::ops::DerefMut for Bench {
 
 impl Bench {
     fn start() -> Option<(Self, tokio::runtime::Runtime)> {
-        let network = Network::new(3)?;
-        let places = (0..3).map(|member| (network.address(member), network.space(member)));
-        let cluster = Cluster::start_in(&places.collect::<Vec<_>>());
+        Self::start_many(3, &[])
+    }
+
+    fn start_many(count: usize, options: &[&str]) -> Option<(Self, tokio::runtime::Runtime)> {
+        let network = Network::new(count)?;
+        let cluster = Cluster::start_in_with(&network.places(), options, |_, _| {});
         let runtime = runtime();
         let load = runtime.block_on(Load::start(cluster));
         Some((Self { load, network }, runtime))
@@ -227,6 +272,128 @@ fn two_members_that_only_a_third_one_hears_go_on() {
         bench.network.set_cut(leader, one, false);
         bench.network.set_cut(one, leader, false);
         bench.end().await;
+    });
+}
+
+/// Row 19: of five, everybody hears one of them and nobody else, and that one does not lead: it is the only one that has a quorum.
+#[test]
+fn the_only_member_that_everybody_hears_takes_over() {
+    let Some((bench, runtime)) = Bench::start_many(5, &[]) else { return };
+    runtime.block_on(async {
+        for _ in 0..3 {
+            let leader = bench.cluster.leader().await;
+            let hub = (leader + 1) % 5;
+            let leaves = || (0..5).filter(move |member| *member != hub);
+            let pairs =
+                || leaves().flat_map(|one| leaves().filter(move |two| one < *two).map(move |two| (one, two)));
+            pairs().for_each(|(one, two)| bench.network.set_apart(one, two, true));
+            let begun = tokio::time::Instant::now();
+            assert_eq!(bench.leader_without(leader).await, hub);
+            eprintln!("the hub leads after {:?}", begun.elapsed());
+            bench.goes_on("writes through the hub").await;
+            let term = bench.term(hub).await;
+            bench.goes_on("more of them").await;
+            assert_eq!(bench.term(hub).await, term, "one election, and then none");
+            pairs().for_each(|(one, two)| bench.network.set_apart(one, two, false));
+            bench.goes_on("writes after it").await;
+        }
+        bench.end().await;
+    });
+}
+
+/// Row 24: seconds of entries wait for a line that carries too little; heartbeats do not wait behind them.
+#[test]
+fn heartbeats_do_not_wait_behind_a_full_log_lane() {
+    const WRITES: usize = 48;
+    // Etcd's timers: what waits for the line is longer than its election timeout all the same.
+    let options = &["--heartbeat-interval=100", "--election-timeout=1000"];
+    let Some((bench, runtime)) = Bench::start_many(3, options) else { return };
+    runtime.block_on(async {
+        let leader = bench.cluster.leader().await;
+        let term = bench.term(leader).await;
+        // 4 MB a second to two others: 1 MiB takes half a second.
+        if !bench.network.slow_down(32_000) {
+            eprintln!("skipped: nothing here makes a line slow (tc with tbf)");
+            return;
+        }
+        let value = "v".repeat(1 << 20);
+        let member = &bench.cluster.members[leader];
+        let begun = tokio::time::Instant::now();
+        let mut writes = Vec::new();
+        for number in 0..WRITES {
+            let (channel, value) = (member.channel(), value.clone());
+            writes.push(tokio::spawn(async move {
+                let put = PutRequest {
+                    key: format!("big-{number}").into(),
+                    value: value.into(),
+                    ..Default::default()
+                };
+                KvClient::new(channel).put(put).await
+            }));
+        }
+        let mut acknowledged = Vec::new();
+        for (number, write) in writes.into_iter().enumerate() {
+            // The last ones may wait for longer than a request may.
+            if write.await.unwrap().is_ok() {
+                acknowledged.push(number);
+            }
+        }
+        eprintln!("{} of {WRITES} MiB acknowledged within {:?}", acknowledged.len(), begun.elapsed());
+        assert!(!acknowledged.is_empty());
+        assert_eq!(bench.term(leader).await, term, "nobody missed a heartbeat");
+        assert_eq!(bench.cluster.leader().await, leader);
+        assert!(bench.network.slow_down(1_000_000));
+        bench.goes_on("writes on a fast line").await;
+        for number in acknowledged {
+            let read = until("a read", async || member.get(&format!("big-{number}"), false).await.ok()).await;
+            assert!(read.is_some(), "big-{number} was acknowledged");
+        }
+        bench.end().await;
+    });
+}
+
+/// Row 53: names that nobody can resolve yet are tried again; once members know each other, it does not matter whether they can, nor for one that comes
+/// back when they can again.
+#[test]
+fn names_that_do_not_resolve_delay_a_start_and_disturb_no_running_cluster() {
+    let Some(network) = Network::new(3) else { return };
+    let names: Vec<(String, String)> =
+        (0..3).map(|member| (format!("m{member}.sternpost.test"), network.address(member))).collect();
+    network.resolve(&[]);
+    let mut cluster = Cluster::start_in_with(&network.places(), &[], |number, member| {
+        let (_, port) = member.peer_address();
+        member.advertised_peer_url = Some(format!("http://{}:{port}", names[number].0));
+    });
+    runtime().block_on(async {
+        for number in 0..3 {
+            let member = &cluster.members[number];
+            // Each serves what it can alone: its status.
+            until("a status without a leader", async || {
+                (member.status().await.ok()?.leader == 0).then_some(())
+            })
+            .await;
+        }
+        for number in 0..3 {
+            assert!(cluster.members[number].child.as_mut().unwrap().try_wait().unwrap().is_none());
+        }
+        network.resolve(&names);
+        let mut load = Load::start(cluster).await;
+        let leader = load.cluster.leader().await;
+        let term = load.term(leader).await;
+        network.resolve(&[]);
+        load.goes_on("writes without names").await;
+        load.goes_on("more of them").await;
+        assert_eq!(load.cluster.leader().await, leader);
+        assert_eq!(load.term(leader).await, term, "nobody was elected");
+        // Who starts now cannot find the others; they find it where it was.
+        let other = (leader + 1) % 3;
+        load.cluster.members[other].end(Signal::KILL);
+        load.goes_on("writes of the two").await;
+        load.cluster.start_member(other);
+        load.goes_on("writes without names").await;
+        network.resolve(&names);
+        load.cluster.leader().await;
+        load.end().await;
     });
 }
 

@@ -37,6 +37,8 @@ pub struct Member {
     pub options: Vec<String>,
     /// Where it listens.
     pub address: String,
+    /// Where other members are told to reach it, if that is not where it listens.
+    pub advertised_peer_url: Option<String>,
     /// The network namespace that it runs in, if it is not this program's.
     pub space: Option<String>,
     /// How it finds the others, in the place of `--initial-cluster`.
@@ -59,6 +61,7 @@ impl Member {
             log: Arc::default(),
             options: Vec::new(),
             address: "127.0.0.1".to_owned(),
+            advertised_peer_url: None,
             space: None,
             discovery: None,
             is_peer_secure: false,
@@ -66,7 +69,12 @@ impl Member {
         }
     }
 
+    /// Where other members reach it.
     pub fn peer_url(&self) -> String {
+        self.advertised_peer_url.clone().unwrap_or_else(|| self.listen_peer_url())
+    }
+
+    fn listen_peer_url(&self) -> String {
         let scheme = if self.is_peer_secure { "https" } else { "http" };
         format!("{scheme}://{}:{}", self.address, self.peer_port)
     }
@@ -104,6 +112,15 @@ impl Member {
         self.log.lock().unwrap().iter().any(|line| line.contains(text))
     }
 
+    /// Resident memory of its process, in MiB; 0 if it does not run.
+    pub fn resident_mib(&self) -> u64 {
+        let Some(child) = &self.child else { return 0 };
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.unwrap_or(0) / 1024
+    }
+
     /// Waits for the process to end by itself; its exit code.
     pub async fn exit_code(&mut self) -> Option<i32> {
         let ended = async {
@@ -122,7 +139,7 @@ impl Member {
     pub fn start(&mut self, initial_cluster: &str, state: &str) {
         assert!(self.child.is_none(), "it runs");
         let client_url = self.client_url();
-        let peer_url = self.peer_url();
+        let (peer_url, listen_peer_url) = (self.peer_url(), self.listen_peer_url());
         self.log.lock().unwrap().clear();
         let binary = Program::Sternpost.binary().unwrap();
         // `ip` becomes the program that it starts, so signals reach that.
@@ -139,7 +156,7 @@ impl Member {
             .arg(format!("--data-dir={}", self.folder.display()))
             .arg(format!("--listen-client-urls={client_url}"))
             .arg(format!("--advertise-client-urls={client_url}"))
-            .arg(format!("--listen-peer-urls={peer_url}"))
+            .arg(format!("--listen-peer-urls={listen_peer_url}"))
             .arg(format!("--initial-advertise-peer-urls={peer_url}"))
             .args(match &self.discovery {
                 Some(flags) => flags.clone(),
@@ -254,11 +271,16 @@ impl Cluster {
         cluster
     }
 
-    /// One member at each of these addresses, in the namespace beside it.
-    pub fn start_in(places: &[(String, String)]) -> Self {
-        Self::start_each(places.len(), &[], |number, member| {
+    /// One member at each of these addresses, in the namespace beside it, each set up before it is named and started.
+    pub fn start_in_with(
+        places: &[(String, String)],
+        options: &[&str],
+        set_up: impl Fn(usize, &mut Member),
+    ) -> Self {
+        Self::start_each(places.len(), options, |number, member| {
             let (address, space) = &places[number];
             (member.address, member.space) = (address.clone(), Some(space.clone()));
+            set_up(number, member);
         })
     }
 
@@ -331,6 +353,35 @@ impl Cluster {
             (leader != 0 && leaders.iter().all(|other| *other == leader)).then_some(number)
         })
         .await
+    }
+
+    /// Whom the members other than `number` take for their leader, as soon as they agree.
+    pub async fn leader_of(&self, number: usize) -> usize {
+        self.leader_without(&[number]).await
+    }
+
+    /// The same of the members but these.
+    pub async fn leader_without(&self, numbers: &[usize]) -> usize {
+        until("a leader of the others", async || {
+            let mut ids = Vec::new();
+            let mut leaders = Vec::new();
+            for (other, member) in self.living().filter(|(other, _)| !numbers.contains(other)) {
+                let status = member.status().await.ok()?;
+                ids.push((status.header.as_ref()?.member_id, other));
+                leaders.push(status.leader);
+            }
+            let leader = ids.iter().find(|(id, _)| Some(id) == leaders.first())?.1;
+            leaders.iter().all(|leader| *leader == leaders[0]).then_some(leader)
+        })
+        .await
+    }
+
+    /// Waits until a member has applied what another one has applied by now.
+    pub async fn catches_up(&self, behind: usize, ahead: usize) {
+        let applied =
+            async |number: usize| Some(self.members[number].status().await.ok()?.raft_applied_index);
+        let goal = until("how far it is", async || applied(ahead).await).await;
+        until("a member to catch up", async || (applied(behind).await? >= goal).then_some(())).await;
     }
 
     /// Waits until all who live have the same revision, and compares their hashes.

@@ -2,12 +2,18 @@
 #![allow(dead_code, unreachable_pub, reason = "each test program uses its own part")]
 
 pub mod case_file;
+pub mod changes;
 pub mod cluster;
 pub mod command;
 pub mod forge;
+pub mod history;
+pub mod latency;
 pub mod process;
+pub mod proxy;
 pub mod raw_client;
 pub mod register;
+pub mod seconds;
 pub mod session;
+pub mod starvation;
 pub mod text;
 pub mod tls;

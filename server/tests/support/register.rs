@@ -121,6 +121,12 @@ impl Load {
         load
     }
 
+    /// A member that came later is read from as well.
+    pub fn include(&mut self, number: usize) {
+        let channel = self.cluster.members[number].channel();
+        self.tasks.spawn(Arc::clone(&self.register).read(channel, number));
+    }
+
     /// Waits until so many more writes are acknowledged.
     pub async fn goes_on(&self, what: &str) {
         let goal = self.register.acknowledged.load(Ordering::SeqCst) + 20;
@@ -155,17 +161,10 @@ impl Load {
 
     /// Waits until all others have another leader than `member`; its number.
     pub async fn leader_without(&self, member: usize) -> usize {
-        until("a leader of the others", async || {
-            let mut ids = Vec::new();
-            let mut leaders = Vec::new();
-            for (number, other) in self.cluster.living().filter(|(number, _)| *number != member) {
-                let status = other.status().await.ok()?;
-                ids.push((status.header.as_ref()?.member_id, number));
-                leaders.push(status.leader);
-            }
-            let number = ids.iter().find(|(id, _)| Some(id) == leaders.first())?.1;
-            leaders.iter().all(|leader| *leader == leaders[0]).then_some(number)
-        })
-        .await
+        self.leader_without_all(&[member]).await
+    }
+    /// The same, and nobody asks these either.
+    pub async fn leader_without_all(&self, members: &[usize]) -> usize {
+        self.cluster.leader_without(members).await
     }
 }
