@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # How long a member that was away needs until it has what the others have, and what clients of the leader notice of it.
 #
-#   benches/catch_up.sh [MIB_MISSED [BYTES_PER_SECOND [DIRECTORY]]]
+#   benches/catch_up.sh [MIB_MISSED [BYTES_PER_SECOND [DIRECTORY [BYTES_PER_SECOND_MIN]]]]
 #
 # Three members; one is killed; MIB_MISSED MiB of random values of 64 KiB are put; it is started again, killed once more when half of the
 # time is over that the copy takes at BYTES_PER_SECOND (0: no limit, and no second kill), and started again. Meanwhile puts of 256 bytes at a fixed
-# rate go to the other two, as they did before. Printed: seconds until it has applied what the leader has, what the copy alone would
+# rate go to the other two, as they did before. The rate of the copy is fixed unless BYTES_PER_SECOND_MIN is less. Printed: seconds until it has applied what the leader has, what the copy alone would
 # take, and latencies of the puts before and meanwhile. In the end the members' hashes are compared.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mib=${1:-5120}
 rate=${2:-50000000}
 directory=${3:-./catch-up.tmp}
+least=${4:-$rate}
 binary=${STERNPOST:-target/release/sternpost}
 ctl=${STERNCTL:-target/release/sternctl}
 puts_rate=500
@@ -23,7 +24,7 @@ start() {
     "$binary" --name="c$1" --data-dir="$directory/c$1" --quota-backend-bytes=68719476736 \
         --listen-client-urls="http://127.0.0.1:4137$(($1 - 1))" --advertise-client-urls="http://127.0.0.1:4137$(($1 - 1))" \
         --listen-peer-urls="http://127.0.0.1:4138$(($1 - 1))" --initial-advertise-peer-urls="http://127.0.0.1:4138$(($1 - 1))" \
-        --initial-cluster="$cluster" --initial-cluster-token=catch-up --state-bytes-per-second="$rate" \
+        --initial-cluster="$cluster" --initial-cluster-token=catch-up --state-bytes-per-second="$rate" --state-bytes-per-second-min="$least" \
         2>>"$directory/c$1.log" &
     pids[$1]=$!
 }

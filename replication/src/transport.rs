@@ -46,6 +46,7 @@ mod slot;
 pub mod state;
 mod stats;
 pub mod stream;
+pub mod throttle;
 mod wake;
 
 pub use dial::discover;
@@ -56,6 +57,7 @@ pub use queue::Dropped;
 pub use state::{StateClient, StateError, StateSource};
 pub use stats::LaneStats;
 pub use stream::{Address, Secure, Stream};
+pub use throttle::WriteWindow;
 
 use bytes::Bytes;
 use lane::Sender;
@@ -68,6 +70,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use sternpost_engine::base::clock::Clock;
 use sternpost_engine::base::rng::Rng;
 use wake::Wake;
 
@@ -148,6 +151,8 @@ pub struct Limits {
     pub handshake_us_max: u64,
     /// Bytes a second of state that others fetch, over all of them; 0 is no limit.
     pub state_bytes_per_second: u64,
+    /// As slow as that becomes when this member's own writes take longer for it: see [`throttle`]; not below the other one, it is fixed.
+    pub state_bytes_per_second_min: u64,
 }
 
 impl Default for Limits {
@@ -160,6 +165,7 @@ impl Default for Limits {
             greetings_max: 64,
             handshake_us_max: 5_000_000,
             state_bytes_per_second: 100 << 20,
+            state_bytes_per_second_min: 8 << 20,
         }
     }
 }
@@ -407,6 +413,16 @@ impl Transport {
             refused: self.shared.refused.load(Ordering::Relaxed),
             strangers: self.shared.strangers.load(Ordering::Relaxed),
         }
+    }
+
+    /// What this member's own writes took since the last time, about once a second: by that the rate of states is chosen, see [`throttle`]. The rate in bytes a
+    /// second, 0 for no limit.
+    pub fn note_writes(&self, window: WriteWindow) -> u64 {
+        let is_given = self.shared.receivers.is_fetched_from();
+        let now_us = self.shared.clock.now_us();
+        let rate = shared::lock(&self.shared.throttle).handle(now_us, is_given, window);
+        self.shared.pace.set(rate);
+        rate
     }
 
     /// True while a peer is connected in both directions on a lane.

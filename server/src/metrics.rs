@@ -49,6 +49,8 @@ pub struct Metrics {
     pub connections_accepted: IntCounter,
     /// Requests refused for lack of room for their bodies.
     pub requests_refused: IntCounter,
+    /// How fast the state is given away.
+    pub state_rate: Gauge,
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
     sampled: export::Sampled,
@@ -121,6 +123,7 @@ impl Metrics {
             connections: r.int_gauge("sternpost_client_connections"),
             connections_accepted: r.counter("sternpost_client_connections_accepted_total"),
             requests_refused: r.counter("sternpost_request_refused_total"),
+            state_rate: r.gauge("sternpost_state_bytes_per_second"),
             certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
             sampled: export::Sampled::new(&r),
             registry,

@@ -20,13 +20,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use sternpost_engine::mvcc::Store;
 use sternpost_engine::transfer::Place;
+use sternpost_engine::wal::StageLatency;
 use sternpost_replication::Replicator;
 use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
 use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Quarantine, Raft};
 use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
     Address, Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received,
-    RefusalCode, StateSource, Transport, TransportConfig,
+    RefusalCode, StateSource, Transport, TransportConfig, WriteWindow,
 };
 use tokio::sync::watch;
 
@@ -115,6 +116,23 @@ impl Memory {
 
     fn of(&self, member: u64) -> Promised {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&member).copied().unwrap_or_default()
+    }
+}
+
+/// What the log's writes took, from look to look.
+#[derive(Default)]
+struct Writes(Option<StageLatency>);
+
+impl Writes {
+    /// Those between the last look and this one.
+    fn since_last(&mut self, now: StageLatency) -> WriteWindow {
+        let mut window = now.histogram.clone();
+        let last = self.0.replace(now);
+        // All counts have grown, so nothing is left over.
+        if last.is_some_and(|last| window.subtract(&last.histogram).is_err()) {
+            return WriteWindow::default();
+        }
+        WriteWindow { count: window.len(), p99_us: window.value_at_quantile(0.99) }
     }
 }
 
@@ -277,7 +295,11 @@ pub fn transport_config(
         heartbeat_ms,
         election_ms,
         peer_urls: config.initial_advertise_peer_urls.iter().map(ToString::to_string).collect(),
-        limits: Limits { state_bytes_per_second: config.state_bytes_per_second, ..Limits::default() },
+        limits: Limits {
+            state_bytes_per_second: config.state_bytes_per_second,
+            state_bytes_per_second_min: config.state_bytes_per_second_min,
+            ..Limits::default()
+        },
     })
 }
 
@@ -385,17 +407,21 @@ impl Peers {
         Ok(())
     }
 
-    /// Keeps up with the member table, and tells followers that need the state to fetch it. Ends with the task.
-    pub async fn follow(self: Arc<Self>) {
+    /// Keeps up with the member table, tells followers that need the state to fetch it, and says how fast they may, in `state_rate` too. Ends with the task.
+    pub async fn follow(self: Arc<Self>, state_rate: prometheus::Gauge) {
         let mut changes = self.membership.changes();
         let mut ticks = tokio::time::interval(LOOK_INTERVAL);
         let mut last_error = String::new();
+        let mut writes = Writes::default();
         loop {
             tokio::select! {
                 _ = changes.changed() => {}
                 _ = ticks.tick() => {
                     self.memory.note_peers(&self.raft.core_status());
                     self.tell_who_needs_state();
+                    if let (Some(transport), Some((wal, _))) = (self.transport.get(), self.raft.stats()) {
+                        state_rate.set(transport.note_writes(writes.since_last(wal.ack)) as f64);
+                    }
                 }
             }
             let peers = Arc::clone(&self);

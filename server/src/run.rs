@@ -158,6 +158,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     }
 
     let shutdown = Shutdown::default();
+    let state_rate = metrics.state_rate.clone();
     sockets.serve(&config, &tls, &server, diagnostics, metrics, &shutdown);
     tracing::info!("ready to serve client requests");
     for url in &config.listen_client_urls {
@@ -171,7 +172,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     };
 
     let membership = server.pipeline.membership();
-    let following = Following::start(&config, &tls, node, peers, &server);
+    let following = Following::start(&config, &tls, node, peers, &server, state_rate);
     let mut stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
@@ -279,7 +280,14 @@ struct Following {
 }
 
 impl Following {
-    fn start(config: &Config, tls: &Tls, node: Node, peers: Option<Arc<Peers>>, server: &Server) -> Self {
+    fn start(
+        config: &Config,
+        tls: &Tls,
+        node: Node,
+        peers: Option<Arc<Peers>>,
+        server: &Server,
+        state_rate: prometheus::Gauge,
+    ) -> Self {
         let (tell, heard) = watch::channel(peers);
         let is_stopping = Arc::new(AtomicBool::new(false));
         let (config, tls, stopping) = (config.clone(), tls.clone(), Arc::clone(&is_stopping));
@@ -305,7 +313,7 @@ impl Following {
             }
             let peers = tell.borrow().clone();
             if let Some(peers) = peers {
-                peers.follow().await;
+                peers.follow(state_rate).await;
             }
         });
         Self { peers: heard, task, is_stopping }

@@ -85,6 +85,11 @@ impl Receivers {
         has_room
     }
 
+    /// Somebody fetches state.
+    pub(super) fn is_fetched_from(&self) -> bool {
+        !lock(&self.0).fetching.is_empty()
+    }
+
     fn leave_fetching(&self, token: u64) {
         lock(&self.0).fetching.remove(&token);
     }

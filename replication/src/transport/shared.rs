@@ -6,6 +6,7 @@ use super::receiver::Receivers;
 use super::state::Pace;
 use super::stats::LaneCounters;
 use super::stream::Address;
+use super::throttle::Throttle;
 use super::{Inbound, TransportConfig};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) strangers: AtomicU64,
     /// Of everybody who fetches state.
     pub(super) pace: Pace,
+    pub(super) throttle: Mutex<Throttle>,
     counters: Mutex<BTreeMap<u64, Arc<[LaneCounters; 2]>>>,
     said: Mutex<Said>,
 }
@@ -49,7 +51,9 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Shared {
     pub(super) fn new(config: TransportConfig, inbound: Arc<dyn Inbound>) -> Self {
-        let pace = Pace::new(config.limits.state_bytes_per_second);
+        let limits = &config.limits;
+        let throttle = Throttle::new(limits.state_bytes_per_second_min, limits.state_bytes_per_second);
+        let pace = Pace::new(throttle.rate());
         Self {
             config,
             inbound,
@@ -60,6 +64,7 @@ impl Shared {
             refused: AtomicU64::new(0),
             strangers: AtomicU64::new(0),
             pace,
+            throttle: Mutex::new(throttle),
             counters: Mutex::default(),
             said: Mutex::default(),
         }

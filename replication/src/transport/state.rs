@@ -14,7 +14,7 @@
 //! | 5 failed | answering | a sentence; the connection ends |
 //! | 6 wait | answering | nothing: the manifest is being made |
 //!
-//! **Bounds.** [`SERVED_MAX`] connections at a time; [`CHUNK_BYTES_MAX`] an answer; [`Pace`] bounds bytes a second over all of them. A side that
+//! **Bounds.** [`SERVED_MAX`] connections at a time; [`CHUNK_BYTES_MAX`] an answer; [`Pace`] bounds bytes a second over all of them, as `throttle` says. A side that
 //! hears nothing for [`SILENCE`] gives up.
 //!
 //! **Does not know** what a manifest says, or when somebody may stop.
@@ -29,6 +29,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::io::{self, BufReader};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use sternpost_engine::base::clock::{Clock, MonotonicClock};
 use sternpost_engine::base::codec::Reader;
@@ -112,10 +113,10 @@ impl From<io::Error> for StateError {
     }
 }
 
-/// Bytes a second, over everybody who shares it: a bucket that is never more than a tenth of a second full.
+/// Bytes a second, over everybody who shares it: a bucket that is never more than a tenth of a second full. The rate may change at any time.
 #[derive(Debug)]
 pub struct Pace {
-    bytes_per_second: u64,
+    bytes_per_second: AtomicU64,
     /// When what was sent so far would have been sent at that rate.
     paid_until_us: Mutex<u64>,
 }
@@ -123,17 +124,28 @@ pub struct Pace {
 impl Pace {
     /// At most so many bytes a second; 0 is no limit.
     pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second, paid_until_us: Mutex::new(0) }
+        Self { bytes_per_second: AtomicU64::new(bytes_per_second), paid_until_us: Mutex::new(0) }
+    }
+
+    /// From now on at most so many; 0 is no limit.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set`].
+    pub fn bytes_per_second(&self) -> u64 {
+        self.bytes_per_second.load(Ordering::Relaxed)
     }
 
     /// How long to wait before `bytes` more are sent at `now_us`; they count as sent.
     fn take(&self, bytes: u64, now_us: u64) -> u64 {
-        if self.bytes_per_second == 0 {
+        let bytes_per_second = self.bytes_per_second();
+        if bytes_per_second == 0 {
             return 0;
         }
         let mut paid_until_us = super::shared::lock(&self.paid_until_us);
         let begin_us = (*paid_until_us).max(now_us.saturating_sub(100_000));
-        *paid_until_us = begin_us + bytes.saturating_mul(1_000_000) / self.bytes_per_second;
+        *paid_until_us = begin_us + bytes.saturating_mul(1_000_000) / bytes_per_second;
         begin_us.saturating_sub(now_us)
     }
 }
@@ -333,6 +345,9 @@ mod tests {
         assert_eq!(pace.take(100_000, 20_000_000), 0, "idle for long");
         assert_eq!(pace.take(100_000, 20_000_000), 0);
         assert_eq!(pace.take(100_000, 20_000_000), 100_000);
+        pace.set(2_000_000);
+        assert_eq!(pace.take(100_000, 20_000_000), 200_000, "what was promised before stays");
+        assert_eq!(pace.take(100_000, 20_000_000), 250_000, "and then it goes at the new rate");
         assert_eq!(Pace::new(0).take(1 << 40, 0), 0);
     }
 }

@@ -668,7 +668,14 @@ pub static OPTIONS: &[OptionSpec] = &[
         "state-bytes-per-second",
         Kind::Uint,
         "104857600",
-        "How fast other members may fetch the whole state from this one, all together; 0 is no limit.",
+        "How fast other members may fetch the whole state from this one at most, all together; 0 is no limit.",
+    ),
+    option(
+        Sternpost,
+        "state-bytes-per-second-min",
+        Kind::Uint,
+        "8388608",
+        "How slow that becomes while this member's own writes take longer for it; not below the most, the rate is fixed.",
     ),
     option(
         Sternpost,

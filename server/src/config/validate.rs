@@ -89,6 +89,8 @@ pub struct Config {
     pub scrub_bytes_per_second: u64,
     /// Bytes a second of our state that other members may fetch; 0 for no limit.
     pub state_bytes_per_second: u64,
+    /// As slow as that becomes when our own writes take longer for it; not below that, the rate is fixed.
+    pub state_bytes_per_second_min: u64,
     /// Bytes of the log kept for members that are away.
     pub wal_retain_bytes: u64,
     /// Size at which a memtable is written to disk.
@@ -428,6 +430,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         inflight_bytes_max: size(settings.uint("max-inflight-bytes")),
         cache_bytes: size(settings.uint("cache-bytes")),
         scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
+        state_bytes_per_second_min: settings.uint("state-bytes-per-second-min"),
         state_bytes_per_second: settings.uint("state-bytes-per-second"),
         wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),
