@@ -20,12 +20,12 @@ use support::register::Load;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-/// So that little has to be written until a member that is away needs the state; and etcd's timers: nobody should be elected because this machine is busy.
+/// So that little has to be written until a member that is away needs the state; and nobody should be elected because this machine is busy.
 const OPTIONS: &[&str] = &[
     "--wal-retain-bytes=1048576",
     "--memtable-bytes=1048576",
-    "--heartbeat-interval=100",
-    "--election-timeout=1000",
+    "--heartbeat-interval=300",
+    "--election-timeout=3000",
 ];
 const MISSED_MIB: usize = 80;
 const FETCHED: &str = "fetched the state of another member";
