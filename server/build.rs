@@ -16,6 +16,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .codec_path("crate::wire::codec::EtcdCodec")
+        // They hold passwords, hashes or tokens: their Debug is in wire/secret.rs.
+        .skip_debug([
+            ".etcdserverpb.AuthenticateRequest",
+            ".etcdserverpb.AuthenticateResponse",
+            ".etcdserverpb.AuthUserAddRequest",
+            ".etcdserverpb.AuthUserChangePasswordRequest",
+            ".authpb.User",
+        ])
         .compile_fds(descriptors)?;
     Ok(())
 }

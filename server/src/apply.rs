@@ -12,11 +12,12 @@
 //! - A5: a command that this member cannot carry out, because its disk cannot be read, is not skipped: the process ends
 //!   before anybody is served from a state that others do not have.
 //!
-//! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then the operation's own errors. A
+//! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then who asks, then the operation's own errors. A
 //! write that exceeds this member's quota is applied and then answered as refused.
 //!
-//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, [`members`], [`promises`], [`quota`], [`view`].
+//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, `auth`, [`members`], [`promises`], [`quota`], [`view`].
 mod alarm;
+mod auth;
 pub mod command;
 mod lease;
 pub mod members;
@@ -32,11 +33,13 @@ pub use quota::Quota;
 pub use records::GenesisState;
 pub use view::{AppliedView, EMPTY_STORE_BYTES};
 
+use crate::auth::AuthState;
+use crate::auth::origin::Origin;
 use crate::comparison::marks::Mark;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
 use alarm::AlarmTable;
-use command::{Command, Kind, MarkCommand};
+use command::{Command, Decoded, Kind, MarkCommand};
 use lease::LeaseTable;
 use members::MemberCommand;
 use std::sync::Arc;
@@ -55,6 +58,7 @@ pub struct Machine {
     writer: StoreWriter,
     leases: LeaseTable,
     alarms: AlarmTable,
+    auth: Arc<AuthState>,
     view: Arc<AppliedView>,
     results: Arc<dyn Results>,
     notices: Box<dyn Notices>,
@@ -92,6 +96,7 @@ impl Machine {
         let mut machine = Self {
             leases: LeaseTable::default(),
             alarms: AlarmTable::default(),
+            auth: Arc::default(),
             size_bytes: 0,
             writer,
             view,
@@ -123,6 +128,8 @@ impl Machine {
         }
         self.alarms = AlarmTable::load(self.writer.store());
         self.view.set_alarms(self.alarms.list(AlarmType::None as i32));
+        self.auth = Arc::new(records::auth(self.writer.store()));
+        self.view.set_auth(Arc::clone(&self.auth));
         self.view.set_term(self.writer.store().applied().1);
         self.publish_size();
     }
@@ -133,15 +140,15 @@ impl Machine {
         self.view.set_size_bytes(self.size_bytes);
     }
 
-    /// Applies one command: [`ApiError::Corrupt`] and [`ApiError::NoSpace`] first, then what it is.
-    fn execute(&mut self, context: Context, command: Command) -> Applied {
+    /// Applies one command: [`ApiError::Corrupt`] and [`ApiError::NoSpace`] first, then who asks, then what it is.
+    fn execute(&mut self, context: Context, origin: &Origin, command: Command) -> Applied {
         let cost = match &command {
             Command::Put(put) => quota::put_cost(put),
             Command::Txn(txn) => quota::txn_cost(txn),
             Command::LeaseGrant(_) => quota::LEASE_COST_BYTES,
             _ => 0,
         };
-        if let Err(error) = self.admit(&command, cost) {
+        if let Err(error) = self.admit(&command, cost).and_then(|()| self.permit(origin, &command)) {
             return Applied::refused(error);
         }
         let over_quota = !context.replay && !self.quota.admits(self.size_bytes, cost);
@@ -159,6 +166,26 @@ impl Machine {
                 self.change_members(MemberCommand::Update(member.id, member.peer_ur_ls))
             }
             Command::Mark(mark) => Ok(self.mark(context, &mark)),
+            Command::AuthEnable => self.change_auth(AuthState::enable),
+            Command::AuthDisable => self.auth_disable(),
+            Command::Authenticate(request) => self.authenticate(context, request),
+            Command::UserAdd(request) => self.change_auth(|auth| auth.user_add(request)),
+            Command::UserDelete(request) => self.user_delete(request.name),
+            Command::UserChangePassword(request) => self.user_change_password(request),
+            Command::UserGrantRole(request) => {
+                self.change_auth(|auth| auth.user_grant_role(request.user, request.role))
+            }
+            Command::UserRevokeRole(request) => {
+                self.change_auth(|auth| auth.user_revoke_role(request.name, &request.role))
+            }
+            Command::RoleAdd(request) => self.change_auth(|auth| auth.role_add(request.name)),
+            Command::RoleDelete(request) => self.change_auth(|auth| auth.role_delete(request.role)),
+            Command::RoleGrantPermission(request) => {
+                self.change_auth(|auth| auth.role_grant_permission(request))
+            }
+            Command::RoleRevokePermission(request) => {
+                self.change_auth(|auth| auth.role_revoke_permission(request))
+            }
             // They come by entries of another kind, see `apply_change`.
             Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };
@@ -173,15 +200,15 @@ impl Machine {
         if self.alarms.is_quiet() {
             return Ok(());
         }
-        let changes_data = !matches!(
+        let changes_data = matches!(
             command,
-            Command::Alarm(_)
-                | Command::Mark(_)
-                | Command::MemberPublish(_)
-                | Command::MemberAdd(_)
-                | Command::MemberRemove(_)
-                | Command::MemberPromote(_)
-                | Command::MemberUpdate(_)
+            Command::Put(_)
+                | Command::DeleteRange(_)
+                | Command::Txn(_)
+                | Command::Compact(_)
+                | Command::LeaseGrant(_)
+                | Command::LeaseRevoke(_)
+                | Command::LeaseExpire(_)
         );
         if changes_data && self.alarms.has(AlarmType::Corrupt) {
             return Err(ApiError::Corrupt);
@@ -284,14 +311,14 @@ impl StateMachine for Machine {
         let decoded = decoded.collect::<Vec<_>>();
         if decoded.len() > 1 && !entry.replay {
             // What one of them needs from disk is read while those before it are executed.
-            for (_, command) in &decoded {
-                if let Command::Put(put) = command {
+            for decoded in &decoded {
+                if let Command::Put(put) = &decoded.command {
                     self.writer.store().read_ahead(&put.key);
                 }
             }
         }
-        for (id, command) in decoded {
-            let applied = self.execute(context, command);
+        for Decoded { id, origin, command } in decoded {
+            let applied = self.execute(context, &origin, command);
             if let Err(ApiError::Unreadable(what)) = &applied.result {
                 // Nothing after it may be applied either, so this member has come to its end.
                 panic!("A5: log entry {} cannot be applied, since its own disk fails: {what}", entry.index);
@@ -307,7 +334,7 @@ impl StateMachine for Machine {
     fn apply_change(&mut self, entry: &ChangeEntry<'_>) -> bool {
         let applied = self.applied_index();
         assert_eq!(entry.index, applied + 1, "A4: entries come in index order, each once");
-        let (id, command) = command::decode(entry.command).unwrap_or_else(|error| {
+        let Decoded { id, command, .. } = command::decode(entry.command).unwrap_or_else(|error| {
             panic!("A2: log entry {} holds a change that cannot be applied: {error}", entry.index)
         });
         let result = match MemberCommand::of(command) {
@@ -343,12 +370,12 @@ impl StateMachine for Machine {
             if !has_checkpoint && command::kind(bytes) != Some(Kind::Mark as u8) {
                 return;
             }
-            match command::decode(bytes) {
-                Ok((_, Command::Put(put))) => store.read_ahead(&put.key),
-                Ok((_, Command::Txn(txn))) => {
+            match command::decode(bytes).map(|decoded| decoded.command) {
+                Ok(Command::Put(put)) => store.read_ahead(&put.key),
+                Ok(Command::Txn(txn)) => {
                     Txn::from(txn).single_keys().for_each(|key| store.read_ahead(key));
                 }
-                Ok((_, Command::Mark(mark))) => {
+                Ok(Command::Mark(mark)) => {
                     mark.promised
                         .iter()
                         .for_each(|&(member, index)| promises.raise(member, (mark.term, index)));

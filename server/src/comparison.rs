@@ -30,6 +30,7 @@ pub mod judge;
 pub mod marks;
 
 use crate::apply::records;
+use crate::auth::origin::Credential;
 use crate::metrics::ComparisonMetrics;
 use crate::request::Pipeline;
 use crate::request::kv_hash::KvHash;
@@ -327,7 +328,7 @@ impl Comparison {
                         member_id: 0,
                         alarm: AlarmType::Corrupt.into(),
                     };
-                    if let Err(error) = self.pipeline.alarm(request).await {
+                    if let Err(error) = self.pipeline.alarm(request, &Credential::Internal).await {
                         tracing::error!(%error, "the alarm CORRUPT could not be raised");
                     }
                 }

@@ -1,5 +1,6 @@
 //! What the server says of itself: health, versions, numbers for metrics. All of it is read from others at the moment of asking.
 use crate::apply::EMPTY_STORE_BYTES;
+use crate::auth::origin::Credential;
 use crate::config::ETCD_CLUSTER_VERSION;
 use crate::grpc_limits::InflightBudget;
 use crate::http::{Alarm, HealthSource, ReadCheck};
@@ -58,7 +59,7 @@ impl HealthSource for Diagnostics {
                 serializable: !linearizable,
                 ..RangeRequest::default()
             };
-            pipeline.range(smallest).await.map(drop).map_err(|error| error.to_string())
+            pipeline.range(smallest, &Credential::Internal).await.map(drop).map_err(|error| error.to_string())
         })
     }
 
@@ -93,6 +94,7 @@ impl MetricSource for Diagnostics {
             keys_count: store.keys_count,
             revision: store.revision,
             compact_revision: store.compact_revision,
+            auth_revision: view.auth().revision(),
             proposals_failed: count(&asked.proposals_failed),
             ranges: count(&asked.ranges),
             puts: count(&applied.puts),

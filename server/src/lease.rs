@@ -145,7 +145,12 @@ impl Notices for LeaseNotices {
                 self.0.lessor().ended(lease);
                 self.0.decide();
             }
-            Notice::Compacting | Notice::MembersChanged | Notice::Marked { .. } => {}
+            Notice::Compacting
+            | Notice::MembersChanged
+            | Notice::Marked { .. }
+            | Notice::TokenAssigned { .. }
+            | Notice::TokensDropped { .. }
+            | Notice::AuthDisabled => {}
         }
     }
 }

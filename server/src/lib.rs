@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod auth;
 pub mod comparison;
 pub mod config;
 pub mod corked;

@@ -11,6 +11,7 @@
 //! hold is bounded by the budget for request bodies. A failing accept (descriptors exhausted) is logged once a second and tried again.
 //!
 //! **Does not know** what is served.
+use crate::auth::origin::CertificateName;
 use crate::config::{Config, Url};
 use crate::corked::{Answering, Answers, cork};
 use crate::first_turn::FirstTurn;
@@ -280,7 +281,7 @@ impl Listener {
                     let hold = connections.shutdown.hold();
                     match connections.takes.tls {
                         true => connections.run_tls(stream, "@".into(), None).await,
-                        false => connections.run(stream, "@".into(), false).await,
+                        false => connections.run(stream, "@".into(), Security::default()).await,
                     }
                     drop(hold);
                 });
@@ -353,7 +354,9 @@ impl Connections {
             (true, Takes { tls: true, .. }) => {
                 self.run_tls(stream, remote.to_string(), Some(remote.ip())).await;
             }
-            (false, Takes { plain: true, .. }) => self.run(stream, remote.to_string(), false).await,
+            (false, Takes { plain: true, .. }) => {
+                self.run(stream, remote.to_string(), Security::default()).await
+            }
             (is_tls, _) => {
                 let error = match is_tls {
                     true => "it speaks TLS, and this URL is served without",
@@ -379,7 +382,8 @@ impl Connections {
             () = self.shutdown.begun() => return,
         };
         if let Some(stream) = shaken {
-            self.run(stream, remote, true).await;
+            let certificate = tls.user_of(stream.get_ref().1);
+            self.run(stream, remote, Security { is_by_tls: true, certificate }).await;
         }
     }
 
@@ -387,13 +391,13 @@ impl Connections {
         self: &Arc<Self>,
         stream: S,
         remote: String,
-        is_by_tls: bool,
+        security: Security,
     ) {
         self.metrics.connections_accepted.inc();
         self.metrics.connections.inc();
         let answers = Answers::default();
         let (stream, uncork) = cork(stream, answers.clone());
-        let service = Requests { connections: self.clone(), remote: remote.into(), is_by_tls, answers };
+        let service = Requests { connections: self.clone(), remote: remote.into(), security, answers };
         let mut connection =
             uncork.drive(Box::pin(self.builder.serve_connection(TokioIo::new(stream), service)));
         let outcome = tokio::select! {
@@ -411,11 +415,19 @@ impl Connections {
     }
 }
 
+/// How a connection is secured.
+#[derive(Clone, Default)]
+struct Security {
+    is_by_tls: bool,
+    /// The user that the client's certificate names.
+    certificate: Option<CertificateName>,
+}
+
 /// The service of one connection.
 struct Requests {
     connections: Arc<Connections>,
     remote: Arc<str>,
-    is_by_tls: bool,
+    security: Security,
     answers: Answers,
 }
 
@@ -425,8 +437,11 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        if self.is_by_tls {
+        if self.security.is_by_tls {
             request.extensions_mut().insert(ByTls);
+        }
+        if let Some(certificate) = &self.security.certificate {
+            request.extensions_mut().insert(certificate.clone());
         }
         let served = &self.connections.served;
         let is_grpc = request.version() == Version::HTTP_2

@@ -3,7 +3,7 @@
 //! **Contract.** [`Pipeline`] is what services call: one method for each thing a client can ask of the data. Every method
 //! answers with engine values or with an error of etcd's table; headers and protobuf are the services' business.
 //!
-//! **Order of checks of a write**, as etcd's: quota, static validation, overload, size, then (at apply) alarms and what
+//! **Order of checks of a write**, as etcd's: quota, static validation, who asks, overload, size, then (at apply) alarms, what the caller may do, and what
 //! depends on the state.
 //!
 //! **Cost.** A put is validated in place, encoded once into the command, and waits on one slot; the decoded request is
@@ -14,7 +14,9 @@
 //!
 //! **Does not know** sockets, protobuf of services, headers.
 //!
-//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`members`].
+//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`members`],
+//! [`auth`].
+pub mod auth;
 pub mod id;
 pub mod kv_hash;
 pub mod limits;
@@ -25,6 +27,9 @@ pub mod wait;
 
 use crate::apply::command::{self, Kind, LeaseExpiry, MarkCommand, Origin};
 use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
+use crate::auth::origin::Credential;
+use crate::auth::password::{self, Passwords};
+use crate::auth::token::Tokens;
 use crate::membership::Membership;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
@@ -36,6 +41,7 @@ use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use sternpost_engine::base::clock::MonotonicClock;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, Store, TxnOutcome};
 use sternpost_replication::{Class, ProposeError, Replicator, TransferError};
 use wait::{Waiters, Waiting};
@@ -81,6 +87,8 @@ pub struct Pipeline {
     member_id: u64,
     hashes: Arc<KvHashes>,
     membership: Arc<Membership>,
+    tokens: Arc<Tokens>,
+    passwords: Passwords,
     /// What was asked so far.
     pub counters: RequestCounters,
 }
@@ -107,8 +115,15 @@ impl Pipeline {
             member_id,
             hashes: Arc::default(),
             membership,
+            tokens: Arc::new(Tokens::simple(Arc::new(MonotonicClock::default()))),
+            passwords: Passwords::new(password::COST_DEFAULT),
             counters: RequestCounters::default(),
         }
+    }
+
+    /// With these tokens and passwords instead of etcd's defaults.
+    pub fn with_auth(self, tokens: Arc<Tokens>, passwords: Passwords) -> Self {
+        Self { tokens, passwords, ..self }
     }
 
     /// The store, for reads that need no barrier.
@@ -152,10 +167,10 @@ impl Pipeline {
     }
 
     /// Sets one key.
-    pub async fn put(&self, request: pb::PutRequest) -> Result<PutOutcome, ApiError> {
+    pub async fn put(&self, request: pb::PutRequest, who: &Credential) -> Result<PutOutcome, ApiError> {
         self.admit(quota::put_cost(&request)).await?;
         limits::check_put(&request)?;
-        let waiting = self.propose(Kind::Put, &request)?;
+        let waiting = self.propose(Kind::Put, self.caller(who).await?, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
             Outcome::Put(put) => Ok(put),
@@ -167,9 +182,10 @@ impl Pipeline {
     pub async fn delete_range(
         &self,
         request: pb::DeleteRangeRequest,
+        who: &Credential,
     ) -> Result<DeleteRangeOutcome, ApiError> {
         limits::check_delete_range(&request)?;
-        let waiting = self.propose(Kind::DeleteRange, &request)?;
+        let waiting = self.propose(Kind::DeleteRange, self.caller(who).await?, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
             Outcome::DeleteRange(delete) => Ok(delete),
@@ -178,13 +194,13 @@ impl Pipeline {
     }
 
     /// Runs a transaction: through the log, unless it only reads.
-    pub async fn txn(&self, request: pb::TxnRequest) -> Result<TxnOutcome, ApiError> {
+    pub async fn txn(&self, request: pb::TxnRequest, who: &Credential) -> Result<TxnOutcome, ApiError> {
         self.admit(quota::txn_cost(&request)).await?;
         limits::check_txn(&request, &self.options.limits)?;
         if limits::is_read_only(&request) {
-            return self.read_txn(request).await;
+            return self.read_txn(request, who).await;
         }
-        let waiting = self.propose(Kind::Txn, &request)?;
+        let waiting = self.propose(Kind::Txn, self.caller(who).await?, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
             Outcome::Txn(txn) => Ok(txn),
@@ -193,10 +209,11 @@ impl Pipeline {
     }
 
     /// Compacts; answers the current revision. With `physical` it waits until the hash of the compacted history is kept.
-    pub async fn compact(&self, request: pb::CompactionRequest) -> Result<i64, ApiError> {
+    pub async fn compact(&self, request: pb::CompactionRequest, who: &Credential) -> Result<i64, ApiError> {
+        let origin = self.check_root(who).await?;
         // The hash needs what the compaction is about to forget, so its scan begins before the command is proposed.
         let scan = self.hashes.scan_before_compaction(&self.store, request.revision).await;
-        let outcome = match self.propose(Kind::Compact, &request) {
+        let outcome = match self.propose(Kind::Compact, origin, &request) {
             Ok(waiting) => self.outcome(waiting).await,
             Err(error) => Err(error),
         };
@@ -214,23 +231,29 @@ impl Pipeline {
     }
 
     /// Grants a lease: answers (id, TTL as granted).
-    pub async fn lease_grant(&self, mut request: pb::LeaseGrantRequest) -> Result<(i64, i64), ApiError> {
+    pub async fn lease_grant(
+        &self,
+        mut request: pb::LeaseGrantRequest,
+        who: &Credential,
+    ) -> Result<(i64, i64), ApiError> {
         self.admit(quota::LEASE_COST_BYTES).await?;
+        let origin = self.check_user(who).await?;
         if request.id == 0 {
             request.id = self.ids.next_lease();
         }
         // Raised here and not at apply, because members may have different election timeouts.
         request.ttl = request.ttl.max(self.options.lease_ttl_min);
-        match self.outcome(self.propose(Kind::LeaseGrant, &request)?).await? {
+        match self.outcome(self.propose(Kind::LeaseGrant, origin, &request)?).await? {
             Outcome::LeaseGrant { lease, ttl, .. } => Ok((lease, ttl)),
             other => mixed_up(&other),
         }
     }
 
     /// Revokes a lease; answers the revision after its keys were deleted.
-    pub async fn lease_revoke(&self, lease: i64) -> Result<i64, ApiError> {
+    pub async fn lease_revoke(&self, lease: i64, who: &Credential) -> Result<i64, ApiError> {
+        let origin = self.check_user(who).await?;
         let request = pb::LeaseRevokeRequest { id: lease };
-        match self.outcome(self.propose(Kind::LeaseRevoke, &request)?).await? {
+        match self.outcome(self.propose(Kind::LeaseRevoke, origin, &request)?).await? {
             Outcome::LeaseRevoke { revision } => Ok(revision),
             other => mixed_up(&other),
         }
@@ -284,15 +307,21 @@ impl Pipeline {
     }
 
     /// Lists, raises or takes back alarms; answers those concerned and the revision.
-    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<(Vec<pb::AlarmMember>, i64), ApiError> {
+    pub async fn alarm(
+        &self,
+        request: pb::AlarmRequest,
+        who: &Credential,
+    ) -> Result<(Vec<pb::AlarmMember>, i64), ApiError> {
         if request.action() == AlarmAction::Get {
+            self.check_user(who).await?;
             self.read_barrier().await?;
             let wanted = |alarm: &pb::AlarmMember| {
                 request.alarm == AlarmType::None as i32 || alarm.alarm == request.alarm
             };
             return Ok((self.view.alarms().into_iter().filter(wanted).collect(), self.store.revision()));
         }
-        match self.outcome(self.propose(Kind::Alarm, &request)?).await? {
+        let origin = self.check_root(who).await?;
+        match self.outcome(self.propose(Kind::Alarm, origin, &request)?).await? {
             Outcome::Alarm { alarms, revision } => Ok((alarms, revision)),
             other => mixed_up(&other),
         }
@@ -328,17 +357,17 @@ impl Pipeline {
             member_id: self.member_id,
             alarm: AlarmType::Nospace.into(),
         };
-        if let Ok(waiting) = self.propose(Kind::Alarm, &request) {
+        if let Ok(waiting) = self.propose(Kind::Alarm, Origin::RootInternal, &request) {
             let _ = waiting.await;
         }
     }
 
-    /// Encodes a client's command and hands it to the replicator.
-    fn propose(&self, kind: Kind, request: &impl Message) -> Result<Waiting, ApiError> {
+    /// Encodes a command and hands it to the replicator.
+    fn propose(&self, kind: Kind, origin: Origin, request: &impl Message) -> Result<Waiting, ApiError> {
         let id = self.ids.next();
-        let command = command::encode(kind, Origin::Client, id, request);
-        let request_bytes = command.len() - command::HEADER_BYTES;
-        if limits::internal_request_bytes(id, request_bytes) > self.options.limits.request_bytes_max {
+        let measured = limits::internal_request_bytes(id, &origin, request.encoded_len());
+        let command = command::encode(kind, origin, id, request);
+        if measured > self.options.limits.request_bytes_max {
             // Overload comes first where both apply.
             return Err(if self.waiters.is_full() {
                 ApiError::TooManyRequests
@@ -347,7 +376,9 @@ impl Pipeline {
             });
         }
         let class = match kind {
-            Kind::Put | Kind::DeleteRange | Kind::Txn | Kind::LeaseGrant => Class::Ordinary,
+            Kind::Put | Kind::DeleteRange | Kind::Txn | Kind::LeaseGrant | Kind::Authenticate => {
+                Class::Ordinary
+            }
             _ => Class::Privileged,
         };
         self.propose_command(id, command, class)

@@ -27,7 +27,7 @@ use crate::node::{Node, NodeOptions};
 use crate::peers::Peers;
 use crate::request::limits::Limits;
 use crate::request::members::MemberLimits;
-use crate::server::{Server, ServerOptions, StartError, StartedReplicator};
+use crate::server::{AuthOptions, Server, ServerOptions, StartError, StartedReplicator};
 use crate::services::router::GrpcRouter;
 use crate::tls::Tls;
 use crate::tls::accept::ClientTls;
@@ -420,7 +420,9 @@ impl Sockets {
         let beside_grpc = if self.http.is_empty() { client_http.clone() } else { None };
         // Those who scrape come from an address of their certificate, as in etcd; clients from anywhere.
         let secure = |checks_san| {
-            tls.clients.as_ref().map(|side| Arc::new(ClientTls::new(Arc::clone(side), checks_san)))
+            tls.clients.as_ref().map(|side| {
+                Arc::new(ClientTls::new(Arc::clone(side), checks_san, config.client_tls.client_cert_auth))
+            })
         };
         let for_clients = secure(false);
         let listeners = [
@@ -503,6 +505,11 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         members: MemberLimits { is_strict: config.strict_reconfig_check, learners_max: config.learners_max },
         lease_grace: election,
         store: StoreOptions { memtable_bytes: config.memtable_bytes },
+        auth: AuthOptions {
+            token: config.auth_token.clone(),
+            simple_ttl_s: config.auth_token_ttl_s,
+            bcrypt_cost: config.bcrypt_cost,
+        },
         watch_progress_interval: config.watch_progress_interval,
         comparison: Intervals { plain: config.compare_interval, deep: config.compare_deep_interval },
         metrics,

@@ -14,6 +14,8 @@
 //! **Stop**, in this order: health says NOT_SERVING · (the caller stops listening and drains) · background tasks end · the
 //! replicator finishes what is queued and closes the log · whoever still waits hears that the server stopped.
 use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
+use crate::auth::password::{self, Passwords};
+use crate::auth::token::{SIMPLE_TTL_DEFAULT_S, Tokens};
 use crate::comparison::marks::Marks;
 use crate::comparison::{self, Comparison, Intervals};
 use crate::identity;
@@ -26,6 +28,7 @@ use crate::request::limits::Limits;
 use crate::request::members::{self, MemberLimits};
 use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
+use crate::services::auth::AuthService;
 use crate::services::cluster::ClusterService;
 use crate::services::header::HeaderSource;
 use crate::services::health::HealthService;
@@ -73,6 +76,8 @@ pub struct ServerOptions {
     pub lease_grace: Duration,
     /// Sizes of the store.
     pub store: StoreOptions,
+    /// How clients show who they are.
+    pub auth: AuthOptions,
     /// Time between progress notifications of watches.
     pub watch_progress_interval: Duration,
     /// How often the members are compared.
@@ -99,9 +104,31 @@ impl Default for ServerOptions {
             members: MemberLimits::default(),
             lease_grace: Duration::ZERO,
             store: StoreOptions::default(),
+            auth: AuthOptions::default(),
             watch_progress_interval: Duration::from_mins(10),
             comparison: Intervals::default(),
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
+        }
+    }
+}
+
+/// How clients show who they are.
+#[derive(Clone, Debug)]
+pub struct AuthOptions {
+    /// `--auth-token`: a kind and its settings.
+    pub token: String,
+    /// Life of a simple token, seconds; 0 is etcd's default.
+    pub simple_ttl_s: u64,
+    /// Cost of password hashes, of [`password::COST_RANGE`].
+    pub bcrypt_cost: u32,
+}
+
+impl Default for AuthOptions {
+    fn default() -> Self {
+        Self {
+            token: "simple".to_owned(),
+            simple_ttl_s: SIMPLE_TTL_DEFAULT_S,
+            bcrypt_cost: password::COST_DEFAULT,
         }
     }
 }
@@ -181,6 +208,13 @@ impl Server {
         let genesis = of_options(&options.name, &options.initial_cluster, &options.initial_cluster_token)
             .map_err(StartError::Options)?;
         let membership = Arc::new(Membership::default());
+        let AuthOptions { token, simple_ttl_s, bcrypt_cost } = options.auth.clone();
+        // Reads the files of keys.
+        let opening = tokio::task::spawn_blocking(move || {
+            Tokens::open(&token, simple_ttl_s, Arc::new(MonotonicClock::default()))
+        });
+        let opened = opening.await.unwrap_or_else(|error| Err(error.to_string()));
+        let tokens = Arc::new(opened.map_err(StartError::Options)?);
         let (store, writer) = StoreWriter::new(options.store.clone());
         let view = Arc::new(AppliedView::default());
         let waiters = Arc::new(Waiters::new(WAITERS_MAX, options.request_timeout));
@@ -198,6 +232,7 @@ impl Server {
                 membership: Arc::clone(&membership),
                 marks: Arc::clone(&marks),
                 store: store.clone(),
+                tokens: Arc::clone(&tokens),
             }),
             quota,
         );
@@ -209,7 +244,7 @@ impl Server {
         leases.extend_all();
         membership.set_member(member_id, &store);
 
-        let pipeline = Arc::new(Pipeline::new(
+        let pipeline = Pipeline::new(
             Arc::clone(&replicator),
             store.clone(),
             Arc::clone(&view),
@@ -223,7 +258,8 @@ impl Server {
             },
             Arc::clone(&membership),
             id::wall_clock_ms(),
-        ));
+        );
+        let pipeline = Arc::new(pipeline.with_auth(tokens, Passwords::new(bcrypt_cost)));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
         let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
         let comparison = Comparison::new(marks, Arc::clone(&pipeline), options.metrics.comparison.clone());
@@ -235,6 +271,7 @@ impl Server {
             LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), keeper, header.clone()),
             ClusterService::new(Arc::clone(&pipeline), header.clone()),
             MaintenanceService::new(Arc::clone(&pipeline), header.clone()),
+            AuthService::new(Arc::clone(&pipeline), header.clone()),
             WatchService::new(
                 Arc::clone(&watch),
                 Arc::clone(&pipeline),
@@ -311,6 +348,7 @@ struct ServerNotices {
     membership: Arc<Membership>,
     marks: Arc<Marks>,
     store: Store,
+    tokens: Arc<Tokens>,
 }
 
 impl Notices for ServerNotices {
@@ -319,6 +357,9 @@ impl Notices for ServerNotices {
             Notice::Compacting => self.watch.before_compaction(),
             Notice::MembersChanged => self.membership.look(&self.store),
             Notice::Marked { mark, replay } => self.marks.push(mark, replay),
+            Notice::TokenAssigned { user, letters, index } => self.tokens.assigned(user, letters, index),
+            Notice::TokensDropped { user } => self.tokens.dropped(&user),
+            Notice::AuthDisabled => self.tokens.clear(),
             lease => self.leases.notice(lease),
         }
     }

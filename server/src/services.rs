@@ -3,7 +3,8 @@
 //! **Contract.** One type per service, each cheap to clone. What a request does is in `request` and `apply`; the answer's header
 //! is made here, by the table in `docs/compatibility.md`.
 //!
-//! Services that this build does not serve yet (Auth, Lock, Election) are not registered: tonic answers Unimplemented.
+//! Services that this build does not serve yet (Lock, Election) are not registered: tonic answers Unimplemented.
+pub mod auth;
 pub mod cluster;
 pub mod header;
 pub mod health;
@@ -13,9 +14,30 @@ pub mod maintenance;
 pub mod router;
 pub mod watch;
 
+use crate::auth::origin::{CertificateName, Credential};
 use crate::request::Pipeline;
 use crate::wire::status::ApiError;
+use tonic::Request;
 use tonic::metadata::MetadataMap;
+
+/// What a request brought to show who asks: a token, else the name in the client's certificate. A request that comes through a gateway brings the gateway's
+/// certificate, whose name is not the user's (CVE-2018-16886).
+pub fn credential<T>(request: &Request<T>) -> Credential {
+    let metadata = request.metadata();
+    if !metadata.is_empty()
+        && let Some(token) = metadata.get("token").or_else(|| metadata.get("authorization"))
+    {
+        // Bytes that are no text are no token either.
+        let token = std::str::from_utf8(token.as_bytes()).unwrap_or_default();
+        return Credential::Token(token.strip_prefix("Bearer ").unwrap_or(token).into());
+    }
+    match request.extensions().get::<CertificateName>() {
+        Some(CertificateName(name)) if !metadata.contains_key("grpcgateway-accept") => {
+            Credential::CommonName(name.clone())
+        }
+        _ => Credential::Nobody,
+    }
+}
 
 /// Checks of the request's metadata that every call begins with, as etcd's interceptors do.
 ///

@@ -140,6 +140,11 @@ impl WatchHub {
         }
     }
 
+    /// Refuses a watcher for a reason that is not the hub's; the answer comes through the stream.
+    pub fn refuse(&self, stream: StreamId, reason: String) {
+        self.with_hub(|hub| hub.refuse(stream, reason.into(), self.store.revision()));
+    }
+
     /// Cancels a watcher; the answer comes through the stream.
     pub fn cancel(&self, stream: StreamId, id: i64) {
         self.with_hub(|hub| {

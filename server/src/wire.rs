@@ -9,6 +9,7 @@
 //! **Source**: `proto/`, after etcd 3.7.3.
 pub mod codec;
 pub mod convert;
+mod secret;
 pub mod status;
 
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sternpost_engine::base::ids::Revision;
 use sternpost_engine::mvcc::{Event, EventBatch, EventKind, KeyValue, Range, RangeOutcome, StateSum, Store};
 use sternpost_replication::Rejection;
-use sternpost_server::apply::command::{self, Command};
+use sternpost_server::apply::command::{self, Command, Decoded};
 use sternpost_server::apply::{Applied, Outcome};
 use sternpost_server::wire::status::ApiError;
 
@@ -191,7 +191,7 @@ impl Oracle {
             return Ok(());
         }
         for bytes in commands {
-            let (id, command) =
+            let Decoded { id, command, .. } =
                 command::decode(bytes).map_err(|error| format!("entry {index} does not decode: {error}"))?;
             let result = self.apply(index, command, now_us)?;
             self.expect(id, index, result)?;
@@ -205,7 +205,7 @@ impl Oracle {
         if !self.is_new(member, (index, term), mix_bytes(1, bytes))? {
             return Ok(());
         }
-        let (id, command) =
+        let Decoded { id, command, .. } =
             command::decode(bytes).map_err(|error| format!("change {index} does not decode: {error}"))?;
         if self.refused.contains(&id) {
             return Err(format!("change {id:x} was refused and is applied at {index}"));
@@ -656,7 +656,9 @@ fn revision_of(outcome: &Outcome) -> i64 {
         Outcome::Compact { revision, .. }
         | Outcome::LeaseGrant { revision, .. }
         | Outcome::LeaseRevoke { revision }
-        | Outcome::Alarm { revision, .. } => *revision,
+        | Outcome::Alarm { revision, .. }
+        | Outcome::Auth { revision }
+        | Outcome::Authenticated { revision, .. } => *revision,
         Outcome::MemberPublish | Outcome::Members(_) | Outcome::Marked => 0,
     }
 }

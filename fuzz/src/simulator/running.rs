@@ -26,6 +26,7 @@ use sternpost_replication::{
 use sternpost_server::apply::command::{self, Kind, LeaseExpiry, Origin};
 use sternpost_server::apply::records;
 use sternpost_server::apply::{AppliedView, Machine, Notice, Notices, Quota};
+use sternpost_server::auth::origin::Credential;
 use sternpost_server::lease::keeper::LeaseKeeper;
 use sternpost_server::lease::{self, LeaseNotices, Leases};
 use sternpost_server::membership::Membership;
@@ -376,21 +377,18 @@ impl Running {
                 let put = sternpost_engine::mvcc::PutOutcome { revision, prev_kv: None };
                 Task::new(purpose, async move { Done::Answer(Ok(Answer::Put(put))) })
             }
-            Call::Put(put) => {
-                Task::new(purpose, async move { Done::Answer(pipeline.put(put).await.map(Answer::Put)) })
-            }
-            Call::Range(range) => {
-                Task::new(
-                    purpose,
-                    async move { Done::Answer(pipeline.range(range).await.map(Answer::Range)) },
-                )
-            }
-            Call::Delete(delete) => Task::new(purpose, async move {
-                Done::Answer(pipeline.delete_range(delete).await.map(Answer::Delete))
+            Call::Put(put) => Task::new(purpose, async move {
+                Done::Answer(pipeline.put(put, &Credential::Nobody).await.map(Answer::Put))
             }),
-            Call::Txn(txn) => {
-                Task::new(purpose, async move { Done::Answer(pipeline.txn(txn).await.map(Answer::Txn)) })
-            }
+            Call::Range(range) => Task::new(purpose, async move {
+                Done::Answer(pipeline.range(range, &Credential::Nobody).await.map(Answer::Range))
+            }),
+            Call::Delete(delete) => Task::new(purpose, async move {
+                Done::Answer(pipeline.delete_range(delete, &Credential::Nobody).await.map(Answer::Delete))
+            }),
+            Call::Txn(txn) => Task::new(purpose, async move {
+                Done::Answer(pipeline.txn(txn, &Credential::Nobody).await.map(Answer::Txn))
+            }),
             Call::Compact(revision) => {
                 let request = pb::CompactionRequest { revision, physical: false };
                 self.command(purpose, Kind::Compact, &request)

@@ -6,24 +6,29 @@
 //! |---|---|---|
 //! | 0 | 1 | format version, 1 |
 //! | 1 | 1 | kind, see [`Kind`] |
-//! | 2 | 1 | origin: 0 a client without a user, 1 the cluster itself with root's rights (`root-internal`, which no request on the wire can produce) |
+//! | 2 | 1 | origin: 0 a client without a user, 1 the cluster itself with root's rights (`root-internal`, which no request on the wire can produce), 2 a user |
 //! | 3 | 1 | 0 |
 //! | 4 | 8 | id, unique in the cluster; the result is delivered by it |
 //! | 12 | 4 | bytes of the body |
-//! | 16 | … | body: the protobuf of the request after the serving member made it deterministic (lease id drawn, TTL raised to the minimum) |
+//! | 16 | … | origin 2 alone: revision of users and roles that the user goes by u64 · bytes of its name u32 · name |
+//! | … | … | body: the protobuf of the request after the serving member made it deterministic (lease id drawn, TTL raised to the minimum) and free of secrets (a password is its bcrypt hash, a token the SHA-256 of its letters) |
 //!
 //! **Invariants.** A2: every member decodes a command to the same value, so a command that this build does not know is
 //! not skipped but stops the process: skipping it would let this member's state differ from the others'.
 //!
 //! **Why a length**: protobuf cut at a field's end still decodes; with the length every cut is seen.
+pub use crate::auth::origin::{Identity, Origin};
 use crate::wire::etcdserverpb as pb;
 use bytes::BufMut;
 use prost::Message;
 use std::fmt;
 use sternpost_engine::base::codec::{Reader, Truncated};
 
-/// Bytes before the body.
-pub const HEADER_BYTES: usize = 16;
+/// Bytes before origin and body.
+const HEADER_BYTES: usize = 16;
+const BY_CLIENT: u8 = 0;
+const BY_ROOT_INTERNAL: u8 = 1;
+const BY_USER: u8 = 2;
 const FORMAT_VERSION: u8 = 1;
 
 /// What a command does. Numbers are for ever.
@@ -58,16 +63,41 @@ pub enum Kind {
     MemberUpdate = 13,
     /// [`MarkCommand`].
     Mark = 14,
+    /// `AuthEnableRequest`.
+    AuthEnable = 15,
+    /// `AuthDisableRequest`.
+    AuthDisable = 16,
+    /// [`Authenticate`].
+    Authenticate = 17,
+    /// `AuthUserAddRequest`, its password as hash alone.
+    UserAdd = 18,
+    /// `AuthUserDeleteRequest`.
+    UserDelete = 19,
+    /// `AuthUserChangePasswordRequest`, its password as hash alone.
+    UserChangePassword = 20,
+    /// `AuthUserGrantRoleRequest`.
+    UserGrantRole = 21,
+    /// `AuthUserRevokeRoleRequest`.
+    UserRevokeRole = 22,
+    /// `AuthRoleAddRequest`.
+    RoleAdd = 23,
+    /// `AuthRoleDeleteRequest`.
+    RoleDelete = 24,
+    /// `AuthRoleGrantPermissionRequest`.
+    RoleGrantPermission = 25,
+    /// `AuthRoleRevokePermissionRequest`.
+    RoleRevokePermission = 26,
 }
 
-/// Who a command acts for.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Origin {
-    /// A client, no user.
-    Client = 0,
-    /// The cluster itself.
-    RootInternal = 1,
+/// A user whose password was right is given a token.
+#[derive(Clone, PartialEq, Message)]
+pub struct Authenticate {
+    /// Its name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// SHA-256 of a simple token's letters; empty for tokens that are signed.
+    #[prost(bytes = "vec", tag = "2")]
+    pub letters: Vec<u8>,
 }
 
 /// Ends a lease that ran out, but only the one that was granted at `granted_index`: a lease that was revoked and
@@ -114,6 +144,29 @@ pub enum Command {
     MemberPromote(pb::Member),
     MemberUpdate(pb::Member),
     Mark(MarkCommand),
+    AuthEnable,
+    AuthDisable,
+    Authenticate(Authenticate),
+    UserAdd(pb::AuthUserAddRequest),
+    UserDelete(pb::AuthUserDeleteRequest),
+    UserChangePassword(pb::AuthUserChangePasswordRequest),
+    UserGrantRole(pb::AuthUserGrantRoleRequest),
+    UserRevokeRole(pb::AuthUserRevokeRoleRequest),
+    RoleAdd(pb::AuthRoleAddRequest),
+    RoleDelete(pb::AuthRoleDeleteRequest),
+    RoleGrantPermission(pb::AuthRoleGrantPermissionRequest),
+    RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
+}
+
+/// A command with its envelope.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Decoded {
+    /// The result is delivered by it.
+    pub id: u64,
+    /// Who it acts for.
+    pub origin: Origin,
+    /// What it does.
+    pub command: Command,
 }
 
 /// Why bytes are no command of this build.
@@ -153,8 +206,8 @@ impl From<Truncated> for CommandError {
 /// Encodes a command whose body is `message`.
 pub fn encode(kind: Kind, origin: Origin, id: u64, message: &impl Message) -> Vec<u8> {
     let body_bytes = message.encoded_len();
-    let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
-    put_header(&mut out, kind, origin, id, body_bytes);
+    let mut out = Vec::with_capacity(HEADER_BYTES + origin_bytes(&origin) + body_bytes);
+    put_header(&mut out, kind, &origin, id, body_bytes);
     message.encode(&mut out).expect("a vector grows");
     out
 }
@@ -162,7 +215,7 @@ pub fn encode(kind: Kind, origin: Origin, id: u64, message: &impl Message) -> Ve
 /// Encodes a [`Kind::LeaseExpire`].
 pub fn encode_lease_expiry(id: u64, expiry: LeaseExpiry) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_BYTES + 16);
-    put_header(&mut out, Kind::LeaseExpire, Origin::RootInternal, id, 16);
+    put_header(&mut out, Kind::LeaseExpire, &Origin::RootInternal, id, 16);
     out.put_i64_le(expiry.lease);
     out.put_u64_le(expiry.granted_index);
     out
@@ -173,7 +226,7 @@ pub fn encode_mark(id: u64, mark: &MarkCommand) -> Vec<u8> {
     let promised = &mark.promised[..mark.promised.len().min(MarkCommand::PROMISED_MAX)];
     let body_bytes = 10 + 16 * promised.len();
     let mut out = Vec::with_capacity(HEADER_BYTES + body_bytes);
-    put_header(&mut out, Kind::Mark, Origin::RootInternal, id, body_bytes);
+    put_header(&mut out, Kind::Mark, &Origin::RootInternal, id, body_bytes);
     out.put_u8(u8::from(mark.is_deep));
     out.put_u64_le(mark.term);
     out.put_u8(promised.len() as u8);
@@ -198,13 +251,31 @@ fn decode_mark(body: &[u8]) -> Result<MarkCommand, CommandError> {
     if reader.is_empty() { Ok(MarkCommand { is_deep, term, promised }) } else { Err(CommandError::Length) }
 }
 
-fn put_header(out: &mut Vec<u8>, kind: Kind, origin: Origin, id: u64, body_bytes: usize) {
+/// Bytes between header and body.
+fn origin_bytes(origin: &Origin) -> usize {
+    match origin {
+        Origin::Client | Origin::RootInternal => 0,
+        Origin::User(identity) => 12 + identity.user.len(),
+    }
+}
+
+fn put_header(out: &mut Vec<u8>, kind: Kind, origin: &Origin, id: u64, body_bytes: usize) {
+    let length = |bytes: usize| u32::try_from(bytes).expect("requests are bounded far below 4 GiB");
     out.put_u8(FORMAT_VERSION);
     out.put_u8(kind as u8);
-    out.put_u8(origin as u8);
+    out.put_u8(match origin {
+        Origin::Client => BY_CLIENT,
+        Origin::RootInternal => BY_ROOT_INTERNAL,
+        Origin::User(_) => BY_USER,
+    });
     out.put_u8(0);
     out.put_u64_le(id);
-    out.put_u32_le(u32::try_from(body_bytes).expect("requests are bounded far below 4 GiB"));
+    out.put_u32_le(length(body_bytes));
+    if let Origin::User(identity) = origin {
+        out.put_u64_le(identity.revision);
+        out.put_u32_le(length(identity.user.len()));
+        out.put_slice(identity.user.as_bytes());
+    }
 }
 
 /// The id of a command, without looking at the rest.
@@ -217,8 +288,8 @@ pub fn kind(command: &[u8]) -> Option<u8> {
     command.get(1).copied()
 }
 
-/// Decodes a command into its id and what it does.
-pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
+/// Decodes a command.
+pub fn decode(bytes: &[u8]) -> Result<Decoded, CommandError> {
     let mut reader = Reader::new(bytes);
     let version = reader.u8()?;
     if version != FORMAT_VERSION {
@@ -229,12 +300,23 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
     let reserved = reader.u8()?;
     let id = reader.u64()?;
     let body_bytes = reader.u32()?;
+    let by = match origin {
+        _ if reserved != 0 => return Err(CommandError::Kind(kind, origin)),
+        BY_CLIENT => Origin::Client,
+        BY_ROOT_INTERNAL => Origin::RootInternal,
+        BY_USER => {
+            let revision = reader.u64()?;
+            let user = std::str::from_utf8(reader.bytes()?);
+            Origin::User(Identity {
+                user: user.map_err(|_| CommandError::Kind(kind, origin))?.into(),
+                revision,
+            })
+        }
+        _ => return Err(CommandError::Kind(kind, origin)),
+    };
     let body = reader.rest();
     if u32::try_from(body.len()) != Ok(body_bytes) {
         return Err(CommandError::Length);
-    }
-    if origin > Origin::RootInternal as u8 || reserved != 0 {
-        return Err(CommandError::Kind(kind, origin));
     }
     let command = match kind {
         1 => Command::Put(message(body)?),
@@ -258,9 +340,21 @@ pub fn decode(bytes: &[u8]) -> Result<(u64, Command), CommandError> {
         12 => Command::MemberPromote(message(body)?),
         13 => Command::MemberUpdate(message(body)?),
         14 => Command::Mark(decode_mark(body)?),
+        15 => message::<pb::AuthEnableRequest>(body).map(|_| Command::AuthEnable)?,
+        16 => message::<pb::AuthDisableRequest>(body).map(|_| Command::AuthDisable)?,
+        17 => Command::Authenticate(message(body)?),
+        18 => Command::UserAdd(message(body)?),
+        19 => Command::UserDelete(message(body)?),
+        20 => Command::UserChangePassword(message(body)?),
+        21 => Command::UserGrantRole(message(body)?),
+        22 => Command::UserRevokeRole(message(body)?),
+        23 => Command::RoleAdd(message(body)?),
+        24 => Command::RoleDelete(message(body)?),
+        25 => Command::RoleGrantPermission(message(body)?),
+        26 => Command::RoleRevokePermission(message(body)?),
         _ => return Err(CommandError::Kind(kind, origin)),
     };
-    Ok((id, command))
+    Ok(Decoded { id, origin: by, command })
 }
 
 fn message<M: Message + Default>(body: &[u8]) -> Result<M, CommandError> {
@@ -288,28 +382,45 @@ mod tests {
         let alarm = pb::AlarmRequest { action: 1, member_id: 3, alarm: 1 };
         let member = pb::Member { id: 3, name: "a".to_owned(), ..Default::default() };
         let expiry = LeaseExpiry { lease: -9, granted_index: 12 };
-        let client = Origin::Client;
+        let client = || Origin::Client;
         let plain = MarkCommand::default();
         let deep = MarkCommand { is_deep: true, term: 7, promised: vec![(3, 9), (u64::MAX, 1)] };
-        vec![
-            (encode(Kind::Put, client, 42, &put), Command::Put(put)),
-            (encode(Kind::DeleteRange, client, 42, &delete), Command::DeleteRange(delete)),
-            (encode(Kind::Txn, client, 42, &txn), Command::Txn(txn)),
-            (encode(Kind::Compact, client, 42, &compact), Command::Compact(compact)),
-            (encode(Kind::LeaseGrant, client, 42, &grant), Command::LeaseGrant(grant)),
-            (encode(Kind::LeaseRevoke, client, 42, &revoke), Command::LeaseRevoke(revoke)),
+        let user_add = pb::AuthUserAddRequest {
+            name: "a".to_owned(),
+            hashed_password: "aGFzaA==".to_owned(),
+            ..Default::default()
+        };
+        let authenticate = Authenticate { name: "a".to_owned(), letters: vec![7; 32] };
+        let auth = vec![
+            (encode(Kind::AuthEnable, by_user(), 42, &pb::AuthEnableRequest {}), Command::AuthEnable),
+            (encode(Kind::UserAdd, by_user(), 42, &user_add), Command::UserAdd(user_add)),
+            (encode(Kind::Authenticate, client(), 42, &authenticate), Command::Authenticate(authenticate)),
+        ];
+        let others = vec![
+            (encode(Kind::Put, client(), 42, &put), Command::Put(put)),
+            (encode(Kind::DeleteRange, client(), 42, &delete), Command::DeleteRange(delete)),
+            (encode(Kind::Txn, client(), 42, &txn), Command::Txn(txn)),
+            (encode(Kind::Compact, client(), 42, &compact), Command::Compact(compact)),
+            (encode(Kind::LeaseGrant, client(), 42, &grant), Command::LeaseGrant(grant)),
+            (encode(Kind::LeaseRevoke, client(), 42, &revoke), Command::LeaseRevoke(revoke)),
             (encode_lease_expiry(42, expiry), Command::LeaseExpire(expiry)),
             (encode_mark(42, &plain), Command::Mark(plain)),
             (encode_mark(42, &deep), Command::Mark(deep)),
-            (encode(Kind::Alarm, client, 42, &alarm), Command::Alarm(alarm)),
+            (encode(Kind::Alarm, client(), 42, &alarm), Command::Alarm(alarm)),
             (encode(Kind::MemberPublish, Origin::RootInternal, 42, &member), Command::MemberPublish(member)),
-        ]
+        ];
+        [others, auth].concat()
+    }
+
+    fn by_user() -> Origin {
+        Origin::User(Identity { user: "ü".into(), revision: 9 })
     }
 
     #[test]
     fn every_kind_comes_back_and_every_truncation_is_refused() {
         for (bytes, command) in examples() {
-            assert_eq!(decode(&bytes), Ok((42, command)));
+            let decoded = decode(&bytes).unwrap();
+            assert_eq!((decoded.id, decoded.command), (42, command));
             assert_eq!(id(&bytes), Some(42));
             for cut in 0..bytes.len() {
                 assert!(decode(&bytes[..cut]).is_err(), "cut at {cut}");
@@ -330,7 +441,7 @@ mod tests {
         };
         assert_eq!(with(0, 2), Err(CommandError::FormatVersion(2)));
         assert_eq!(with(1, 200), Err(CommandError::Kind(200, 0)));
-        assert_eq!(with(2, 2), Err(CommandError::Kind(1, 2)));
+        assert_eq!(with(2, 3), Err(CommandError::Kind(1, 3)));
         assert_eq!(with(3, 1), Err(CommandError::Kind(1, 0)));
     }
 
@@ -338,5 +449,9 @@ mod tests {
     fn the_layout_is_as_documented() {
         let bytes = encode(Kind::LeaseRevoke, Origin::Client, 0x0102, &pb::LeaseRevokeRequest { id: 1 });
         assert_eq!(bytes, [1, 6, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 8, 1]);
+        let bytes = encode(Kind::LeaseRevoke, by_user(), 0x0102, &pb::LeaseRevokeRequest { id: 1 });
+        assert_eq!(bytes[..16], [1, 6, 2, 0, 2, 1, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(bytes[16..], [9, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0xC3, 0xBC, 8, 1]);
+        assert_eq!(decode(&bytes).unwrap().origin, by_user());
     }
 }

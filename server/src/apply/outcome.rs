@@ -2,6 +2,7 @@
 use crate::comparison::marks::Mark;
 use crate::wire::etcdserverpb::{AlarmMember, Member};
 use crate::wire::status::ApiError;
+use std::sync::Arc;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, TxnOutcome};
 
 /// The answer of a command that was not refused. `revision` is the store's after the command.
@@ -11,13 +12,35 @@ pub enum Outcome {
     Put(PutOutcome),
     DeleteRange(DeleteRangeOutcome),
     Txn(TxnOutcome),
-    Compact { revision: i64, previous_compact_revision: i64 },
-    LeaseGrant { lease: i64, ttl: i64, revision: i64 },
-    LeaseRevoke { revision: i64 },
-    Alarm { alarms: Vec<AlarmMember>, revision: i64 },
+    Compact {
+        revision: i64,
+        previous_compact_revision: i64,
+    },
+    LeaseGrant {
+        lease: i64,
+        ttl: i64,
+        revision: i64,
+    },
+    LeaseRevoke {
+        revision: i64,
+    },
+    Alarm {
+        alarms: Vec<AlarmMember>,
+        revision: i64,
+    },
     MemberPublish,
     Members(Vec<Member>),
     Marked,
+    /// Users, roles or whether authentication is on.
+    Auth {
+        revision: i64,
+    },
+    /// A user may have a token: the log index that goes into it, and the revision of users and roles.
+    Authenticated {
+        index: u64,
+        auth_revision: u64,
+        revision: i64,
+    },
 }
 
 /// What the proposer of a command hears.
@@ -75,6 +98,22 @@ pub enum Notice {
         /// As said.
         replay: bool,
     },
+    /// A user was given a token. Not said again while the log is replayed: a start begins without tokens, as in etcd.
+    TokenAssigned {
+        /// Whose it is.
+        user: Arc<str>,
+        /// SHA-256 of its letters.
+        letters: [u8; 32],
+        /// Log index, which is its other half.
+        index: u64,
+    },
+    /// A user is gone or has another password: its tokens are void.
+    TokensDropped {
+        /// Its name.
+        user: String,
+    },
+    /// Authentication was switched off: all tokens are void.
+    AuthDisabled,
 }
 
 /// Who hears notices. Called on the thread that applies; must not block.

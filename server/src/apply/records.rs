@@ -11,11 +11,16 @@
 //! | `promised/` id u64 | term u64 · index u64: this member has taken part in the term, and holds the log up to the index |
 //! | `lease/` id i64 | granted TTL i64, seconds · log index of the grant u64 |
 //! | `alarm/` type i32 · member id u64 | nothing |
+//! | `auth` | authentication is on u8 · revision of users and roles u64 |
+//! | `auth/user/` name | protobuf `authpb.User`: roles, bcrypt hash |
+//! | `auth/role/` name | protobuf `authpb.Role` |
 //!
 //! The genesis state (see `replication::Genesis`) is: version u8 · cluster id u64 · feature level u32 · count u32 ·
 //! that many members, each behind a u32 length. Every bootstrapping member computes the same bytes.
 //!
 //! **Failure.** These bytes passed the engine's checksums, so one that does not decode is a bug or a foreign build: A3.
+use crate::auth::AuthState;
+use crate::auth::state::Touched;
 use crate::wire::etcdserverpb::{AlarmMember, Member};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
@@ -29,6 +34,9 @@ const REMOVED_PREFIX: &[u8] = b"removed/";
 const PROMISED_PREFIX: &[u8] = b"promised/";
 const LEASE_PREFIX: &[u8] = b"lease/";
 const ALARM_PREFIX: &[u8] = b"alarm/";
+const AUTH_KEY: &[u8] = b"auth";
+const AUTH_USER_PREFIX: &[u8] = b"auth/user/";
+const AUTH_ROLE_PREFIX: &[u8] = b"auth/role/";
 
 /// What commands, records and frames a cluster may hold; raised, never lowered.
 pub const FEATURE_LEVEL: u32 = 1;
@@ -247,6 +255,60 @@ pub fn alarms(store: &Store) -> Vec<AlarmMember> {
     };
     let scan = store.system_scan(ALARM_PREFIX);
     scan.iter().map(|(key, _)| one(key).unwrap_or_else(|| panic!("A3: alarm record {key:?}"))).collect()
+}
+
+/// Stores what a change of users and roles touched, as `state` has it now.
+pub(crate) fn put_auth(writer: &mut StoreWriter, state: &AuthState, touched: &[Touched]) {
+    for touched in touched {
+        let (key, message) = match touched {
+            Touched::Settings => {
+                let mut record = value();
+                record.put_u8(state.is_enabled().into());
+                record.put_u64_le(state.revision());
+                writer.system_put(Bytes::from_static(AUTH_KEY), record.freeze());
+                continue;
+            }
+            Touched::User(name) => {
+                let user = state.user(name).map(|user| user.record.encode_to_vec());
+                (key(AUTH_USER_PREFIX, &[name.as_bytes()]), user)
+            }
+            Touched::Role(name) => {
+                (key(AUTH_ROLE_PREFIX, &[name.as_bytes()]), state.role(name).map(Message::encode_to_vec))
+            }
+        };
+        match message {
+            Some(message) => {
+                let mut record = value();
+                record.put_slice(&message);
+                writer.system_put(key, record.freeze());
+            }
+            None => writer.system_delete(&key),
+        }
+    }
+}
+
+/// Users and roles.
+pub fn auth(store: &Store) -> AuthState {
+    let Some(settings) = store.system_get(AUTH_KEY) else { return AuthState::default() };
+    let mut reader = body(AUTH_KEY, &settings);
+    let (is_enabled, revision) = (reader.u8(), reader.u64());
+    let state = match (is_enabled, revision) {
+        (Ok(is_enabled @ (0 | 1)), Ok(revision)) => AuthState::new(
+            is_enabled == 1,
+            revision,
+            messages(store, AUTH_USER_PREFIX),
+            messages(store, AUTH_ROLE_PREFIX),
+        ),
+        _ => None,
+    };
+    state.unwrap_or_else(|| panic!("A3: the records of users and roles are of this build"))
+}
+
+fn messages<M: Message + Default>(store: &Store, prefix: &[u8]) -> Vec<M> {
+    let one = |(key, record): &(Bytes, Bytes)| {
+        M::decode(body(key, record).rest()).unwrap_or_else(|error| panic!("A3: record {key:?}: {error}"))
+    };
+    store.system_scan(prefix).iter().map(one).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,11 @@
-//! What the thread that applies publishes for everybody else: term, size, alarms, counters.
+//! What the thread that applies publishes for everybody else: term, size, alarms, users and roles, counters.
 //!
 //! **Contract.** One writer (the state machine), any number of readers, no locks on the paths that every request takes.
 //! Values are as of the last flush of the state machine, alarms as of the last applied command.
+use crate::auth::AuthState;
 use crate::wire::etcdserverpb::{AlarmMember, AlarmType};
+use arc_swap::{ArcSwap, Guard};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
@@ -35,6 +38,7 @@ pub struct AppliedView {
     /// Bit `1 << AlarmType` is set while an alarm of that type is active on any member.
     alarm_types: AtomicU64,
     alarms: Mutex<Vec<AlarmMember>>,
+    auth: ArcSwap<AuthState>,
     /// What was applied so far.
     pub counters: ApplyCounters,
 }
@@ -46,6 +50,7 @@ impl Default for AppliedView {
             size_bytes: AtomicI64::new(EMPTY_STORE_BYTES),
             alarm_types: AtomicU64::new(0),
             alarms: Mutex::new(Vec::new()),
+            auth: ArcSwap::default(),
             counters: ApplyCounters::default(),
         }
     }
@@ -68,6 +73,15 @@ impl AppliedView {
 
     pub(crate) fn set_size_bytes(&self, bytes: i64) {
         self.size_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Users and roles as of the last applied command.
+    pub fn auth(&self) -> Guard<Arc<AuthState>> {
+        self.auth.load()
+    }
+
+    pub(crate) fn set_auth(&self, state: Arc<AuthState>) {
+        self.auth.store(state);
     }
 
     /// Active alarms, sorted by type, then by member.

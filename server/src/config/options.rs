@@ -144,7 +144,6 @@ pub fn position(name: &str) -> Option<usize> {
 }
 
 const OWN_PEERS: &str = "the peer protocol is Sternpost's own, with limits of its own";
-const NO_AUTH: &str = "authentication is not served yet";
 const NO_TRACING: &str = "tracing is not served yet";
 const OTHER_STORAGE: &str = "the storage engine has no such part";
 const DROPPED: &str = "etcd has dropped this flag too";
@@ -511,10 +510,27 @@ pub static OPTIONS: &[OptionSpec] = &[
         .warned("the JSON gateway is not served yet"),
     option(Security, "host-whitelist", Kind::List, "*", "Host names that HTTP requests may use."),
     // Auth.
-    option(Auth, "auth-token", Kind::Text, "simple", "Kind of tokens: simple, or jwt with its settings.")
-        .warned(NO_AUTH),
-    option(Auth, "bcrypt-cost", Kind::Uint, "10", "Cost of password hashes.").warned(NO_AUTH),
-    option(Auth, "auth-token-ttl", Kind::Uint, "300", "Life of a simple token, seconds.").warned(NO_AUTH),
+    option(
+        Auth,
+        "auth-token",
+        Kind::Text,
+        "simple",
+        "Kind of tokens: simple, or jwt,sign-method=M,pub-key=FILE,priv-key=FILE,ttl=T (server/docs/auth.md).",
+    ),
+    option(
+        Auth,
+        "bcrypt-cost",
+        Kind::Uint,
+        "10",
+        "Cost of password hashes, 4 to 31; each step doubles the time.",
+    ),
+    option(
+        Auth,
+        "auth-token-ttl",
+        Kind::Uint,
+        "300",
+        "Life of a simple token after its last use on a member, seconds; 0 is 300.",
+    ),
     // Logging, metrics, tracing.
     option(Logging, "logger", Kind::Text, "zap", "Only zap: JSON or console lines in zap's shape."),
     option(

@@ -10,6 +10,7 @@ use super::options::FEATURE_GATES;
 use super::tls::{self, TlsSettings};
 use super::url::{self, Url};
 use super::{ConfigError, Notice};
+use crate::auth::password;
 use crate::discovery::Discovery;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -141,6 +142,12 @@ pub struct Config {
     pub wal_sync: String,
     /// Threads that serve connections, 0 for one a core.
     pub worker_threads: usize,
+    /// Kind of tokens, with its settings.
+    pub auth_token: String,
+    /// Life of a simple token, seconds.
+    pub auth_token_ttl_s: u64,
+    /// Cost of password hashes, one that bcrypt has.
+    pub bcrypt_cost: u32,
     /// TLS with clients.
     pub client_tls: TlsSettings,
     /// TLS with members.
@@ -293,6 +300,22 @@ const REQUEST_BYTES_RECOMMENDED: u64 = 10 << 20;
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 const QUOTA_BYTES_RECOMMENDED: u64 = 8 << 30;
 
+/// The cost of password hashes; one that bcrypt does not have is etcd's default, with etcd's warning.
+fn bcrypt_cost(settings: &Settings, notices: &mut Vec<Notice>) -> u32 {
+    let given = settings.uint("bcrypt-cost");
+    let fitting = u32::try_from(given).ok().filter(|cost| password::COST_RANGE.contains(cost));
+    fitting.unwrap_or_else(|| {
+        notices.push(
+            Notice::warning("use default bcrypt cost instead of the invalid given cost")
+                .with("min-cost", &password::COST_RANGE.start().to_string())
+                .with("max-cost", &password::COST_RANGE.end().to_string())
+                .with("default-cost", &password::COST_DEFAULT.to_string())
+                .with("given-cost", &given.to_string()),
+        );
+        password::COST_DEFAULT
+    })
+}
+
 /// Checks the settings and makes the [`Config`].
 pub(super) fn validate(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, ConfigError> {
     build(settings, notices).map_err(ConfigError::Invalid)
@@ -409,7 +432,11 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
                 .with("quota-size-bytes", settings.text("quota-backend-bytes")),
         );
     }
+    let bcrypt_cost = bcrypt_cost(settings, notices);
     let mut config = Config {
+        auth_token: settings.text("auth-token").to_string(),
+        auth_token_ttl_s: settings.uint("auth-token-ttl"),
+        bcrypt_cost,
         name,
         data_dir: data_dir.into(),
         listen_client_urls,

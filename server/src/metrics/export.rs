@@ -45,6 +45,8 @@ pub struct Sample {
     pub revision: i64,
     /// Compact revision.
     pub compact_revision: i64,
+    /// Revision of users and roles.
+    pub auth_revision: u64,
     /// Durable writes of the log, in seconds, over the bounds of `etcd_disk_wal_fsync_duration_seconds`.
     pub wal_sync: HistogramSample,
     /// Bytes written to the log.
@@ -96,6 +98,7 @@ pub(super) struct Sampled {
     keys: Gauge,
     revision: Gauge,
     compact_revision: Gauge,
+    auth_revision: Gauge,
     wal_sync: SampledHistogram,
     wal_write_bytes: Gauge,
     proposals_failed: SampledCounter,
@@ -139,6 +142,7 @@ impl Sampled {
             keys: r.gauge("etcd_debugging_mvcc_keys_total"),
             revision: r.gauge("etcd_debugging_mvcc_current_revision"),
             compact_revision: r.gauge("etcd_debugging_mvcc_compact_revision"),
+            auth_revision: r.gauge("etcd_debugging_auth_revision"),
             wal_sync: r.sampled_histogram("etcd_disk_wal_fsync_duration_seconds"),
             wal_write_bytes: r.gauge("etcd_disk_wal_write_bytes_total"),
             proposals_failed: r.sampled_counter("etcd_server_proposals_failed_total"),
@@ -186,6 +190,7 @@ impl Sampled {
         self.quarantined.set(number(sample.quarantined_count as u64));
         self.keys.set(number(sample.keys_count));
         self.revision.set(number(sample.revision.unsigned_abs()));
+        self.auth_revision.set(number(sample.auth_revision));
         self.compact_revision.set(if sample.compact_revision < 0 {
             -1.0
         } else {

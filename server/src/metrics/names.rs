@@ -127,6 +127,7 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("etcd_debugging_mvcc_keys_total", "Live keys."),
     gauge("etcd_debugging_mvcc_current_revision", "Current revision."),
     gauge("etcd_debugging_mvcc_compact_revision", "Compact revision."),
+    gauge("etcd_debugging_auth_revision", "Revision of users and roles."),
     // Watch.
     gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams."),
     gauge("etcd_debugging_mvcc_watcher_total", "Watchers."),

@@ -5,6 +5,7 @@
 //!
 //! **Source**: `checkRangeRequest` and its siblings in `server/etcdserver/api/v3rpc/key.go` of etcd 3.7.3; the size check of
 //! `processInternalRaftRequestOnce` in `server/etcdserver/v3_server.go`.
+use crate::auth::origin::Origin;
 use crate::wire::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::wire::etcdserverpb::request_op::Request;
 use crate::wire::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest};
@@ -139,9 +140,14 @@ pub fn is_serializable(request: &TxnRequest) -> bool {
 }
 
 /// Bytes of the message that etcd would put into its log for a request of `request_bytes`: `InternalRaftRequest` with a header
-/// (field 100) that holds the id, and the request under a field number below 16.
-pub fn internal_request_bytes(id: u64, request_bytes: usize) -> usize {
-    let header_body = key_len(1) + encoded_len_varint(id);
+/// (field 100) that holds the id and who asks, and the request under a field number below 16.
+pub fn internal_request_bytes(id: u64, origin: &Origin, request_bytes: usize) -> usize {
+    let mut header_body = key_len(1) + encoded_len_varint(id);
+    if let Origin::User(identity) = origin {
+        let name_bytes = identity.user.len();
+        header_body += key_len(2) + encoded_len_varint(name_bytes as u64) + name_bytes;
+        header_body += key_len(3) + encoded_len_varint(identity.revision);
+    }
     let header = key_len(100) + encoded_len_varint(header_body as u64) + header_body;
     header + key_len(4) + encoded_len_varint(request_bytes as u64) + request_bytes
 }
@@ -252,7 +258,7 @@ mod tests {
     #[test]
     fn the_measured_size_is_that_of_etcds_internal_request() {
         // 2 (tag 100) + 1 (length) + 1 (tag 1) + 10 (id) + 1 (tag 4) + 3 (length) + body.
-        assert_eq!(internal_request_bytes(u64::MAX, 1_572_846), 1_572_864);
-        assert_eq!(internal_request_bytes(1, 5), 2 + 1 + 1 + 1 + 1 + 1 + 5);
+        assert_eq!(internal_request_bytes(u64::MAX, &Origin::Client, 1_572_846), 1_572_864);
+        assert_eq!(internal_request_bytes(1, &Origin::Client, 5), 2 + 1 + 1 + 1 + 1 + 1 + 5);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! **Contract.** A change is made once at most: it is given to the leader, and what becomes of it is answered; when no answer comes in time, it may
 //! still be made, as with etcd. Its checks are etcd's, in etcd's order: [`Pipeline::may_add`] and its like look at who is started
-//! and connected, `apply::members::check` at the table.
+//! and connected, `apply::members::check` at the table. Who asks is looked at by the member that was asked, before anything is sent to the leader.
 //!
 //! **Differs from etcd**: connected means heard of within the last election timeout, not for the last 5 s, so that a cluster that has just
 //! started takes a change.
@@ -13,6 +13,7 @@ use super::{Pipeline, id};
 use crate::apply::command::{self, Kind, Origin};
 use crate::apply::members::{MemberCommand, check};
 use crate::apply::{Applied, Outcome, records};
+use crate::auth::origin::Credential;
 use crate::config::url;
 use crate::wire::etcdserverpb as pb;
 use crate::wire::status::ApiError;
@@ -59,29 +60,42 @@ type Members = Vec<pb::Member>;
 
 impl Pipeline {
     /// Adds a member: it, and all members.
-    pub async fn member_add(&self, request: pb::MemberAddRequest) -> Result<(pb::Member, Members), ApiError> {
+    pub async fn member_add(
+        &self,
+        request: pb::MemberAddRequest,
+        who: &Credential,
+    ) -> Result<(pb::Member, Members), ApiError> {
         let urls = url::parse_list(&request.peer_ur_ls.join(","));
         if request.peer_ur_ls.is_empty() || urls.is_err() {
             return Err(ApiError::MemberBadUrls);
         }
+        self.check_root(who).await?;
         let response = self.change_members(Wanted::Add(request)).await?;
         Ok((response.member.unwrap_or_default(), response.members))
     }
 
     /// Removes a member: those that are left.
-    pub async fn member_remove(&self, id: u64) -> Result<Members, ApiError> {
+    pub async fn member_remove(&self, id: u64, who: &Credential) -> Result<Members, ApiError> {
+        self.check_root(who).await?;
         Ok(self.change_members(Wanted::Remove(id)).await?.members)
     }
 
     /// Makes a voter of a learner: all members.
-    pub async fn member_promote(&self, id: u64) -> Result<Members, ApiError> {
+    pub async fn member_promote(&self, id: u64, who: &Credential) -> Result<Members, ApiError> {
+        self.check_root(who).await?;
         Ok(self.change_members(Wanted::Promote(id)).await?.members)
     }
 
     /// Gives a member other peer URLs: all members. etcd does not look at the URLs here.
-    pub async fn member_update(&self, id: u64, peer_ur_ls: Vec<String>) -> Result<Members, ApiError> {
+    pub async fn member_update(
+        &self,
+        id: u64,
+        peer_ur_ls: Vec<String>,
+        who: &Credential,
+    ) -> Result<Members, ApiError> {
+        let origin = self.check_root(who).await?;
         let member = pb::Member { id, peer_ur_ls, ..pb::Member::default() };
-        match self.outcome(self.propose(Kind::MemberUpdate, &member)?).await? {
+        match self.outcome(self.propose(Kind::MemberUpdate, origin, &member)?).await? {
             Outcome::Members(members) => Ok(members),
             other => super::mixed_up(&other),
         }

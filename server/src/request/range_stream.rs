@@ -2,19 +2,22 @@
 //!
 //! **Contract.** An iterator of messages; merged as protobuf they equal the answer of the unary Range. The first chunk pins
 //! the revision. Only the last one has header, `more` and `count`. A compaction of the pinned revision between two chunks
-//! ends the stream with etcd's error.
+//! ends the stream with etcd's error; so does a change of users and roles, since what the caller may read was looked at before.
 //!
 //! **Why an iterator**: each chunk is one read of the store on the task that sends it, made when the one before it has been
 //! taken, so a slow client holds one chunk and nothing else.
 //!
 //! **Source**: `rangeStream` and `adjustChunkLimit` in `server/etcdserver/v3_server.go` of etcd 3.7.3.
 use super::{Pipeline, limits};
+use crate::auth::check::Access;
+use crate::auth::origin::Credential;
 use crate::first_turn;
 use crate::wire::convert::range_response;
 use crate::wire::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::wire::status::ApiError;
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use sternpost_engine::mvcc::{Range, Store};
 
@@ -32,6 +35,8 @@ pub struct RangeChunks {
     /// Store revision of the first chunk, 0 before it.
     revision: i64,
     chunk_bytes: usize,
+    /// Asked after each chunk was read, before it is sent.
+    may_go_on: Box<dyn Fn() -> Result<(), ApiError> + Send>,
 }
 
 /// One chunk; the last one says the revision for its header.
@@ -44,14 +49,24 @@ pub struct Chunk {
 
 impl Pipeline {
     /// Starts a stream behind the same barrier as a range.
-    pub async fn range_stream(&self, request: RangeRequest) -> Result<RangeChunks, ApiError> {
+    pub async fn range_stream(
+        self: &Arc<Self>,
+        request: RangeRequest,
+        who: &Credential,
+    ) -> Result<RangeChunks, ApiError> {
         limits::check_range_stream(&request)?;
         if !request.serializable {
             self.read_barrier().await?;
         }
+        let origin = self.caller(who).await?;
+        self.view().auth().check_range(&origin, Access::Read, &request.key, &request.range_end)?;
         first_turn::leave().await;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
-        Ok(RangeChunks::new(self.store.clone(), request.into(), self.options.limits.request_bytes_max))
+        let chunk_bytes = self.options.limits.request_bytes_max;
+        let mut chunks = RangeChunks::new(self.store.clone(), request.into(), chunk_bytes);
+        let pipeline = Arc::clone(self);
+        chunks.may_go_on = Box::new(move || pipeline.still_current(&origin));
+        Ok(chunks)
     }
 }
 
@@ -59,7 +74,15 @@ impl RangeChunks {
     fn new(store: Store, mut range: Range, chunk_bytes: usize) -> Self {
         let rest = if range.limit <= 0 { i64::MAX } else { range.limit };
         range.limit = FIRST_CHUNK_KEYS.min(rest);
-        Self { store, next: Some(range), rest, sent: 0, revision: 0, chunk_bytes }
+        Self {
+            store,
+            next: Some(range),
+            rest,
+            sent: 0,
+            revision: 0,
+            chunk_bytes,
+            may_go_on: Box::new(|| Ok(())),
+        }
     }
 
     fn chunk(&mut self, mut range: Range) -> Result<Chunk, ApiError> {
@@ -100,7 +123,11 @@ impl Iterator for RangeChunks {
 
     fn next(&mut self) -> Option<Self::Item> {
         let range = self.next.take()?;
-        Some(self.chunk(range))
+        let chunk = self.chunk(range).and_then(|chunk| (self.may_go_on)().map(|()| chunk));
+        if chunk.is_err() {
+            self.next = None;
+        }
+        Some(chunk)
     }
 }
 

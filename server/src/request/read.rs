@@ -1,6 +1,8 @@
 //! Reads: linearizable behind a barrier, serializable at once, read-only transactions at one revision.
 use super::Pipeline;
 use super::limits;
+use crate::auth::check::Access;
+use crate::auth::origin::Credential;
 use crate::first_turn;
 use crate::wire::etcdserverpb::{RangeRequest, TxnRequest};
 use crate::wire::status::ApiError;
@@ -42,25 +44,36 @@ impl Pipeline {
     }
 
     /// Reads a range.
-    pub async fn range(&self, request: RangeRequest) -> Result<RangeOutcome, ApiError> {
+    pub async fn range(&self, request: RangeRequest, who: &Credential) -> Result<RangeOutcome, ApiError> {
         limits::check_range(&request)?;
         if !request.serializable {
             self.read_barrier().await?;
         }
+        let origin = self.caller(who).await?;
+        self.view().auth().check_range(&origin, Access::Read, &request.key, &request.range_end)?;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let range = Range::from(request);
-        if range.range.end.is_empty() {
-            return Ok(self.store.range(&range)?);
-        }
-        first_turn::leave().await;
-        Ok(read_many(&self.store, || self.store.range(&range))?)
+        let outcome = if range.range.end.is_empty() {
+            self.store.range(&range)?
+        } else {
+            first_turn::leave().await;
+            read_many(&self.store, || self.store.range(&range))?
+        };
+        self.still_current(&origin)?;
+        Ok(outcome)
     }
 
     /// Runs a checked transaction that only reads.
-    pub(super) async fn read_txn(&self, request: TxnRequest) -> Result<TxnOutcome, ApiError> {
+    pub(super) async fn read_txn(
+        &self,
+        request: TxnRequest,
+        who: &Credential,
+    ) -> Result<TxnOutcome, ApiError> {
         if !limits::is_serializable(&request) {
             self.read_barrier().await?;
         }
+        let origin = self.caller(who).await?;
+        self.view().auth().check_txn(&origin, &request, &self.leases())?;
         first_turn::leave().await;
         let txn = Txn::from(request);
         self.counters.read_only_txns.fetch_add(1, Ordering::Relaxed);
@@ -75,10 +88,12 @@ impl Pipeline {
                 }
             }
         }
-        outcome.map_err(|error| match error {
+        let outcome = outcome.map_err(|error| match error {
             ReadTxnError::Operation(error) => error.into(),
             ReadTxnError::Overtaken => ApiError::Compacted,
-        })
+        })?;
+        self.still_current(&origin)?;
+        Ok(outcome)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The Cluster service. Headers have no revision here, as in etcd.
-use super::check_metadata;
 use super::header::HeaderSource;
+use super::{check_metadata, credential};
 use crate::apply::records;
 use crate::request::Pipeline;
 use crate::wire::etcdserverpb::cluster_server::Cluster;
@@ -33,7 +33,8 @@ impl Cluster for ClusterService {
         request: Request<MemberAddRequest>,
     ) -> Result<Response<MemberAddResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let (member, members) = self.pipeline.member_add(request.into_inner()).await?;
+        let who = credential(&request);
+        let (member, members) = self.pipeline.member_add(request.into_inner(), &who).await?;
         let header = Some(self.header.without_revision());
         Ok(Response::new(MemberAddResponse { header, member: Some(member), members }))
     }
@@ -43,7 +44,8 @@ impl Cluster for ClusterService {
         request: Request<MemberRemoveRequest>,
     ) -> Result<Response<MemberRemoveResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let members = self.pipeline.member_remove(request.into_inner().id).await?;
+        let who = credential(&request);
+        let members = self.pipeline.member_remove(request.into_inner().id, &who).await?;
         Ok(Response::new(MemberRemoveResponse { header: Some(self.header.without_revision()), members }))
     }
 
@@ -52,8 +54,9 @@ impl Cluster for ClusterService {
         request: Request<MemberUpdateRequest>,
     ) -> Result<Response<MemberUpdateResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        let who = credential(&request);
         let MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
-        let members = self.pipeline.member_update(id, peer_ur_ls).await?;
+        let members = self.pipeline.member_update(id, peer_ur_ls, &who).await?;
         Ok(Response::new(MemberUpdateResponse { header: Some(self.header.without_revision()), members }))
     }
 
@@ -62,9 +65,11 @@ impl Cluster for ClusterService {
         request: Request<MemberListRequest>,
     ) -> Result<Response<MemberListResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        let who = credential(&request);
         if request.into_inner().linearizable {
             self.pipeline.read_barrier().await?;
         }
+        self.pipeline.check_user(&who).await?;
         let members = records::members(self.pipeline.store());
         Ok(Response::new(MemberListResponse { header: Some(self.header.without_revision()), members }))
     }
@@ -74,7 +79,8 @@ impl Cluster for ClusterService {
         request: Request<MemberPromoteRequest>,
     ) -> Result<Response<MemberPromoteResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let members = self.pipeline.member_promote(request.into_inner().id).await?;
+        let who = credential(&request);
+        let members = self.pipeline.member_promote(request.into_inner().id, &who).await?;
         Ok(Response::new(MemberPromoteResponse { header: Some(self.header.without_revision()), members }))
     }
 }

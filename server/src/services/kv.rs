@@ -1,6 +1,6 @@
 //! The KV service.
 use super::header::HeaderSource;
-use super::{check_metadata, check_metadata_of_learner};
+use super::{check_metadata, check_metadata_of_learner, credential};
 use crate::request::Pipeline;
 use crate::request::range_stream::RangeChunks;
 use crate::wire::convert;
@@ -37,7 +37,8 @@ impl Kv for KvService {
         } else {
             check_metadata(request.metadata(), &self.pipeline)?;
         }
-        let outcome = self.pipeline.range(request.into_inner()).await?;
+        let who = credential(&request);
+        let outcome = self.pipeline.range(request.into_inner(), &who).await?;
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::range_response(outcome, Some(header))))
     }
@@ -46,13 +47,15 @@ impl Kv for KvService {
 
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<RangeStream>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let chunks = self.pipeline.range_stream(request.into_inner()).await?;
+        let who = credential(&request);
+        let chunks = self.pipeline.range_stream(request.into_inner(), &who).await?;
         Ok(Response::new(RangeStream { chunks, header: self.header.clone() }))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let outcome = self.pipeline.put(request.into_inner()).await?;
+        let who = credential(&request);
+        let outcome = self.pipeline.put(request.into_inner(), &who).await?;
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::put_response(outcome, Some(header))))
     }
@@ -62,14 +65,16 @@ impl Kv for KvService {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let outcome = self.pipeline.delete_range(request.into_inner()).await?;
+        let who = credential(&request);
+        let outcome = self.pipeline.delete_range(request.into_inner(), &who).await?;
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::delete_range_response(outcome, Some(header))))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let outcome = self.pipeline.txn(request.into_inner()).await?;
+        let who = credential(&request);
+        let outcome = self.pipeline.txn(request.into_inner(), &who).await?;
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::txn_response(outcome, Some(header))))
     }
@@ -79,7 +84,8 @@ impl Kv for KvService {
         request: Request<CompactionRequest>,
     ) -> Result<Response<CompactionResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let revision = self.pipeline.compact(request.into_inner()).await?;
+        let who = credential(&request);
+        let revision = self.pipeline.compact(request.into_inner(), &who).await?;
         Ok(Response::new(CompactionResponse { header: Some(self.header.at(revision)) }))
     }
 }

@@ -1,6 +1,7 @@
 //! The Lease service. Keepalives do not touch the log.
-use super::check_metadata;
 use super::header::HeaderSource;
+use super::{check_metadata, credential};
+use crate::auth::origin::Credential;
 use crate::lease::Leases;
 use crate::lease::keeper::LeaseKeeper;
 use crate::request::Pipeline;
@@ -35,7 +36,12 @@ impl LeaseService {
         Self { pipeline, leases, keeper, header }
     }
 
-    async fn keep_alive(self, request: LeaseKeepAliveRequest) -> Result<LeaseKeepAliveResponse, Status> {
+    async fn keep_alive(
+        self,
+        request: LeaseKeepAliveRequest,
+        who: Arc<Credential>,
+    ) -> Result<LeaseKeepAliveResponse, Status> {
+        self.pipeline.check_renew(&who, request.id).await?;
         // Before the renewal, so that an answer never says a revision at which the lease was already revoked.
         let header = Some(self.header.current());
         let ttl = self.keeper.renew(request.id).await?;
@@ -50,7 +56,8 @@ impl Lease for LeaseService {
         request: Request<LeaseGrantRequest>,
     ) -> Result<Response<LeaseGrantResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let (id, ttl) = self.pipeline.lease_grant(request.into_inner()).await?;
+        let who = credential(&request);
+        let (id, ttl) = self.pipeline.lease_grant(request.into_inner(), &who).await?;
         let header = Some(self.header.current());
         Ok(Response::new(LeaseGrantResponse { header, id, ttl, error: String::new() }))
     }
@@ -60,7 +67,8 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let revision = self.pipeline.lease_revoke(request.into_inner().id).await?;
+        let who = credential(&request);
+        let revision = self.pipeline.lease_revoke(request.into_inner().id, &who).await?;
         Ok(Response::new(LeaseRevokeResponse { header: Some(self.header.at(revision)) }))
     }
 
@@ -71,11 +79,11 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let service = self.clone();
+        let (service, who) = (self.clone(), Arc::new(credential(&request)));
         // One at a time and in order, as etcd answers; nothing is read from the client before the answer is taken.
         let answers = request.into_inner().then(move |request| {
-            let service = service.clone();
-            async move { service.keep_alive(request?).await }
+            let (service, who) = (service.clone(), Arc::clone(&who));
+            async move { service.keep_alive(request?, who).await }
         });
         Ok(Response::new(Box::pin(answers)))
     }
@@ -85,6 +93,7 @@ impl Lease for LeaseService {
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        let origin = self.pipeline.check_user(&credential(&request)).await?;
         let request = request.into_inner();
         let remaining = self.keeper.remaining(request.id).await?;
         // For the keys: what the leader counts by is applied here too then.
@@ -96,6 +105,8 @@ impl Lease for LeaseService {
             response.granted_ttl = remaining.granted_ttl;
             if request.keys {
                 response.keys = self.pipeline.store().lease_keys(request.id);
+                // Of no other keys than those, so afterwards.
+                self.pipeline.check_lease_keys(&origin, &response.keys)?;
             }
         }
         response.header = Some(self.header.current());
@@ -107,7 +118,9 @@ impl Lease for LeaseService {
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let leases = self.leases.list().into_iter().map(|id| LeaseStatus { id }).collect();
+        let leases = self.leases.list();
+        self.pipeline.check_lease_list(&credential(&request), &leases).await?;
+        let leases = leases.into_iter().map(|id| LeaseStatus { id }).collect();
         Ok(Response::new(LeaseLeasesResponse { header: Some(self.header.current()), leases }))
     }
 }

@@ -1,6 +1,6 @@
 //! The Maintenance service.
 use super::header::HeaderSource;
-use super::{check_metadata, check_metadata_of_learner};
+use super::{check_metadata, check_metadata_of_learner, credential};
 use crate::config::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
 use crate::request::{Pipeline, kv_hash};
 use crate::wire::etcdserverpb::maintenance_server::Maintenance;
@@ -40,12 +40,14 @@ fn alarm_text(alarm: &AlarmMember) -> String {
 impl Maintenance for MaintenanceService {
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
-        let (alarms, revision) = self.pipeline.alarm(request.into_inner()).await?;
+        let who = credential(&request);
+        let (alarms, revision) = self.pipeline.alarm(request.into_inner(), &who).await?;
         Ok(Response::new(AlarmResponse { header: Some(self.header.at(revision)), alarms }))
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         check_metadata_of_learner(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_user(&credential(&request)).await?;
         let replicator = self.pipeline.replicator().status();
         let view = self.pipeline.view();
         let mut errors = Vec::new();
@@ -79,11 +81,13 @@ impl Maintenance for MaintenanceService {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
 
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         let store = self.pipeline.store().clone();
         let hash = tokio::task::spawn_blocking(move || kv_hash::hash_all(&store)).await;
         let hash = hash.map_err(|_| ApiError::Stopped)?.map_err(ApiError::from)?;
@@ -92,6 +96,7 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         let found = self.pipeline.hash_kv(request.into_inner().revision).await?;
         Ok(Response::new(HashKvResponse {
             header: Some(self.header.current()),
@@ -105,8 +110,10 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _request: Request<SnapshotRequest>,
+        request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         Err(ApiError::Unimplemented("snapshots are not served yet").into())
     }
 
@@ -115,14 +122,17 @@ impl Maintenance for MaintenanceService {
         request: Request<MoveLeaderRequest>,
     ) -> Result<Response<MoveLeaderResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         self.pipeline.move_leader(request.into_inner().target_id).await?;
         Ok(Response::new(MoveLeaderResponse { header: None }))
     }
 
     async fn downgrade(
         &self,
-        _request: Request<DowngradeRequest>,
+        request: Request<DowngradeRequest>,
     ) -> Result<Response<DowngradeResponse>, Status> {
+        check_metadata(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
         Err(ApiError::Unimplemented("downgrades are not served yet").into())
     }
 }

@@ -4,13 +4,15 @@
 //! requests on the client port that carry `application/grpc` come through here.
 //!
 //! **Why not tonic's own routes**: they go through axum's router, which boxes request and service once more for every call. The
-//! paths are six fixed prefixes.
+//! paths are seven fixed prefixes.
+use super::auth::AuthService;
 use super::cluster::ClusterService;
 use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
 use super::maintenance::MaintenanceService;
 use super::watch::WatchService;
+use crate::wire::etcdserverpb::auth_server::AuthServer;
 use crate::wire::etcdserverpb::cluster_server::ClusterServer;
 use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
@@ -32,6 +34,25 @@ const CLUSTER_METHODS: &[&str] =
 const MAINTENANCE_METHODS: &[&str] =
     &["Status", "Alarm", "Defragment", "Hash", "HashKV", "Snapshot", "MoveLeader", "Downgrade"];
 const WATCH_METHODS: &[&str] = &["Watch"];
+const AUTH_METHODS: &[&str] = &[
+    "AuthEnable",
+    "AuthDisable",
+    "AuthStatus",
+    "Authenticate",
+    "UserAdd",
+    "UserGet",
+    "UserList",
+    "UserDelete",
+    "UserChangePassword",
+    "UserGrantRole",
+    "UserRevokeRole",
+    "RoleAdd",
+    "RoleGet",
+    "RoleList",
+    "RoleDelete",
+    "RoleGrantPermission",
+    "RoleRevokePermission",
+];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -41,27 +62,31 @@ pub struct GrpcRouter {
     lease: LeaseServer<LeaseService>,
     cluster: ClusterServer<ClusterService>,
     maintenance: MaintenanceServer<MaintenanceService>,
+    auth: AuthServer<AuthService>,
     watch: WatchService,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
     /// Names of the services.
-    pub const SERVICES: [&str; 6] = [
+    pub const SERVICES: [&str; 7] = [
         "etcdserverpb.KV",
         "etcdserverpb.Watch",
         "etcdserverpb.Lease",
         "etcdserverpb.Cluster",
         "etcdserverpb.Maintenance",
+        "etcdserverpb.Auth",
         "grpc.health.v1.Health",
     ];
 
     /// Routes to these services; a message above `message_bytes_max` is refused before it is read.
+    #[expect(clippy::too_many_arguments, reason = "one for each service")]
     pub fn new(
         kv: KvService,
         lease: LeaseService,
         cluster: ClusterService,
         maintenance: MaintenanceService,
+        auth: AuthService,
         watch: WatchService,
         health: HealthService,
         message_bytes_max: usize,
@@ -71,6 +96,7 @@ impl GrpcRouter {
             lease: LeaseServer::new(lease).max_decoding_message_size(message_bytes_max),
             cluster: ClusterServer::new(cluster).max_decoding_message_size(message_bytes_max),
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes_max),
+            auth: AuthServer::new(auth).max_decoding_message_size(message_bytes_max),
             watch,
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
@@ -102,6 +128,7 @@ where
             "etcdserverpb.Lease" => LEASE_METHODS,
             "etcdserverpb.Cluster" => CLUSTER_METHODS,
             "etcdserverpb.Maintenance" => MAINTENANCE_METHODS,
+            "etcdserverpb.Auth" => AUTH_METHODS,
             "etcdserverpb.Watch" => WATCH_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
@@ -114,6 +141,7 @@ where
             "etcdserverpb.Lease" => self.lease.call(request),
             "etcdserverpb.Cluster" => self.cluster.call(request),
             "etcdserverpb.Maintenance" => self.maintenance.call(request),
+            "etcdserverpb.Auth" => self.auth.call(request),
             "etcdserverpb.Watch" => self.watch.call(request),
             _ => self.health.call(request),
         }

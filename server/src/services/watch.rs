@@ -9,8 +9,9 @@
 //!
 //! **Why not the generated server**: responses are put together from events that were encoded once (see `watch::event`), which prost's codec
 //! cannot do.
-use super::check_metadata;
 use super::header::HeaderSource;
+use super::{check_metadata, credential};
+use crate::auth::origin::Credential;
 use crate::request::Pipeline;
 use crate::watch::fragment::{HeaderFields, Response};
 use crate::watch::progress::stream_interval;
@@ -71,12 +72,19 @@ impl WatchService {
         Self { hub, pipeline, header, options }
     }
 
-    fn open(&self, requests: Request<Streaming<WatchRequest>>) -> Result<WatchStream, ApiError> {
+    async fn open(self, requests: Request<Streaming<WatchRequest>>) -> Result<WatchStream, ApiError> {
         check_metadata(requests.metadata(), &self.pipeline)?;
+        let who = credential(&requests);
+        // A token from ahead is waited for here, because watchers are created where nothing can wait. An invalid one is told to each of them.
+        match self.pipeline.caller(&who).await {
+            Ok(_) | Err(ApiError::InvalidAuthToken) => {}
+            Err(error) => return Err(error),
+        }
         let (stream, outbox) = self.hub.open_stream();
         let interval = stream_interval(self.options.progress_interval);
         Ok(WatchStream {
-            service: self.clone(),
+            service: self,
+            who,
             stream,
             outbox,
             requests: Some(requests.into_inner()),
@@ -134,14 +142,15 @@ impl StreamingService<WatchRequest> for WatchService {
     type Future = BoxFuture<tonic::Response<WatchStream>, Status>;
 
     fn call(&mut self, requests: Request<Streaming<WatchRequest>>) -> Self::Future {
-        let opened = self.open(requests).map(tonic::Response::new).map_err(Status::from);
-        Box::pin(std::future::ready(opened))
+        let opening = self.clone().open(requests);
+        Box::pin(async move { opening.await.map(tonic::Response::new).map_err(Status::from) })
     }
 }
 
 /// See the module.
 pub struct WatchStream {
     service: WatchService,
+    who: Credential,
     stream: StreamId,
     outbox: Arc<Outbox>,
     /// None once the client has half-closed.
@@ -177,10 +186,21 @@ impl WatchStream {
     fn handle(&self, request: WatchRequest) {
         let hub = &self.service.hub;
         match request.request_union {
-            Some(RequestUnion::CreateRequest(create)) => hub.create(self.stream, convert(create)),
+            Some(RequestUnion::CreateRequest(create)) => self.create(create),
             Some(RequestUnion::CancelRequest(cancel)) => hub.cancel(self.stream, cancel.watch_id),
             Some(RequestUnion::ProgressRequest(_)) => hub.request_progress(self.stream),
             None => tracing::info!("invalid watch request received in gRPC stream"),
+        }
+    }
+
+    /// Creates a watcher, if its range as it was sent may be read. It then goes on whatever becomes of the permission, as in etcd.
+    fn create(&self, create: WatchCreateRequest) {
+        let hub = &self.service.hub;
+        let allowed = self.service.pipeline.check_watch(&self.who, &create.key, &create.range_end);
+        match allowed {
+            Err(error) if create.start_revision >= 0 => hub.refuse(self.stream, refusal(&error)),
+            // A start before everything is refused by the hub, with its own words.
+            _ => hub.create(self.stream, convert(create)),
         }
     }
 
@@ -190,6 +210,15 @@ impl WatchStream {
             self.clock.as_mut().reset(Instant::now() + self.interval);
         }
     }
+}
+
+/// As grpc-go prints a status.
+fn refusal(error: &ApiError) -> String {
+    let (code, text) = match error {
+        ApiError::InvalidAuthToken | ApiError::AuthOldRevision | ApiError::UserEmpty => error.code_and_text(),
+        _ => ApiError::PermissionDenied.code_and_text(),
+    };
+    format!("rpc error: code = {code:?} desc = {text}")
 }
 
 fn convert(create: WatchCreateRequest) -> CreateRequest {

@@ -10,6 +10,7 @@ use super::san;
 use super::side::Side;
 use super::text::describe;
 use super::verify::Presented;
+use crate::auth::origin::CertificateName;
 use crate::config::Url;
 use rustls::pki_types::CertificateDer;
 use std::collections::VecDeque;
@@ -22,6 +23,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// How long a handshake may take, etcd's.
 pub const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -42,6 +44,8 @@ pub struct ClientTls {
     side: Arc<Side>,
     /// Clients come from an address of their certificate.
     checks_san: bool,
+    /// Certificates name users.
+    names_users: bool,
     under_way: Mutex<VecDeque<oneshot::Sender<()>>>,
     said: Mutex<Said>,
 }
@@ -53,9 +57,9 @@ struct Said {
 }
 
 impl ClientTls {
-    /// Of the certificates of `side`.
-    pub fn new(side: Arc<Side>, checks_san: bool) -> Self {
-        Self { side, checks_san, under_way: Mutex::default(), said: Mutex::default() }
+    /// Of the certificates of `side`; with `names_users` those of clients, which `side` then verifies, say who they are.
+    pub fn new(side: Arc<Side>, checks_san: bool, names_users: bool) -> Self {
+        Self { side, checks_san, names_users, under_way: Mutex::default(), said: Mutex::default() }
     }
 
     /// The stream inside TLS; none if it did not come to that, which has been logged.
@@ -89,6 +93,14 @@ impl ClientTls {
                 None
             }
         }
+    }
+
+    /// The user that a client's certificate names, if they do: its common name as it is, the last one if there are several, as Go has it.
+    pub fn user_of(&self, connection: &rustls::ServerConnection) -> Option<CertificateName> {
+        let leaf = connection.peer_certificates().filter(|_| self.names_users)?.first()?;
+        let (_, certificate) = X509Certificate::from_der(leaf).ok()?;
+        let name = certificate.subject().iter_common_name().last().and_then(|name| name.as_str().ok());
+        Some(CertificateName(name.unwrap_or_default().into()))
     }
 
     /// Takes a place among the handshakes; resolves when somebody else needs it.

@@ -292,18 +292,15 @@ impl Hub {
                 let created = Response { revision: head, watch_id: id, created: true, ..Response::default() };
                 self.control(stream, created);
             }
-            Err(reason) => self.control(
-                stream,
-                Response {
-                    revision: head,
-                    watch_id: -1,
-                    created: true,
-                    canceled: true,
-                    cancel_reason: Cow::Borrowed(reason),
-                    ..Response::default()
-                },
-            ),
+            Err(reason) => self.refuse(stream, Cow::Borrowed(reason), head),
         }
+    }
+
+    /// Answers a request for a watcher that there will not be.
+    pub fn refuse(&mut self, stream: StreamId, cancel_reason: Cow<'static, str>, head: i64) {
+        let response =
+            Response { revision: head, watch_id: -1, created: true, canceled: true, ..Response::default() };
+        self.control(stream, Response { cancel_reason, ..response });
     }
 
     fn try_create(

@@ -2,6 +2,7 @@
 //! `restart` runs over a log on disk.
 //!
 //! What is asserted here: headers, counts, codes and texts as etcd gives them, and that a restart keeps everything.
+mod auth;
 mod cluster;
 mod faults;
 mod kv;

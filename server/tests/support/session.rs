@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost_reflect::prost::Message;
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, Value};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
 use tokio::sync::mpsc;
 use tonic::Status;
 
@@ -152,13 +152,14 @@ impl Session {
     /// Ids of cluster and member, and the term, are the server's own: what counts is that all answers agree on them.
     async fn learn_ids(&mut self) {
         let running = self.running.as_ref().expect("called once it runs");
-        let status = method_named(&self.pool, "Range").expect("a method of KV");
-        let mut request = DynamicMessage::new(status.input());
-        request.set_field_by_name("key", Value::Bytes(Bytes::from_static(b"k")));
+        // Of all answers with a header the one that is given to anybody, also while authentication is on.
+        let status = method_named(&self.pool, "AuthStatus").expect("a method of Auth");
+        let request = DynamicMessage::new(status.input());
         let answer = running.client.call(&path_of(&status), request.encode_to_vec().into(), &[]).await;
         let answer = answer.unwrap_or_else(|status| panic!("first request: {status}"));
-        let message = DynamicMessage::decode(status.output(), answer[0].clone()).expect("a RangeResponse");
-        let header = message.get_field_by_name("header").expect("RangeResponse has a header").into_owned();
+        let message =
+            DynamicMessage::decode(status.output(), answer[0].clone()).expect("an AuthStatusResponse");
+        let header = message.get_field_by_name("header").expect("it has a header").into_owned();
         let header = header.as_message().expect("a message").clone();
         let number =
             |name: &str| header.get_field_by_name(name).and_then(|value| value.as_u64()).unwrap_or(0);
@@ -224,6 +225,10 @@ impl Session {
             for (field, name) in &options.named {
                 let value =
                     message.get_field_by_name(field).ok_or_else(|| format!("no field {field}"))?.into_owned();
+                if let Some(text) = value.as_str() {
+                    self.names.texts.insert(name.clone(), text.to_owned());
+                    continue;
+                }
                 let id = value.as_u64().or_else(|| value.as_i64().map(i64::cast_unsigned));
                 self.names.ids.insert(name.clone(), id.ok_or_else(|| format!("{field} is no id"))?);
             }
@@ -447,6 +452,10 @@ fn split_options(below: &[Line], names: &Names) -> Result<(Options, Vec<Line>), 
             ["metadata", pair] => {
                 let (key, value) = pair.split_once('=').ok_or("metadata key=\"value\"")?;
                 options.metadata.push((key.to_owned(), text::read_bytes(value, names)?));
+            }
+            ["as", name] => {
+                let token = names.texts.get(*name).ok_or_else(|| format!("nothing is named {name}"))?;
+                options.metadata.push(("token".to_owned(), token.clone().into_bytes()));
             }
             ["expect", count] => options.expect = Some(count.parse().map_err(|_| "expect takes a count")?),
             ["merged"] => options.merged = true,

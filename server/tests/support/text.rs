@@ -35,6 +35,8 @@ const NAMED_ID_MIN: u64 = 1 << 32;
 pub struct Names {
     /// Ids by name, without the `$`.
     pub ids: BTreeMap<String, u64>,
+    /// Texts by name, without the `$`.
+    pub texts: BTreeMap<String, String>,
     /// The server's cluster id, member id and term.
     pub header: (u64, u64, u64),
     /// The server's own URL, printed as `$endpoint`.
@@ -207,7 +209,10 @@ pub fn read_bytes(text: &str, names: &Names) -> Result<Vec<u8>, String> {
         None if after.is_empty() => 1,
         None => return Err(format!("after the quote: {after}")),
     };
-    let body = body.replace("$endpoint", &names.endpoint);
+    let mut body = body.replace("$endpoint", &names.endpoint);
+    for (name, text) in &names.texts {
+        body = body.replace(&format!("${name}"), text);
+    }
     let mut bytes = Vec::new();
     let mut letters = body.chars();
     while let Some(letter) = letters.next() {
@@ -357,7 +362,13 @@ fn print_value(field: &FieldDescriptor, value: &Value, names: &Names) -> String 
     };
     match value {
         Value::Bytes(bytes) => print_bytes(bytes),
-        Value::String(text) => print_bytes(text.replace(&names.endpoint, "$endpoint").as_bytes()),
+        Value::String(text) => {
+            let mut text = text.replace(&names.endpoint, "$endpoint");
+            for (name, named) in &names.texts {
+                text = text.replace(named, &format!("${name}"));
+            }
+            print_bytes(text.as_bytes())
+        }
         Value::I64(number) => id(number.cast_unsigned()).unwrap_or_else(|| number.to_string()),
         Value::U64(number) => id(*number).unwrap_or_else(|| number.to_string()),
         Value::I32(number) => number.to_string(),
