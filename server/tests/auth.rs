@@ -3,7 +3,9 @@
 //! - `STERNPOST_REQUIRE_PEERS=1` makes a missing etcd or etcdctl a failure; without it those tests say so and pass.
 mod support;
 
-use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der};
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RsaKeyPair};
 use base64::Engine;
 use rustix::process::Signal;
 use std::path::Path;
@@ -332,6 +334,78 @@ fn a_signed_token_outlives_starts_and_not_a_change_of_roles() {
         }
         // What is root's goes on with the old one, as in etcd.
         auth.role_delete(with(AuthRoleDeleteRequest { role: "another".into() }, &root)).await.unwrap();
+    });
+}
+
+/// The keys of a real etcd: its tokens are good here, and ours there, for every kind of method.
+#[test]
+fn tokens_of_the_real_etcd_are_ours_and_ours_are_its() {
+    if let Err(missing) = Program::Etcd.binary() {
+        assert!(!required("STERNPOST_REQUIRE_PEERS"), "{missing}");
+        return eprintln!("skipped: {missing}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, label: &str, der: &[u8]| {
+        let text = base64::engine::general_purpose::STANDARD.encode(der);
+        let path = folder.path().join(name);
+        std::fs::write(&path, format!("-----BEGIN {label}-----\n{text}\n-----END {label}-----\n")).unwrap();
+        path.display().to_string()
+    };
+    let rsa = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let rsa: Pkcs8V1Der<'_> = rsa.as_der().unwrap();
+    let rsa = write("rsa", "PRIVATE KEY", rsa.as_ref());
+    let ec = |name: &str, algorithm| {
+        let key = EcdsaKeyPair::generate(algorithm).unwrap();
+        write(name, "PRIVATE KEY", key.to_pkcs8v1().unwrap().as_ref())
+    };
+    let (ed, _) = ed25519(folder.path());
+    let methods = [
+        ("RS256", rsa.clone()),
+        ("RS384", rsa.clone()),
+        ("RS512", rsa.clone()),
+        ("PS256", rsa.clone()),
+        ("PS384", rsa.clone()),
+        ("PS512", rsa.clone()),
+        ("ES256", ec("es256", &signature::ECDSA_P256_SHA256_FIXED_SIGNING)),
+        ("ES384", ec("es384", &signature::ECDSA_P384_SHA384_FIXED_SIGNING)),
+        ("ES512", ec("es512", &signature::ECDSA_P521_SHA512_FIXED_SIGNING)),
+        ("EdDSA", ed.clone()),
+        ("HS256", ed.clone()),
+        ("HS384", ed.clone()),
+        ("HS512", ed),
+    ];
+    runtime().block_on(async {
+        for (method, key) in methods {
+            let flags = [
+                "--bcrypt-cost=4".to_owned(),
+                format!("--auth-token=jwt,sign-method={method},priv-key={key},ttl=1h"),
+            ];
+            let starting = tokio::task::spawn_blocking(move || {
+                [Program::Sternpost, Program::Etcd].map(|program| Server::start(program, &flags))
+            });
+            let servers = starting.await.unwrap();
+            let mut tokens = Vec::new();
+            let channel = |server: &Server| {
+                tonic::transport::Endpoint::from_shared(server.endpoint()).unwrap().connect_lazy()
+            };
+            for server in &servers {
+                let mut auth = AuthClient::new(channel(server));
+                auth.user_add(user_add("root", ROOT_PASSWORD)).await.unwrap();
+                auth.role_add(AuthRoleAddRequest { name: "root".into() }).await.unwrap();
+                let grant = AuthUserGrantRoleRequest { user: "root".into(), role: "root".into() };
+                auth.user_grant_role(grant).await.unwrap();
+                auth.auth_enable(AuthEnableRequest {}).await.unwrap();
+                let request = AuthenticateRequest { name: "root".into(), password: ROOT_PASSWORD.into() };
+                tokens.push(auth.authenticate(request).await.unwrap().into_inner().token);
+            }
+            for server in &servers {
+                for token in &tokens {
+                    let put = PutRequest { key: "a".into(), ..Default::default() };
+                    let answer = KvClient::new(channel(server)).put(with(put, token)).await;
+                    answer.unwrap_or_else(|status| panic!("{method} at {}: {status}", server.endpoint()));
+                }
+            }
+        }
     });
 }
 

@@ -1,7 +1,7 @@
 //! The command line of `sternctl`: etcdctl's commands, flags, output forms and exit codes, and our own commands beside
 //! them.
 //!
-//! **Contract.** A script written for `etcdctl put`, `get`, `del`, `txn`, `watch`, `lease` and `endpoint status` works
+//! **Contract.** A script written for `etcdctl put`, `get`, `del`, `txn`, `watch`, `lease`, `auth`, `user`, `role` and `endpoint status` works
 //! with `sternctl` in its place: same arguments, same standard output, same exit codes, same `Error:` line on
 //! standard error. Different on purpose: no log lines beside the error; a server that is not there is named after
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
@@ -13,7 +13,7 @@
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it); then the commands in `kv`, `watch`, `lease`, `endpoint`, `inspect`, `verify`, `salvage`,
+//! `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `inspect`, `verify`, `salvage`,
 //! `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
@@ -21,9 +21,10 @@ pub(crate) mod json;
 pub(crate) mod options;
 pub(crate) mod printer;
 pub(crate) mod quote;
+pub(crate) mod secret;
 pub(crate) mod table;
 
-use crate::{backup, bench, endpoint, inspect, kv, lease, recover, salvage, verify, watch};
+use crate::{auth, backup, bench, endpoint, inspect, kv, lease, recover, salvage, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -55,6 +56,12 @@ enum Command {
     Watch(watch::WatchOptions),
     /// Grant, revoke, renew and list leases
     Lease(lease::LeaseCommand),
+    /// Enable and disable authentication
+    Auth(auth::AuthCommand),
+    /// Users, their passwords and roles
+    User(auth::UserCommand),
+    /// Roles and their permissions
+    Role(auth::RoleCommand),
     /// Print the status of each endpoint (short for `endpoint status`)
     Status,
     /// Endpoint related commands
@@ -118,6 +125,9 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Txn(txn) => kv::txn(&client, printer, txn).await,
             Command::Watch(watch) => watch::run(&client, printer, watch).await,
             Command::Lease(lease) => lease::run(&client, printer, lease).await,
+            Command::Auth(command) => auth::auth(&client, printer, command).await,
+            Command::User(command) => auth::user(&client, printer, command).await,
+            Command::Role(command) => auth::role(&client, printer, command).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
             Command::Bench(_)

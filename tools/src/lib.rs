@@ -2,10 +2,11 @@
 //!
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
-//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease` and `endpoint`,
+//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth` and `endpoint`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
+mod auth;
 mod backup;
 pub mod bench;
 pub mod ctl;

@@ -3,16 +3,22 @@
 //! A server that is being started right now is waited for: all endpoints are tried in turn until one answers or
 //! `--dial-timeout` is over, so that `sternpost & sternctl put a b` works.
 use super::failure::{Exit, Failure, status_text};
-use super::options::GlobalOptions;
+use super::options::{GlobalOptions, Login};
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_server::tls::connect::{self, ClientConfig};
+use sternpost_server::wire::etcdserverpb::AuthenticateRequest;
+use sternpost_server::wire::etcdserverpb::auth_client::AuthClient;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
+use tokio::sync::OnceCell;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 /// Pause between two rounds over the endpoints: short against the time a server takes to start.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
@@ -23,11 +29,29 @@ const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 /// The way to a server, as the global flags say.
 pub(crate) struct Client {
     options: GlobalOptions,
+    /// Given once, for all calls of a command.
+    token: OnceCell<Token>,
 }
+
+/// Sends a token with every call, if there is one.
+#[derive(Clone, Default)]
+pub(crate) struct Token(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Token {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("token", token.clone());
+        }
+        Ok(request)
+    }
+}
+
+/// Calls to a server with a token.
+pub(crate) type Calls = InterceptedService<Channel, Token>;
 
 impl Client {
     pub(crate) fn new(options: GlobalOptions) -> Self {
-        Self { options }
+        Self { options, token: OnceCell::new() }
     }
 
     /// The endpoints as typed.
@@ -35,26 +59,59 @@ impl Client {
         self.options.endpoints()
     }
 
-    pub(crate) async fn kv(&self) -> Result<KvClient<Channel>, Failure> {
-        let client = KvClient::new(self.connect(&self.endpoints()).await?);
+    pub(crate) async fn kv(&self) -> Result<KvClient<Calls>, Failure> {
+        let client = KvClient::new(self.calls(&self.endpoints()).await?);
         Ok(client
             .max_encoding_message_size(self.options.request_bytes_max())
             .max_decoding_message_size(self.options.response_bytes_max()))
     }
 
-    pub(crate) async fn watch(&self) -> Result<WatchClient<Channel>, Failure> {
-        let client = WatchClient::new(self.connect(&self.endpoints()).await?);
+    pub(crate) async fn watch(&self) -> Result<WatchClient<Calls>, Failure> {
+        let client = WatchClient::new(self.calls(&self.endpoints()).await?);
         Ok(client.max_decoding_message_size(self.options.response_bytes_max()))
     }
 
-    pub(crate) async fn lease(&self) -> Result<LeaseClient<Channel>, Failure> {
-        let client = LeaseClient::new(self.connect(&self.endpoints()).await?);
+    pub(crate) async fn lease(&self) -> Result<LeaseClient<Calls>, Failure> {
+        let client = LeaseClient::new(self.calls(&self.endpoints()).await?);
         Ok(client.max_decoding_message_size(self.options.response_bytes_max()))
     }
 
     /// The maintenance service of one endpoint.
-    pub(crate) async fn maintenance(&self, endpoint: &str) -> Result<MaintenanceClient<Channel>, Failure> {
-        Ok(MaintenanceClient::new(self.connect(&[endpoint.to_owned()]).await?))
+    pub(crate) async fn maintenance(&self, endpoint: &str) -> Result<MaintenanceClient<Calls>, Failure> {
+        Ok(MaintenanceClient::new(self.calls(&[endpoint.to_owned()]).await?))
+    }
+
+    pub(crate) async fn auth(&self) -> Result<AuthClient<Calls>, Failure> {
+        Ok(AuthClient::new(self.calls(&self.endpoints()).await?))
+    }
+
+    /// A connection whose calls say who asks.
+    async fn calls(&self, endpoints: &[String]) -> Result<Calls, Failure> {
+        let channel = self.connect(endpoints).await?;
+        let token = self.token.get_or_try_init(|| self.log_in(channel.clone())).await?;
+        Ok(InterceptedService::new(channel, token.clone()))
+    }
+
+    /// The token of the user whom the flags name. A server without authentication gives none and needs none, as for etcd's client.
+    async fn log_in(&self, channel: Channel) -> Result<Token, Failure> {
+        let token = match self.options.login()? {
+            Login::Nobody => return Ok(Token::default()),
+            Login::Token(token) => token,
+            Login::User { name, password } => {
+                let request = AuthenticateRequest { name, password };
+                match self.call(AuthClient::new(channel).authenticate(request)).await {
+                    Ok(response) => response.token,
+                    Err(failure) if failure.message == "etcdserver: authentication is not enabled" => {
+                        return Ok(Token::default());
+                    }
+                    // Without a login there is no client, for etcdctl.
+                    Err(failure) => return Err(failure.with_exit(Exit::BadConnection)),
+                }
+            }
+        };
+        let token =
+            token.parse().map_err(|_| Failure::bad_arguments("the token has bytes that no token has"))?;
+        Ok(Token(Some(token)))
     }
 
     /// The answer to one call, or the end of `--command-timeout`.

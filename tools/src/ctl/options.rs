@@ -1,9 +1,10 @@
 //! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`.
 //!
 //! `ETCDCTL_ENDPOINTS` is honoured when neither the flag nor `STERNCTL_ENDPOINTS` is given: it is the one variable that
-//! people have set already, with those of its certificates. Flags for users arrive with users.
+//! people have set already, with those of its certificates and of its user (`ETCDCTL_USER`, `ETCDCTL_PASSWORD`).
 use super::failure::Failure;
 use super::printer::{Format, Printer};
+use super::secret;
 use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -141,6 +142,58 @@ pub(crate) struct GlobalOptions {
         help_heading = "Global options"
     )]
     insecure_transport: bool,
+
+    /// Who asks, as name or name:password; the password is asked for if it is not given
+    #[arg(
+        id = "login_user",
+        long = "user",
+        value_name = "USER",
+        global = true,
+        env = "STERNCTL_USER",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    user: Option<String>,
+
+    /// Password of --user, which then is a name alone
+    #[arg(
+        id = "login_password",
+        long = "password",
+        value_name = "PASSWORD",
+        global = true,
+        env = "STERNCTL_PASSWORD",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    password: Option<String>,
+
+    /// A token to send as it is, instead of --user
+    #[arg(
+        id = "login_token",
+        long = "auth-jwt-token",
+        value_name = "TOKEN",
+        global = true,
+        env = "STERNCTL_AUTH_JWT_TOKEN",
+        hide_env_values = true,
+        help_heading = "Global options"
+    )]
+    auth_jwt_token: Option<String>,
+}
+
+/// Who asks, as the flags say.
+#[derive(Clone)]
+pub(crate) enum Login {
+    /// Nobody in particular.
+    Nobody,
+    /// A user, who is given a token first.
+    User {
+        /// Its name.
+        name: String,
+        /// Its password.
+        password: String,
+    },
+    /// A token that somebody was given before.
+    Token(String),
 }
 
 /// TLS as the flags want it.
@@ -217,6 +270,33 @@ impl GlobalOptions {
         let asked_for =
             if is_asked_for { Some(options.config().map_err(Failure::bad_arguments)?) } else { None };
         Ok(Tls { asked_for })
+    }
+
+    /// Who asks. May ask for a password.
+    pub(crate) fn login(&self) -> Result<Login, Failure> {
+        let given = |flag: &Option<String>, name: &str| {
+            let typed = flag.clone().or_else(|| std::env::var(format!("ETCDCTL_{name}")).ok());
+            typed.unwrap_or_default()
+        };
+        let (user, password) = (given(&self.user, "USER"), given(&self.password, "PASSWORD"));
+        let token = given(&self.auth_jwt_token, "AUTH_JWT_TOKEN");
+        if !token.is_empty() {
+            return Ok(Login::Token(token));
+        }
+        if user.is_empty() {
+            return Ok(Login::Nobody);
+        }
+        if !password.is_empty() {
+            return Ok(Login::User { name: user, password });
+        }
+        let (name, password) = match user.split_once(':') {
+            Some((name, password)) => (name.to_owned(), password.to_owned()),
+            None => {
+                let asked = secret::ask("Password: ");
+                (user, asked.map_err(|error| Failure::new(super::failure::Exit::Error, error))?)
+            }
+        };
+        Ok(Login::User { name, password })
     }
 
     /// The printer of the wanted form.

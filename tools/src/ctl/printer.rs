@@ -2,6 +2,8 @@
 //!
 //! `simple` and `json` exist for everything, `fields` for all but a few, `table` for `endpoint status`; what does not
 //! exist fails with etcdctl's exit code 4. Text is collected and written at once by [`Printer::flush`].
+mod auth;
+
 use super::failure::Failure;
 use super::json::{Object, base64, list};
 use super::quote::quote;
