@@ -379,8 +379,8 @@ fn a_member_without_a_processor_starts_no_storm_of_elections() {
             load.goes_on("writes with all of them").await;
             let name = if is_leader { "leader" } else { "follower" };
             eprintln!("a starving {name}: {elections} elections in {:?}", begun.elapsed());
-            // One that is deposed might come back once or twice in so long; a storm has one in each election timeout, more than three a second.
-            assert!(elections <= 2 + begun.elapsed().as_secs() / 4, "{elections} elections");
+            // Whoever led is deposed once, and that machine may be busy; without pre-votes a follower in such need had three.
+            assert!(elections <= 1 + begun.elapsed().as_secs() / 8, "{elections} elections");
         }
         load.end().await;
     });

@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-const PERIOD: Duration = Duration::from_millis(100);
-const SHARE: Duration = Duration::from_millis(5);
+/// Most of it is longer than an election timeout: shorter ones would only make everything slow.
+const PERIOD: Duration = Duration::from_secs(1);
+const SHARE: Duration = Duration::from_millis(50);
 
 /// Lasts as long as this lives.
 pub enum Starvation {
