@@ -165,7 +165,7 @@ impl Default for Limits {
             greetings_max: 64,
             handshake_us_max: 5_000_000,
             state_bytes_per_second: 100 << 20,
-            state_bytes_per_second_min: 8 << 20,
+            state_bytes_per_second_min: 32 << 20,
         }
     }
 }

@@ -690,7 +690,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         Sternpost,
         "state-bytes-per-second-min",
         Kind::Uint,
-        "8388608",
+        "33554432",
         "How slow that becomes while this member's own writes take longer for it; not below the most, the rate is fixed.",
     ),
     option(
