@@ -44,7 +44,7 @@ enum Signer {
 }
 
 enum Keys {
-    Hmac(hmac::Key),
+    Hmac(Box<hmac::Key>),
     Pair { signer: Option<Signer>, public: ParsedPublicKey },
 }
 
@@ -129,7 +129,9 @@ impl Jwt {
             tracing::warn!(keys = ?unknown, "unknown JWT options");
         }
         let keys = match family {
-            Family::Hmac(algorithm) => Keys::Hmac(hmac::Key::new(algorithm, &private.ok_or(MISSING_KEY)?)),
+            Family::Hmac(algorithm) => {
+                Keys::Hmac(Box::new(hmac::Key::new(algorithm, &private.ok_or(MISSING_KEY)?)))
+            }
             Family::Rsa(encoding, verification) => {
                 let words = ("key is not a valid RSA private key", "key is not a valid RSA public key");
                 pair(private, public, verification, words, |der| {

@@ -94,8 +94,7 @@ impl State {
         let back = async {
             let mut buffer = vec![0; 16 << 10];
             let mut passed = 0;
-            loop {
-                let Ok(count) = far_in.read(&mut buffer).await else { break };
+            while let Ok(count) = far_in.read(&mut buffer).await {
                 if count == 0 {
                     break;
                 }
@@ -107,8 +106,8 @@ impl State {
                     break;
                 }
                 let pace = self.bytes_per_second.load(Ordering::Relaxed);
-                if pace > 0 {
-                    tokio::time::sleep(Duration::from_micros(count as u64 * 1_000_000 / pace)).await;
+                if let Some(us) = (count as u64 * 1_000_000).checked_div(pace) {
+                    tokio::time::sleep(Duration::from_micros(us)).await;
                 }
             }
         };
