@@ -174,10 +174,20 @@ impl Comparison {
         }
     }
 
-    /// Asks the leader for entries beyond `index`.
+    /// Asks for entries beyond `index`. All others are asked, and who leads does it: a quarantined member hears of no leader.
     pub async fn ask_for_more(&self, index: u64) {
-        let answer = self.pipeline.replicator().ask_leader(encode_question(WHAT_WRITE_BEYOND, index));
-        let _ = tokio::time::timeout(ANSWER_TIME, answer).await;
+        self.ask_others(&encode_question(WHAT_WRITE_BEYOND, index)).join_all().await;
+    }
+
+    /// Asks every other member, and waits for no more than that they have heard it. On its way when this returns.
+    fn ask_others(&self, question: &[u8]) -> JoinSet<()> {
+        let own_id = self.pipeline.membership().member_id();
+        let mut asked = JoinSet::new();
+        for member in records::members(self.pipeline.store()).iter().filter(|member| member.id != own_id) {
+            let answer = self.pipeline.replicator().ask_member(member.id, question.to_vec());
+            asked.spawn(async move { drop(tokio::time::timeout(ANSWER_TIME, answer).await) });
+        }
+        asked
     }
 
     /// Makes marks while this member leads, until it is dropped.
@@ -279,12 +289,7 @@ impl Comparison {
         let own_id = self.pipeline.membership().member_id();
         let mut question = encode_question(WHAT_DIFFERS, index);
         question.extend_from_slice(&own_id.to_le_bytes());
-        let mut told = JoinSet::new();
-        for member in records::members(self.pipeline.store()).iter().filter(|member| member.id != own_id) {
-            let answer = self.pipeline.replicator().ask_member(member.id, question.clone());
-            told.spawn(async move { drop(tokio::time::timeout(ANSWER_TIME, answer).await) });
-        }
-        told
+        self.ask_others(&question)
     }
 
     async fn conclude(&self, mark: Mark, verdict: Verdict) {

@@ -272,6 +272,8 @@ pub async fn fetch_sound_state(
     let least_index = least_index.unwrap_or_else(|error| Err(error.to_string()))?;
     tracing::warn!(least_index, "this member takes no part until it has the state of another one");
     loop {
+        // Before anything is fetched: of a cluster in which nobody writes no state would ever reach so far.
+        comparison.ask_for_more(least_index).await;
         for source in if from.is_empty() { peers.others() } else { from.clone() } {
             match fetch_staged(peers, source).await {
                 Ok(index) if index >= least_index => return Ok(()),
@@ -287,7 +289,6 @@ pub async fn fetch_sound_state(
                     "cannot fetch the state of another member"
                 ),
             }
-            comparison.ask_for_more(least_index).await;
         }
         tokio::time::sleep(AGAIN_INTERVAL).await;
     }

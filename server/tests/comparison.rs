@@ -136,6 +136,11 @@ fn a_member_that_is_to_be_compared_first_serves_nobody_what_differs() {
         cluster.start_member(2);
         has_true_answer(&cluster.members[2]).await;
         cluster.members[2].says("was compared with the others before it serves").await;
+        // Nobody writes, so a state behind what it had acknowledged comes only of what it asked for: a mark to judge it at, one beyond its quarantine, and one more to
+        // judge what it has now.
+        let marked = cluster.members[2].status().await.unwrap().raft_applied_index;
+        let least = cluster.members[2].number_said("takes no part until it has the state", "least-index");
+        assert!(marked >= least + 2, "applied up to {marked}, quarantined at {least}");
         cluster.agree().await;
     });
 }

@@ -31,7 +31,7 @@ pub enum Credential {
     Token(Box<str>),
     /// The common name of the client's certificate, which was verified.
     CommonName(Arc<str>),
-    /// This process itself, for its own health checks.
+    /// This process itself, for its own health checks and alarms.
     Internal,
 }
 

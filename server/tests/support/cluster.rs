@@ -102,6 +102,14 @@ impl Member {
         until(&format!("{} to say {text:?}", self.name), async || self.has_said(text).then_some(())).await;
     }
 
+    /// The number of this name in the first line that it has said with this text.
+    pub fn number_said(&self, text: &str, name: &str) -> u64 {
+        let log = self.log.lock().unwrap();
+        let line = log.iter().find(|line| line.contains(text)).expect("it has said so");
+        let fields: serde_json::Value = serde_json::from_str(line).unwrap();
+        fields[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {line}"))
+    }
+
     /// It will listen for members on another port.
     pub fn take_other_peer_port(&mut self) {
         self.peer_port = free_port();
