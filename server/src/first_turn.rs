@@ -62,8 +62,8 @@ mod tests {
             leave().await;
             sender.send(thread::current().id()).unwrap();
         });
-        assert_eq!(receiver.try_recv(), Err(mpsc::TryRecvError::Empty));
-        assert_ne!(receiver.recv(), Ok(here), "a worker took it over");
+        // The worker may be quicker than the caller: who did it is what counts, not when.
+        assert!(receiver.recv().is_ok_and(|by| by != here), "a worker took it over");
     }
 
     #[tokio::test]
