@@ -7,6 +7,10 @@
 // same while its disk is frozen. The
 // ordinary client may be in the middle of a call to it, which ends by the caller's own time-out of 10 s whatever the servers do.
 //
+// A gap counts wherever it lies in the some three seconds behind the fault: a disk that does not answer for a moment then is in it too. So the longest
+// gap that begins with the fault, within 100 ms of it, is told beside it, and the longest write of a client of the disk itself, which puts 4 KiB there
+// all the while, without any server in between.
+//
 // Every put counts up; at the end every client's last acknowledged count has to be there.
 package main
 
@@ -39,6 +43,8 @@ const (
 	steadyBefore     = time.Second
 	quietAfter       = 2 * time.Second
 	longestGap       = 30 * time.Second
+	faultBegins      = 100 * time.Millisecond
+	diskPause        = 5 * time.Millisecond
 	patience         = 60 * time.Second
 	leaveOutOfNobody = -1
 )
@@ -240,20 +246,73 @@ func (p *prober) since(begin time.Time) []time.Time {
 	return slices.Clone(p.acknowledged[at:])
 }
 
-// gap is the longest time without an acknowledgement from begin to end.
-func gap(times []time.Time, begin, end time.Time) time.Duration {
-	slices.SortFunc(times, time.Time.Compare)
-	longest, last := time.Duration(0), begin
-	for _, at := range append(times, end) {
-		longest = max(longest, at.Sub(last))
-		last = at
+// diskProber writes a page and syncs it, over and over, and notes when that was done.
+type diskProber struct {
+	mutex sync.Mutex
+	// When each began and how long it took.
+	syncs []diskSync
+}
+
+type diskSync struct {
+	begin time.Time
+	took  time.Duration
+}
+
+func (p *diskProber) run(ctx context.Context, path string) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		fail("%v", err)
+	}
+	defer file.Close()
+	page := make([]byte, 4096)
+	for ctx.Err() == nil {
+		begin := time.Now()
+		_, err := file.WriteAt(page, 0)
+		if err == nil {
+			err = syscall.Fdatasync(int(file.Fd()))
+		}
+		if err != nil {
+			fail("%v", err)
+		}
+		p.mutex.Lock()
+		p.syncs = append(p.syncs, diskSync{begin, time.Since(begin)})
+		p.mutex.Unlock()
+		time.Sleep(diskPause)
+	}
+}
+
+// longest of those that were under way between begin and end, and are done.
+func (p *diskProber) longest(begin, end time.Time) (longest time.Duration) {
+	p.mutex.Lock()
+	defer p.mutex.Unlock()
+	for _, one := range p.syncs {
+		if one.begin.Before(end) && one.begin.Add(one.took).After(begin) {
+			longest = max(longest, one.took)
+		}
 	}
 	return longest
 }
 
+// gap is the longest time without an acknowledgement from begin to end, of those that begin within `within`, and how long after begin it began.
+func gap(times []time.Time, begin, end time.Time, within time.Duration) (longest, after time.Duration) {
+	slices.SortFunc(times, time.Time.Compare)
+	last := begin
+	for _, at := range append(times, end) {
+		if since := last.Sub(begin); since <= within && at.Sub(last) > longest {
+			longest, after = at.Sub(last), since
+		}
+		last = at
+	}
+	return longest, after
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
 type gaps struct {
 	Cluster  []float64 `json:"cluster_ms"`
+	Fault    []float64 `json:"cluster_at_the_fault_ms"`
 	Ordinary []float64 `json:"ordinary_ms"`
+	Disk     []float64 `json:"disk_ms"`
 }
 
 type result struct {
@@ -281,6 +340,8 @@ func measure(name, binary, directory string, faults []string, tries int) result 
 	}
 	ordinary := &prober{member: leaveOutOfNobody, key: "ordinary", client: connect(all...)}
 	begin(ordinary)
+	disk := &diskProber{}
+	group.Go(func() { disk.run(ctx, filepath.Join(directory, "control")) })
 
 	outcome := result{Server: name, Gaps: map[string]gaps{}}
 	for _, fault := range faults {
@@ -329,11 +390,17 @@ func measure(name, binary, directory string, faults []string, tries int) result 
 					acknowledged = append(acknowledged, p.since(from)...)
 				}
 			}
-			clusterGap, ordinaryGap := gap(acknowledged, from, until), gap(ordinary.since(from), from, until)
-			found.Cluster = append(found.Cluster, float64(clusterGap.Microseconds())/1000)
-			found.Ordinary = append(found.Ordinary, float64(ordinaryGap.Microseconds())/1000)
-			fmt.Fprintf(os.Stderr, "%s: %s %d of %d: cluster %v, ordinary client %v\n", name, fault, try+1, tries,
-				clusterGap.Round(time.Millisecond), ordinaryGap.Round(time.Millisecond))
+			clusterGap, after := gap(acknowledged, from, until, longestGap)
+			faultGap, _ := gap(acknowledged, from, until, faultBegins)
+			ordinaryGap, _ := gap(ordinary.since(from), from, until, longestGap)
+			longestSync := disk.longest(from, until)
+			found.Cluster = append(found.Cluster, milliseconds(clusterGap))
+			found.Fault = append(found.Fault, milliseconds(faultGap))
+			found.Ordinary = append(found.Ordinary, milliseconds(ordinaryGap))
+			found.Disk = append(found.Disk, milliseconds(longestSync))
+			fmt.Fprintf(os.Stderr, "%s: %s %d of %d: cluster %v (begun %v after it), at the fault %v, ordinary client %v, disk alone %v\n",
+				name, fault, try+1, tries, clusterGap.Round(time.Millisecond), after.Round(time.Millisecond),
+				faultGap.Round(time.Millisecond), ordinaryGap.Round(time.Millisecond), longestSync.Round(time.Millisecond))
 			switch fault {
 			case "kill":
 				c.start(m)
@@ -416,7 +483,12 @@ func main() {
 			for _, kind := range []struct {
 				name   string
 				values []float64
-			}{{"cluster", r.Gaps[fault].Cluster}, {"one ordinary client", r.Gaps[fault].Ordinary}} {
+			}{
+				{"cluster", r.Gaps[fault].Cluster},
+				{"cluster, begun with the fault", r.Gaps[fault].Fault},
+				{"one ordinary client", r.Gaps[fault].Ordinary},
+				{"a write of the disk alone", r.Gaps[fault].Disk},
+			} {
 				fmt.Printf("| %s, %s, %s | %.0f | %.0f | %.0f |\n", fault, r.Server, kind.name,
 					quantile(kind.values, 0.5), quantile(kind.values, 0.9), quantile(kind.values, 1))
 			}
