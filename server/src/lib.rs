@@ -21,6 +21,7 @@ pub mod membership;
 pub mod metrics;
 pub mod node;
 pub mod peers;
+pub mod recipes;
 pub mod request;
 pub mod run;
 pub mod server;

@@ -23,6 +23,7 @@ use crate::lease::keeper::LeaseKeeper;
 use crate::lease::{self, LeaseNotices, Leases};
 use crate::membership::Membership;
 use crate::metrics::Metrics;
+use crate::recipes::Recipes;
 use crate::request::id;
 use crate::request::limits::Limits;
 use crate::request::members::{self, MemberLimits};
@@ -30,10 +31,12 @@ use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
 use crate::services::auth::AuthService;
 use crate::services::cluster::ClusterService;
+use crate::services::election::ElectionService;
 use crate::services::header::HeaderSource;
 use crate::services::health::HealthService;
 use crate::services::kv::KvService;
 use crate::services::lease::LeaseService;
+use crate::services::lock::LockService;
 use crate::services::maintenance::MaintenanceService;
 use crate::services::router::GrpcRouter;
 use crate::services::watch::{WatchOptions, WatchService};
@@ -266,6 +269,7 @@ impl Server {
         let comparison = Arc::new(comparison);
         answer_others(&pipeline, &keeper, &comparison);
         let health = HealthService::default();
+        let recipes = Recipes::new(Arc::clone(&pipeline), Arc::clone(&watch));
         let grpc = GrpcRouter::new(
             KvService::new(Arc::clone(&pipeline), header.clone()),
             LeaseService::new(Arc::clone(&pipeline), Arc::clone(&leases), keeper, header.clone()),
@@ -281,6 +285,8 @@ impl Server {
                     progress_interval: options.watch_progress_interval,
                 },
             ),
+            LockService::new(recipes.clone(), Arc::clone(&pipeline), header.clone()),
+            ElectionService::new(recipes, Arc::clone(&pipeline), header.clone()),
             health.clone(),
             options.message_bytes_max,
         );

@@ -2,14 +2,14 @@
 //!
 //! **Contract.** One type per service, each cheap to clone. What a request does is in `request` and `apply`; the answer's header
 //! is made here, by the table in `docs/compatibility.md`.
-//!
-//! Services that this build does not serve yet (Lock, Election) are not registered: tonic answers Unimplemented.
 pub mod auth;
 pub mod cluster;
+pub mod election;
 pub mod header;
 pub mod health;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
 pub mod router;
 pub mod watch;
@@ -17,8 +17,8 @@ pub mod watch;
 use crate::auth::origin::{CertificateName, Credential};
 use crate::request::Pipeline;
 use crate::wire::status::ApiError;
-use tonic::Request;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
 /// What a request brought to show who asks: a token, else the name in the client's certificate. A request that comes through a gateway brings the gateway's
 /// certificate, whose name is not the user's (CVE-2018-16886).
@@ -66,4 +66,9 @@ pub fn check_metadata_of_learner(metadata: &MetadataMap, pipeline: &Pipeline) ->
         return Err(ApiError::NoLeader);
     }
     Ok(())
+}
+
+/// An error as it leaves etcd's lock and election services: its text, and no code of its own.
+fn untranslated(error: ApiError) -> Status {
+    Status::unknown(error.to_string())
 }

@@ -1,7 +1,7 @@
 //! Watches: every change that a client asked for, once, in order, straight from the store.
 //!
 //! **Reading order.** [`hub`] decides who gets what (sans-IO); [`intervals`] finds the watchers of a key; [`event`] is an event encoded once;
-//! [`stream`] is the bounded queue to a client; [`fragment`] is a response and its bytes; this file puts a lock and a task around the hub.
+//! [`stream`] is the bounded queue to a client; [`fragment`] is a response and its bytes; [`local`] is a watcher of the server's own; this file puts a lock and a task around the hub.
 //! The gRPC side is `services/watch.rs`. `docs/watch.md` tells the whole.
 //!
 //! **Threads.** The apply thread only says that the head moved, and only while there are watchers. One task distributes new events and
@@ -13,6 +13,7 @@ pub mod event;
 pub mod fragment;
 pub mod hub;
 pub mod intervals;
+pub mod local;
 pub mod progress;
 pub mod stream;
 

@@ -4,12 +4,14 @@
 //! requests on the client port that carry `application/grpc` come through here.
 //!
 //! **Why not tonic's own routes**: they go through axum's router, which boxes request and service once more for every call. The
-//! paths are seven fixed prefixes.
+//! paths are nine fixed prefixes.
 use super::auth::AuthService;
 use super::cluster::ClusterService;
+use super::election::ElectionService;
 use super::health::HealthService;
 use super::kv::KvService;
 use super::lease::LeaseService;
+use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::watch::WatchService;
 use crate::wire::etcdserverpb::auth_server::AuthServer;
@@ -17,6 +19,8 @@ use crate::wire::etcdserverpb::cluster_server::ClusterServer;
 use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
 use crate::wire::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::wire::v3electionpb::election_server::ElectionServer;
+use crate::wire::v3lockpb::lock_server::LockServer;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -53,6 +57,8 @@ const AUTH_METHODS: &[&str] = &[
     "RoleGrantPermission",
     "RoleRevokePermission",
 ];
+const LOCK_METHODS: &[&str] = &["Lock", "Unlock"];
+const ELECTION_METHODS: &[&str] = &["Campaign", "Proclaim", "Leader", "Observe", "Resign"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -64,18 +70,22 @@ pub struct GrpcRouter {
     maintenance: MaintenanceServer<MaintenanceService>,
     auth: AuthServer<AuthService>,
     watch: WatchService,
+    lock: LockServer<LockService>,
+    election: ElectionServer<ElectionService>,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
     /// Names of the services.
-    pub const SERVICES: [&str; 7] = [
+    pub const SERVICES: [&str; 9] = [
         "etcdserverpb.KV",
         "etcdserverpb.Watch",
         "etcdserverpb.Lease",
         "etcdserverpb.Cluster",
         "etcdserverpb.Maintenance",
         "etcdserverpb.Auth",
+        "v3lockpb.Lock",
+        "v3electionpb.Election",
         "grpc.health.v1.Health",
     ];
 
@@ -88,6 +98,8 @@ impl GrpcRouter {
         maintenance: MaintenanceService,
         auth: AuthService,
         watch: WatchService,
+        lock: LockService,
+        election: ElectionService,
         health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
@@ -98,6 +110,8 @@ impl GrpcRouter {
             maintenance: MaintenanceServer::new(maintenance).max_decoding_message_size(message_bytes_max),
             auth: AuthServer::new(auth).max_decoding_message_size(message_bytes_max),
             watch,
+            lock: LockServer::new(lock).max_decoding_message_size(message_bytes_max),
+            election: ElectionServer::new(election).max_decoding_message_size(message_bytes_max),
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
@@ -130,6 +144,8 @@ where
             "etcdserverpb.Maintenance" => MAINTENANCE_METHODS,
             "etcdserverpb.Auth" => AUTH_METHODS,
             "etcdserverpb.Watch" => WATCH_METHODS,
+            "v3lockpb.Lock" => LOCK_METHODS,
+            "v3electionpb.Election" => ELECTION_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
         };
@@ -143,6 +159,8 @@ where
             "etcdserverpb.Maintenance" => self.maintenance.call(request),
             "etcdserverpb.Auth" => self.auth.call(request),
             "etcdserverpb.Watch" => self.watch.call(request),
+            "v3lockpb.Lock" => self.lock.call(request),
+            "v3electionpb.Election" => self.election.call(request),
             _ => self.health.call(request),
         }
     }
