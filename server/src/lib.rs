@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod auth;
+pub mod compactor;
 pub mod comparison;
 pub mod config;
 pub mod corked;

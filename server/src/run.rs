@@ -512,6 +512,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         },
         watch_progress_interval: config.watch_progress_interval,
         comparison: Intervals { plain: config.compare_interval, deep: config.compare_deep_interval },
+        auto_compaction: config.auto_compaction,
         metrics,
     };
     let log = LogOptions {

@@ -16,6 +16,7 @@
 use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
 use crate::auth::password::{self, Passwords};
 use crate::auth::token::{SIMPLE_TTL_DEFAULT_S, Tokens};
+use crate::compactor::{self, Retention};
 use crate::comparison::marks::Marks;
 use crate::comparison::{self, Comparison, Intervals};
 use crate::identity;
@@ -85,6 +86,8 @@ pub struct ServerOptions {
     pub watch_progress_interval: Duration,
     /// How often the members are compared.
     pub comparison: Intervals,
+    /// What automatic compaction keeps, none where it is off.
+    pub auto_compaction: Option<Retention>,
     /// Where the parts of the server count.
     pub metrics: Arc<Metrics>,
 }
@@ -110,6 +113,7 @@ impl Default for ServerOptions {
             auth: AuthOptions::default(),
             watch_progress_interval: Duration::from_mins(10),
             comparison: Intervals::default(),
+            auto_compaction: None,
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
         }
     }
@@ -297,6 +301,9 @@ impl Server {
         tasks.spawn(Arc::clone(&watch).run());
         tasks.spawn(Arc::clone(&comparison).make_marks(options.comparison));
         tasks.spawn(Arc::clone(&comparison).compare_all());
+        if let Some(retention) = options.auto_compaction {
+            tasks.spawn(compactor::run(Arc::clone(&pipeline), retention));
+        }
         let mut server =
             Self { pipeline, leases, watch, comparison, header, grpc, health, replicator, tasks };
         server.publish(&options, &store).await;

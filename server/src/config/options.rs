@@ -313,16 +313,20 @@ pub static OPTIONS: &[OptionSpec] = &[
         "1",
         "Most learners in the cluster; the leader's counts, give all members the same.",
     ),
-    option(Clustering, "auto-compaction-mode", Kind::Text, "periodic", "periodic or revision.")
-        .warned("automatic compaction is not served yet"),
+    option(
+        Clustering,
+        "auto-compaction-mode",
+        Kind::Text,
+        "periodic",
+        "What --auto-compaction-retention means: periodic or revision.",
+    ),
     option(
         Clustering,
         "auto-compaction-retention",
         Kind::Text,
         "0",
-        "What automatic compaction keeps; 0 is off.",
-    )
-    .warned("automatic compaction is not served yet"),
+        "What automatic compaction keeps: a time, in hours without a unit, or a number of revisions; 0 is off.",
+    ),
     option(
         Clustering,
         "force-new-cluster",

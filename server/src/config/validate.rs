@@ -5,12 +5,13 @@
 //!
 //! **Source**: `server/embed/config.go`, `server/embed/config_logging.go`, `server/config/config.go` of etcd 3.7.3.
 use super::discovery;
-use super::flags::{self, Settings};
+use super::flags::{self, Settings, parse_duration_ns};
 use super::options::FEATURE_GATES;
 use super::tls::{self, TlsSettings};
 use super::url::{self, Url};
 use super::{ConfigError, Notice};
 use crate::auth::password;
+use crate::compactor::{RETENTION_MIN, Retention};
 use crate::discovery::Discovery;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -116,6 +117,8 @@ pub struct Config {
     pub compare_interval: Duration,
     /// Between comparisons of all their data; none for never.
     pub compare_deep_interval: Option<Duration>,
+    /// What automatic compaction keeps; none where it is off.
+    pub auto_compaction: Option<Retention>,
     /// How the first members are found, if not by `initial_cluster`.
     pub discovery: Option<Discovery>,
     /// Every member has the same names in `initial_cluster`.
@@ -300,6 +303,43 @@ const REQUEST_BYTES_RECOMMENDED: u64 = 10 << 20;
 const QUOTA_BYTES_DEFAULT: u64 = 2 << 30;
 const QUOTA_BYTES_RECOMMENDED: u64 = 8 << 30;
 
+/// What automatic compaction keeps. A bare number is hours, or revisions; a duration by number means its nanoseconds, as in etcd.
+fn auto_compaction(settings: &Settings) -> Result<Option<Retention>, String> {
+    let given = settings.text("auto-compaction-retention");
+    let is_periodic = match settings.text("auto-compaction-mode") {
+        "periodic" => true,
+        "revision" => false,
+        "" => return Err("undefined auto-compaction-mode".into()),
+        mode => return Err(format!("unknown auto-compaction-mode {mode:?}")),
+    };
+    let too_large = || format!("--auto-compaction-retention is too large (set to {given})");
+    let kept = match given.parse::<u64>() {
+        _ if given.is_empty() => 0,
+        Ok(hours) if is_periodic => {
+            let nanoseconds = hours.checked_mul(3_600_000_000_000).and_then(|ns| i64::try_from(ns).ok());
+            nanoseconds.ok_or_else(too_large)?
+        }
+        Ok(revisions) => i64::try_from(revisions).map_err(|_| too_large())?,
+        Err(_) => parse_duration_ns(given).ok_or_else(|| {
+            let digits = given.strip_prefix(['-', '+']).unwrap_or(given);
+            let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+            let what = if is_number { "missing unit in" } else { "invalid" };
+            format!("error parsing CompactionRetention: time: {what} duration {given:?}")
+        })?,
+    };
+    match u64::try_from(kept) {
+        Ok(0) => Ok(None),
+        Ok(_) if !is_periodic => Ok(Some(Retention::Revisions(kept))),
+        Ok(nanoseconds) if Duration::from_nanos(nanoseconds) >= RETENTION_MIN => {
+            Ok(Some(Retention::Age(Duration::from_nanos(nanoseconds))))
+        }
+        // etcd divides by zero, or turns as fast as it can.
+        _ => Err(format!(
+            "--auto-compaction-retention must be at least {RETENTION_MIN:?}, or 0 for none (set to {given})"
+        )),
+    }
+}
+
 /// The cost of password hashes; one that bcrypt does not have is etcd's default, with etcd's warning.
 fn bcrypt_cost(settings: &Settings, notices: &mut Vec<Notice>) -> u32 {
     let given = settings.uint("bcrypt-cost");
@@ -389,11 +429,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         return Err("--advertise-client-urls is required when --listen-client-urls is set explicitly".into());
     }
     discovery::check(settings)?;
-    match settings.text("auto-compaction-mode") {
-        "periodic" | "revision" => {}
-        "" => return Err("undefined auto-compaction-mode".into()),
-        mode => return Err(format!("unknown auto-compaction-mode {mode:?}")),
-    }
+    let auto_compaction = auto_compaction(settings)?;
     let feature_gates = feature_gates(settings, notices)?;
     if settings.duration_ns("compact-hash-check-time") <= 0 {
         return Err(format!(
@@ -473,6 +509,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         initial_names_known: true,
         compare_interval: interval(settings, "compact-hash-check-time").unwrap_or(Duration::from_mins(1)),
         compare_deep_interval: interval(settings, "corrupt-check-time"),
+        auto_compaction,
         initial_corrupt_check: feature_gates
             .iter()
             .any(|&(name, _, is_on)| name == "InitialCorruptCheck" && is_on),
@@ -703,6 +740,22 @@ mod tests {
                 "--election-timeout[60000ms] is too long, and should be set less than 50000ms",
             ),
             (&["--auto-compaction-mode=never"], "unknown auto-compaction-mode \"never\""),
+            (
+                &["--auto-compaction-retention=soon"],
+                "error parsing CompactionRetention: time: invalid duration \"soon\"",
+            ),
+            (
+                &["--auto-compaction-retention=-5"],
+                "error parsing CompactionRetention: time: missing unit in duration \"-5\"",
+            ),
+            (
+                &["--auto-compaction-retention=5ms"],
+                "--auto-compaction-retention must be at least 100ms, or 0 for none (set to 5ms)",
+            ),
+            (
+                &["--auto-compaction-retention=9999999999999"],
+                "--auto-compaction-retention is too large (set to 9999999999999)",
+            ),
             (&["--logger=capnslog"], "--logger=capnslog is removed in v3.5"),
             (&["--logger=x"], "unknown logger option \"x\""),
             (&["--log-outputs=default,stderr"], "multi logoutput for \"default\" is not supported yet"),
