@@ -63,6 +63,7 @@ fn a_new_leader_goes_on_compacting() {
     runtime().block_on(async {
         let mut cluster = Cluster::start(3, &FLAGS);
         let leader = cluster.leader().await;
+        let term = cluster.members[leader].status().await.unwrap().raft_term;
         let others = [(leader + 1) % 3, (leader + 2) % 3];
         let channel = cluster.members[others[0]].channel();
         let first = until("a first write", async || put(&channel).await).await;
@@ -75,11 +76,11 @@ fn a_new_leader_goes_on_compacting() {
             .await;
         }
         cluster.members[leader].says("completed auto compaction").await;
-        for other in others {
-            assert!(
-                !cluster.members[other].has_said("completed auto compaction"),
-                "only the leader compacts"
-            );
+        // On a busy machine another one may have led in between.
+        let is_same = cluster.members[leader].status().await.unwrap().raft_term == term;
+        for other in others.into_iter().filter(|_| is_same) {
+            let has_compacted = cluster.members[other].has_said("completed auto compaction");
+            assert!(!has_compacted, "only the leader compacts");
         }
         cluster.members[leader].end(Signal::KILL);
         let behind = until("a write with the next leader", async || put(&channel).await).await;
