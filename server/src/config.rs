@@ -1,13 +1,14 @@
 //! Settings: flags and `ETCD_*` variables over one table of options, checked, as a plain [`Config`].
 //!
-//! **Reading order.** [`options`] is the table; [`flags`] turns arguments and variables into raw values by Go's rules; [`validate`] turns
+//! **Reading order.** [`options`] is the table; [`flags`] turns arguments and variables into raw values by Go's rules, and [`file`] a YAML file; [`validate`] turns
 //! raw values into a [`Config`], with etcd's complaints; [`tls`] those of TLS; [`url`] reads URLs.
 //!
-//! **Contract.** [`load`] is a function of arguments and environment: it opens, prints and logs nothing. What the user should hear comes
+//! **Contract.** [`load`] is a function of arguments, environment and the configuration file, if one is named: it opens nothing else, and prints and logs nothing. What the user should hear comes
 //! back as [`Notice`]s, because where to log is itself a setting.
 //!
 //! **Does not know** what the settings do.
 mod discovery;
+pub mod file;
 pub mod flags;
 pub mod options;
 pub mod tls;
@@ -20,6 +21,8 @@ pub use validate::{Config, LogFormat, LogLevel, LogOutput};
 use flags::{Arguments, Settings};
 use options::{Group, OPTIONS, Status};
 use std::fmt::Write;
+use std::fs::File;
+use std::io::Read;
 
 /// The release of etcd whose behaviour this server reproduces, as reported wherever etcd reports its own.
 pub const ETCD_VERSION: &str = "3.7.3";
@@ -92,10 +95,45 @@ pub fn load(arguments: &[String], environment: &[(String, String)]) -> Result<Re
         return Ok(Request::Print(version()));
     }
     let mut notices = Vec::new();
-    flags::apply_environment(&mut settings, environment, &mut notices)?;
+    match config_file(&settings, environment) {
+        Some(path) => {
+            settings = file::read(&path, &read_file(&path)?, &mut notices)?;
+            notices.push(
+                Notice::info("loaded server configuration, other configuration command line flags and environment variables will be ignored if provided")
+                    .with("path", &path),
+            );
+        }
+        None => flags::apply_environment(&mut settings, environment, &mut notices)?,
+    }
     flags::check_status(&settings, &mut notices)?;
     let config = validate::validate(&settings, &mut notices)?;
     Ok(Request::Serve(Box::new(Loaded { config, settings, notices })))
+}
+
+/// The file that the flag names, or the variable if the flag does not.
+fn config_file(settings: &Settings, environment: &[(String, String)]) -> Option<String> {
+    let from_flag = settings.text("config-file");
+    if !from_flag.is_empty() {
+        return Some(from_flag.to_owned());
+    }
+    let variable = environment.iter().find(|(variable, _)| variable == "ETCD_CONFIG_FILE");
+    variable.map(|(_, path)| path.clone()).filter(|path| !path.is_empty())
+}
+
+fn read_file(path: &str) -> Result<String, ConfigError> {
+    let mut text = String::new();
+    let read =
+        File::open(path).and_then(|file| file.take(file::FILE_BYTES_MAX + 1).read_to_string(&mut text));
+    match read {
+        Err(error) => {
+            Err(ConfigError::Invalid(format!("cannot read the configuration file {path}: {error}")))
+        }
+        Ok(bytes) if bytes as u64 > file::FILE_BYTES_MAX => {
+            let most = file::FILE_BYTES_MAX;
+            Err(ConfigError::Invalid(format!("the configuration file {path} has more than {most} bytes")))
+        }
+        Ok(_) => Ok(text),
+    }
 }
 
 /// What `--version` prints. The line `etcd Version:` is there for tools that ask which etcd they talk to.
@@ -171,6 +209,38 @@ pub fn document() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_counts_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("etcd.yml");
+        let path = path.to_str().unwrap().to_owned();
+        let served = |arguments: &[&str], environment: &[(&str, &str)]| {
+            let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+            let pair = |(name, value): &(&str, &str)| (name.to_string(), value.to_string());
+            match load(&arguments, &environment.iter().map(pair).collect::<Vec<_>>()) {
+                Ok(Request::Serve(loaded)) => Ok(loaded.config),
+                Ok(Request::Print(text)) => panic!("{text}"),
+                Err(ConfigError::Invalid(text) | ConfigError::Usage(text)) => Err(text),
+            }
+        };
+        let flag = format!("--config-file={path}");
+        let missing = served(&[&flag], &[]).unwrap_err();
+        assert!(
+            missing.starts_with(&format!("cannot read the configuration file {path}: No such file")),
+            "{missing}"
+        );
+        std::fs::write(&path, "name: from-file\nmax-txn-ops: 7\n").unwrap();
+        let config =
+            served(&[&flag, "--name=from-flag", "--max-txn-ops=9"], &[("ETCD_DATA_DIR", "d")]).unwrap();
+        assert_eq!((config.name.as_str(), config.txn_ops_max), ("from-file", 7));
+        assert_eq!(config.data_dir, std::path::Path::new("from-file.etcd"));
+        let config = served(&[], &[("ETCD_CONFIG_FILE", &path)]).unwrap();
+        assert_eq!(config.name, "from-file");
+        std::fs::write(&path, vec![b'#'; (1 << 20) + 1]).unwrap();
+        let large = served(&[&flag], &[]).unwrap_err();
+        assert_eq!(large, format!("the configuration file {path} has more than 1048576 bytes"));
+    }
 
     #[test]
     fn version_has_the_line_that_tools_look_for() {

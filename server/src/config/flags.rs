@@ -80,7 +80,7 @@ impl Settings {
         position(name).unwrap_or_else(|| panic!("no option is named {name}"))
     }
 
-    fn set(&mut self, index: usize, value: String) {
+    pub(super) fn set(&mut self, index: usize, value: String) {
         self.given[index] = Some(value);
     }
 }
@@ -236,7 +236,7 @@ pub fn check_status(settings: &Settings, notices: &mut Vec<Notice>) -> Result<()
 }
 
 /// Checks a value against its kind; the error is Go's text.
-fn check(kind: Kind, value: &str) -> Result<(), Cow<'static, str>> {
+pub(super) fn check(kind: Kind, value: &str) -> Result<(), Cow<'static, str>> {
     match kind {
         Kind::Text | Kind::List | Kind::Ignored => Ok(()),
         Kind::Flag => parse_bool(value).map(drop).ok_or("parse error".into()),
@@ -547,16 +547,6 @@ mod tests {
                 notices.iter().filter(|notice| notice.fields.iter().any(|(_, v)| v == spec.name)).count();
             assert_eq!(naming, 1, "--{}: {notices:?}", spec.name);
         }
-    }
-
-    #[test]
-    fn config_file_is_refused_and_not_ignored() {
-        let mut notices = Vec::new();
-        let Err(ConfigError::Invalid(text)) = check_status(&settings(&["--config-file=a.yml"]), &mut notices)
-        else {
-            panic!("must be refused")
-        };
-        assert!(text.contains("--config-file is not served yet"), "{text}");
     }
 
     #[test]

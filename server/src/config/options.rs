@@ -259,8 +259,13 @@ pub static OPTIONS: &[OptionSpec] = &[
         "",
         "Feature gates as A=true,B=false; the names are checked.",
     ),
-    option(Member, "config-file", Kind::Text, "", "YAML file with the settings.")
-        .refused("--config-file is not served yet: give the settings as flags or ETCD_* variables"),
+    option(
+        Member,
+        "config-file",
+        Kind::Text,
+        "",
+        "YAML file with the settings; all other flags and variables are ignored then.",
+    ),
     option(Member, "version", Kind::Flag, "false", "Print the version and exit."),
     // Clustering.
     option(
