@@ -46,7 +46,7 @@ pub use aligned_bytes::AlignedBytes;
 pub use backend::{BackendChoice, device_name, open_backend};
 pub use buffer::{BufferPool, IoBuffer};
 pub use disk::{
-    Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome, Token, Wait,
-    Waker,
+    Backend, Completion, DeviceSpace, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome,
+    Token, Wait, Waker,
 };
 pub use files::{Files, ReadFile, open_files};

@@ -6,7 +6,7 @@
 //!
 //! **Does not know** tokens, completions or threads.
 use super::buffer::IoBuffer;
-use super::disk::{BLOCK_BYTES, IoError, IoErrorKind, Open, Operation, Outcome};
+use super::disk::{BLOCK_BYTES, DeviceSpace, IoError, IoErrorKind, Open, Operation, Outcome};
 use super::removal::Removals;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -118,6 +118,24 @@ impl Directory {
         }
     }
 
+    /// Room on the file system, as far as it tells.
+    pub(crate) fn space(&self) -> Option<DeviceSpace> {
+        use std::os::unix::ffi::OsStrExt;
+        let path = std::ffi::CString::new(self.root.as_os_str().as_bytes()).ok()?;
+        let mut answer = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+        // SAFETY: the path is a string that ends with a zero and the kernel writes into `answer`; both are borrowed until the call returns.
+        if unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) } != 0 {
+            return None;
+        }
+        // SAFETY: the call has succeeded, so it has filled in the whole structure, of which any bits are valid numbers.
+        let answer = unsafe { answer.assume_init() };
+        let unit = answer.f_frsize;
+        Some(DeviceSpace {
+            total_bytes: answer.f_blocks.saturating_mul(unit),
+            free_bytes: answer.f_bavail.saturating_mul(unit),
+        })
+    }
+
     /// A directory itself, to be synced.
     pub(crate) fn open_directory(&self, path: &Path) -> io::Result<File> {
         File::open(self.root.join(path))
@@ -207,6 +225,37 @@ pub(crate) fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Resu
         }
     }
     Ok(done)
+}
+
+/// Takes room for the first `bytes` of an empty file. Some of it may be taken when it fails.
+pub(crate) fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsRawFd;
+        let length =
+            libc::off_t::try_from(bytes).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+        loop {
+            // SAFETY: the descriptor is open while `file` is borrowed, and no memory is passed.
+            if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                Some(libc::EOPNOTSUPP | libc::ENOSYS) => break,
+                _ => return Err(error),
+            }
+        }
+    }
+    // Zeros that are written take room anywhere.
+    let zeros = IoBuffer::zeroed(1 << 20);
+    let mut done = 0;
+    while done < bytes {
+        let piece = zeros.len().min((bytes - done) as usize);
+        file.write_all_at(&zeros[..piece], done)?;
+        done += piece as u64;
+    }
+    Ok(())
 }
 
 /// Writes all of `bytes` such that they are durable when it returns.

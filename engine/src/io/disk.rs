@@ -75,6 +75,9 @@ pub enum Operation {
     CreateDirectory { path: PathBuf },
     /// Length of an open file: [`Outcome::Length`].
     Length { file: FileId },
+    /// Takes room for the first `bytes` of an empty file, which read as zeros: [`Outcome::Done`]. A later `Sync` makes it durable. A
+    /// backend whose file system cannot do that without writing writes the zeros.
+    Allocate { file: FileId, bytes: u64 },
 }
 
 impl Operation {
@@ -99,6 +102,7 @@ impl Operation {
             Self::List { path } => format!("list directory {}", directory_name(path)),
             Self::CreateDirectory { path } => format!("make directory {}", path.display()),
             Self::Length { file } => format!("ask for the length of {}", file_path(*file)),
+            Self::Allocate { file, bytes } => format!("take {bytes} bytes for {}", file_path(*file)),
         }
     }
 }
@@ -128,6 +132,9 @@ impl Operation {
                 check_path(from);
                 check_path(to);
                 assert_eq!(from.parent(), to.parent(), "a file is renamed inside one directory");
+            }
+            Self::Allocate { bytes, .. } => {
+                assert_eq!(bytes % BLOCK_BYTES as u64, 0, "a length is a multiple of {BLOCK_BYTES}");
             }
             Self::Close { .. } | Self::Sync { .. } | Self::SyncUrgent { .. } | Self::Length { .. } => {}
         }
@@ -255,6 +262,15 @@ pub struct Backend {
     pub dsync: bool,
 }
 
+/// Room on a device, in bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeviceSpace {
+    /// Of the whole file system, whoever uses it.
+    pub total_bytes: u64,
+    /// What is left of it for us.
+    pub free_bytes: u64,
+}
+
 /// A device with one directory, driven by one thread.
 ///
 /// Bounds: at most [`Io::in_flight_max`] operations may be submitted and not completed; one more is a bug of the
@@ -290,6 +306,11 @@ pub trait Io: Send {
     /// Loops that wait for a completion end when it is true.
     fn is_stopped(&self) -> bool {
         false
+    }
+
+    /// How much room there is; None where that is not known. It may be gone at the next moment.
+    fn space(&self) -> Option<DeviceSpace> {
+        None
     }
 
     /// How many operations may be under way at once.

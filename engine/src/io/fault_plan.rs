@@ -26,6 +26,7 @@ pub enum OperationKind {
     List,
     CreateDirectory,
     Length,
+    Allocate,
 }
 
 /// What goes wrong.

@@ -90,6 +90,7 @@ impl ReadOnlyDisk {
             | Operation::Rename { .. }
             | Operation::Unlink { .. }
             | Operation::Retire { .. }
+            | Operation::Allocate { .. }
             | Operation::CreateDirectory { .. } => Err(IoError {
                 kind: IoErrorKind::PermissionDenied,
                 what: self.describe(operation),

@@ -30,9 +30,10 @@
 //!
 //! **Does not know** how a ring is set up or woken; that is [`super::ring`].
 use super::buffer::{BufferPool, IoBuffer};
-use super::directory::{Directory, OpenFile};
+use super::directory::{Directory, OpenFile, allocate};
 use super::disk::{
-    BLOCK_BYTES, Backend, Completion, Durability, FileId, Io, IoError, Operation, Outcome, Token, Wait, Waker,
+    BLOCK_BYTES, Backend, Completion, DeviceSpace, Durability, FileId, Io, IoError, Operation, Outcome,
+    Token, Wait, Waker,
 };
 use super::ring::{Completed, Ring, Wake};
 use crate::base::clock::{Clock, MonotonicClock};
@@ -189,6 +190,12 @@ impl RingDisk {
                 let file = self.file(*file);
                 let length = file.file.metadata().map(|metadata| Outcome::Length(metadata.len()));
                 length
+                    .map_err(|error| IoError::from_system(operation.describe(|_| file.path.clone()), &error))
+            }
+            Operation::Allocate { file, bytes } => {
+                let file = self.file(*file);
+                allocate(&file.file, *bytes)
+                    .map(|()| Outcome::Done)
                     .map_err(|error| IoError::from_system(operation.describe(|_| file.path.clone()), &error))
             }
             Operation::Read { file, .. } | Operation::Write { file, .. } | Operation::Sync { file } => {
@@ -454,6 +461,10 @@ impl Io for RingDisk {
 
     fn backend(&self) -> Backend {
         self.backend.clone()
+    }
+
+    fn space(&self) -> Option<DeviceSpace> {
+        self.directory.space()
     }
 
     fn in_flight_max(&self) -> usize {

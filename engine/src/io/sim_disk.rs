@@ -29,8 +29,8 @@
 //! when in [`super::fault_plan`].
 use super::buffer::{BufferPool, IoBuffer};
 use super::disk::{
-    BLOCK_BYTES, Backend, Completion, Durability, FileId, Io, IoError, IoErrorKind, Open, Operation, Outcome,
-    Token, Wait, Waker, check_path,
+    BLOCK_BYTES, Backend, Completion, DeviceSpace, Durability, FileId, Io, IoError, IoErrorKind, Open,
+    Operation, Outcome, Token, Wait, Waker, check_path,
 };
 use super::fault_plan::{Effect, Fault, FaultPlan, Latency, OperationKind};
 use super::sim_content::{Block, Blocks, Bytes, Covers, Name, SimContent};
@@ -427,6 +427,13 @@ impl Io for SimDisk {
     fn is_stopped(&self) -> bool {
         self.device().stopped
     }
+
+    /// None without a capacity.
+    fn space(&self) -> Option<DeviceSpace> {
+        let device = self.device();
+        let total_bytes = device.capacity_bytes?;
+        Some(DeviceSpace { total_bytes, free_bytes: total_bytes.saturating_sub(device.allocated_bytes()) })
+    }
 }
 
 impl Device {
@@ -511,6 +518,7 @@ impl Device {
         | Operation::Write { file, .. }
         | Operation::Sync { file }
         | Operation::SyncUrgent { file }
+        | Operation::Allocate { file, .. }
         | Operation::Length { file } = operation
         {
             let opened_by = self.open_file(*file).owner;
@@ -714,6 +722,21 @@ impl Device {
                 let inode = self.open_file(*file).inode;
                 Ok(Outcome::Length(self.content.file(inode).map_or(0, |file| file.current.length)))
             }
+            Operation::Allocate { file, bytes } => {
+                let inode = self.open_file(*file).inode;
+                let taken = self.allocated_bytes();
+                match self.capacity_bytes.is_some_and(|capacity_bytes| taken + *bytes > capacity_bytes) {
+                    true => Err(NO_SPACE),
+                    false => {
+                        let zeros = Arc::new([0; BLOCK_BYTES]);
+                        let blocks: Vec<_> =
+                            (0..*bytes / BLOCK_BYTES as u64).map(|index| (index, zeros.clone())).collect();
+                        let id = self.content.write_begins(inode, Blocks::from(blocks));
+                        self.content.write_completes(inode, id);
+                        Ok(Outcome::Done)
+                    }
+                }
+            }
             Operation::Link { .. } if !self.links => Err(CANNOT_LINK),
             Operation::Link { from, to } => match (self.content.name(from), self.content.name(to)) {
                 (Some(Name::File(inode)), None) if self.parent_is_there(to) => {
@@ -803,6 +826,7 @@ impl Device {
             Operation::List { path } => (OperationKind::List, path.clone()),
             Operation::CreateDirectory { path } => (OperationKind::CreateDirectory, path.clone()),
             Operation::Length { file } => (OperationKind::Length, of_file(file)),
+            Operation::Allocate { file, .. } => (OperationKind::Allocate, of_file(file)),
         }
     }
 }

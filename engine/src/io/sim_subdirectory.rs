@@ -6,7 +6,7 @@
 //!
 //! **Does not know** who else uses the disk.
 use super::IoBuffer;
-use super::disk::{Backend, Completion, Io, IoError, Operation, Token, Wait, Waker};
+use super::disk::{Backend, Completion, DeviceSpace, Io, IoError, Operation, Token, Wait, Waker};
 use super::files::{Files, ReadFile};
 use super::sim_disk::SimDisk;
 use crate::base::clock::Clock;
@@ -81,6 +81,10 @@ impl Io for SimSubdirectory {
 
     fn is_stopped(&self) -> bool {
         self.disk.is_stopped()
+    }
+
+    fn space(&self) -> Option<DeviceSpace> {
+        self.disk.space()
     }
 }
 

@@ -18,9 +18,9 @@
 //! **Why so few workers.** The log has at most four groups in flight and syncs of one file wait for each other in the
 //! file system; more threads only add switches.
 use super::buffer::{BufferPool, IoBuffer};
-use super::directory::{Directory, OpenFile, read_full, write_dsync};
+use super::directory::{Directory, OpenFile, allocate, read_full, write_dsync};
 use super::disk::{
-    Backend, Completion, Durability, FileId, Io, IoError, Operation, Outcome, Token, Wait, Waker,
+    Backend, Completion, DeviceSpace, Durability, FileId, Io, IoError, Operation, Outcome, Token, Wait, Waker,
 };
 use crate::base::clock::{Clock, MonotonicClock};
 use std::collections::{BTreeMap, VecDeque};
@@ -158,6 +158,7 @@ impl Io for ThreadDisk {
             | Operation::Write { file, .. }
             | Operation::Sync { file }
             | Operation::SyncUrgent { file }
+            | Operation::Allocate { file, .. }
             | Operation::Length { file } => Some(self.file(*file)),
             _ => None,
         };
@@ -222,6 +223,10 @@ impl Io for ThreadDisk {
 
     fn backend(&self) -> Backend {
         self.backend.clone()
+    }
+
+    fn space(&self) -> Option<DeviceSpace> {
+        self.shared.directory.space()
     }
 }
 
@@ -303,6 +308,7 @@ impl Shared {
             }
             Operation::Sync { .. } | Operation::SyncUrgent { .. } => file.sync_data().map(|()| Outcome::Done),
             Operation::Length { .. } => file.metadata().map(|metadata| Outcome::Length(metadata.len())),
+            Operation::Allocate { bytes, .. } => allocate(file, *bytes).map(|()| Outcome::Done),
             _ => unreachable!("only operations with a file come here"),
         }
     }

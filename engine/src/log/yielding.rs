@@ -91,6 +91,10 @@ impl Io for YieldingDevice {
         self.io.is_stopped()
     }
 
+    fn space(&self) -> Option<crate::io::DeviceSpace> {
+        self.io.space()
+    }
+
     fn in_flight_max(&self) -> usize {
         self.io.in_flight_max()
     }
