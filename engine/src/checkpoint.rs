@@ -57,8 +57,10 @@ use crate::memtable::record_bytes;
 use crate::mvcc::{Run, is_dead};
 use crate::revision_log::{LogRecord, Prev, RevisionWriter, train_dictionary};
 use crate::segment::{self, SegmentKind, SegmentWriter};
+use crate::space::{Reserve, Space};
 use crate::superblock::SharedSuperblock;
 use crate::tree::{MergeOptions, MergeOutcome, PageRef, Pages, merge};
+use clean::Thresholds;
 use dead::DeadRecords;
 use key_edits::{KeyEdits, MapEdits};
 use planted::Planted;
@@ -106,8 +108,9 @@ impl CheckpointReport {
 }
 
 /// True if a checkpoint of nothing new would sweep or win back what is worth it.
-pub(crate) fn wants_upkeep(state: &DiskState, shelf: &Shelf) -> bool {
-    !state.is_empty() && (state.is_sweep_left() || clean::is_worth_it(state, shelf))
+pub(crate) fn wants_upkeep(state: &DiskState, shelf: &Shelf, is_short: bool) -> bool {
+    let thresholds = Thresholds::on(is_short);
+    !state.is_empty() && (state.is_sweep_left() || clean::is_worth_it(state, shelf, thresholds))
 }
 
 /// Numbers for new segments. Each is drawn once in a process, and never again once a checkpoint has referred to it.
@@ -145,6 +148,11 @@ pub(crate) struct Checkpoints {
     /// See [`CheckpointOptions::dictionary_records_min`].
     pub(crate) dictionary_records_min: usize,
     pub(crate) planted: Planted,
+    /// The next checkpoint copies at most so much of the revision log out of sparse segments, and a quarter of that in pages.
+    pub(crate) clean_bytes_max: u64,
+    /// The room there is.
+    pub(crate) space: Arc<Space>,
+    pub(crate) reserve: Reserve,
     /// Memory for pages that only old states refer to.
     pub(crate) superseded: SupersededPages,
 }
@@ -222,6 +230,8 @@ struct Attempt<'a> {
     repaired: Vec<bytes::Bytes>,
     sweep_changes_max: usize,
     dictionary_records_min: usize,
+    clean_bytes_max: u64,
+    thresholds: Thresholds,
     planted: Planted,
 }
 
@@ -247,6 +257,8 @@ impl<'a> Attempt<'a> {
             repaired: Vec::new(),
             sweep_changes_max: checkpoints.sweep_changes_max.max(1),
             dictionary_records_min: checkpoints.dictionary_records_min,
+            clean_bytes_max: checkpoints.clean_bytes_max,
+            thresholds: Thresholds::on(checkpoints.space.is_short()),
             planted: checkpoints.planted,
         }
     }
@@ -470,7 +482,7 @@ impl<'a> Attempt<'a> {
         sink: &mut Sink,
         purges: Vec<bytes::Bytes>,
     ) -> Result<(MergeOutcome, MergeOutcome)> {
-        let sparse = clean::sparse_pages(self.base, &self.shelf)?;
+        let sparse = clean::sparse_pages(self.base, &self.shelf, self.clean_bytes_max / 4, self.thresholds)?;
         let purges = if self.planted.has(PlantedBug::ForgetPurges) { Vec::new() } else { purges };
         let mut touches = sparse.keys;
         // Leaves that are held in memory because their page is lost.

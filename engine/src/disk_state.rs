@@ -187,6 +187,11 @@ impl DiskState {
         records + self.pages.values().map(dead).sum::<u64>()
     }
 
+    /// Bytes of all pages, nearly.
+    pub(crate) fn pages_bytes(&self) -> u64 {
+        self.pages.values().map(|info| info.live_bytes + info.table_bytes).sum()
+    }
+
     /// Index and term of the last entry in the checkpoint.
     pub(crate) fn applied(&self) -> (u64, u64) {
         self.positions.applied

@@ -20,6 +20,7 @@ pub mod revision_log;
 pub mod salvage;
 pub mod scrub;
 pub mod segment;
+mod space;
 pub mod superblock;
 pub mod transfer;
 pub mod tree;

@@ -31,6 +31,7 @@ use crate::io::sim_disk::SimDisk;
 use crate::io::{Backend, Completion, Io, Wait, Waker};
 use crate::mvcc::ReplayPriors;
 use crate::options::LogOptions;
+use crate::space::Space;
 pub use crate::superblock::Mode;
 use crate::superblock::{Quarantine, SharedSuperblock, Stage, Superblock};
 use crate::wal::{
@@ -83,6 +84,7 @@ pub struct Log {
     io: Box<dyn Io>,
     wal: Wal,
     superblock: Arc<SharedSuperblock>,
+    space: Arc<Space>,
     switch: SyncSwitch,
     completions: Vec<Completion>,
     /// What was durable at the last [`Log::submit`].
@@ -102,6 +104,8 @@ pub struct Log {
 pub struct PreparedLog {
     io: Box<dyn Io>,
     superblock: Arc<SharedSuperblock>,
+    /// The room there is, for the log and who makes checkpoints beside it.
+    space: Arc<Space>,
     created: bool,
     options: LogOptions,
     /// Makes the salts.
@@ -167,7 +171,8 @@ impl PreparedLog {
         };
         superblock.expect_mode(identity.mode)?;
         let superblock = Arc::new(SharedSuperblock::new(superblock));
-        Ok(Self { io, superblock, created, options: options.clone(), seed, device, place })
+        let space = Arc::default();
+        Ok(Self { io, superblock, space, created, options: options.clone(), seed, device, place })
     }
 
     /// Why the member may not take part, if so.
@@ -184,7 +189,8 @@ impl PreparedLog {
     /// Opens the newest checkpoint, if there is one.
     pub fn checkpointer(&mut self, options: &CheckpointOptions) -> Result<Checkpointer> {
         let files = self.place.files()?;
-        let checkpointer = Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options)?;
+        let room = (self.space.clone(), self.place.is_on_device());
+        let checkpointer = Checkpointer::open(&mut *self.io, files, self.superblock.clone(), options, room)?;
         if self.place.is_on_device() {
             checkpointer.start_read_ahead();
         }
@@ -198,7 +204,7 @@ impl PreparedLog {
         visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
         progress: &mut dyn FnMut(OpenProgress<'_>),
     ) -> Result<(Log, RecoveryReport, bool)> {
-        let Self { mut io, superblock, created, options, seed, device, place } = self;
+        let Self { mut io, superblock, space, created, options, seed, device, place } = self;
         let known = superblock.read();
         let wal_options = wal_options(&options, &known, device.as_deref());
         let (wal, report) = if known.stage == Stage::Creating {
@@ -215,6 +221,7 @@ impl PreparedLog {
             io,
             wal,
             superblock,
+            space,
             switch: SyncSwitch::default(),
             completions: Vec::new(),
             submitted_durable: Lsn(0),
@@ -332,8 +339,9 @@ impl Log {
     /// Whether a record of `body_bytes` would be taken now.
     ///
     /// # Errors
-    /// [`Error::NoSpace`] if the device is full.
+    /// [`Error::NoSpace`] if the device is full, or the reserve for checkpoints is not whole.
     pub fn check_room(&self, body_bytes: usize, reserve: Reserve) -> Result<()> {
+        self.check_reserve(reserve)?;
         self.wal.check_room(body_bytes, reserve)
     }
 
@@ -361,8 +369,18 @@ impl Log {
         (superblock, extent, hold)
     }
 
+    /// S1 of the module `space`.
+    fn check_reserve(&self, reserve: Reserve) -> Result<()> {
+        let refusal = self.space.refusal().filter(|_| reserve == Reserve::Ordinary);
+        refusal.map_or(Ok(()), Err)
+    }
+
     /// Puts a record into the log; it is durable once its position is below [`Log::durable_lsn`].
+    ///
+    /// # Errors
+    /// As [`Self::check_room`], and those of [`Wal::append`].
     pub fn append(&mut self, meta: RecordMeta, body: &[u8], reserve: Reserve) -> Result<Lsn> {
+        self.check_reserve(reserve)?;
         self.wal.append(meta, body, reserve)
     }
 
@@ -390,7 +408,9 @@ impl Log {
         if let Some(method) = self.switch.take() {
             self.wal.set_sync_method(&*self.io, method);
         }
+        self.wal.set_sparing(self.space.is_short());
         self.wal.pump(&mut *self.io);
+        self.space.note_log_waiting(self.wal.waits_for_recycling());
         // With nothing new to deliver the caller waits next, which starts the rest and may do a sync itself.
         let durable = self.wal.durable_lsn();
         if std::mem::replace(&mut self.submitted_durable, durable) < durable {

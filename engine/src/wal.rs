@@ -657,6 +657,16 @@ impl Wal {
         self.pool.trim();
     }
 
+    /// Whether other files need the room on the device more than spares: then no more of them are kept than the log needs to go on.
+    pub fn set_sparing(&mut self, sparing: bool) {
+        self.pool.set_sparing(sparing);
+    }
+
+    /// True if the device has no room for a new segment, and some that are kept could be used again if the replay position moved.
+    pub fn waits_for_recycling(&self) -> bool {
+        self.pool.full().is_some() && self.pool.available() <= 1 && self.pool.live.len() > 1
+    }
+
     /// Makes everything durable, writes a group that promises everything, and closes the files.
     ///
     /// The caller has nothing else in flight. After an error the log is as after a crash: what was acknowledged

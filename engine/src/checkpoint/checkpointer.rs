@@ -25,6 +25,7 @@ use crate::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::{Io, Waker};
 use crate::mvcc::{CutPosition, ReplayPriors, Run, StoreWriter};
+use crate::space::{Reserve, Space, reserve_bytes_on, segment_bytes_on};
 use crate::superblock::SharedSuperblock;
 use crate::transfer::StateHolder;
 use std::collections::VecDeque;
@@ -55,6 +56,8 @@ pub struct CheckpointOptions {
     /// A run of fewer records is compressed without a dictionary, which costs up to 16 KiB of a segment and up to 100 ms to make.
     /// 4096 by default.
     pub dictionary_records_min: usize,
+    /// Bytes that are kept back on disk, in two files, so that a full disk can be made less full (`docs/full_disk.md`); 0 for none. `None`: four segments, or a sixteenth of a smaller file system; none on a simulated disk.
+    pub reserve_bytes: Option<u64>,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -69,6 +72,7 @@ impl Default for CheckpointOptions {
             rest_wal_bytes_max: 1 << 20,
             sweep_changes_max: 1 << 18,
             dictionary_records_min: 4096,
+            reserve_bytes: None,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -155,6 +159,9 @@ pub struct Checkpointer {
     has_rested: bool,
     /// What the log that is being replayed has noted.
     priors: Arc<ReplayPriors>,
+    /// The room on the device.
+    space: Arc<Space>,
+    reserve_bytes: u64,
 }
 
 impl Checkpointer {
@@ -173,8 +180,21 @@ impl Checkpointer {
         files: Arc<dyn Files>,
         superblock: Arc<SharedSuperblock>,
         options: &CheckpointOptions,
+        (space, is_on_device): (Arc<Space>, bool),
     ) -> Result<Self> {
         let known = superblock.read();
+        let device = io.space().filter(|_| is_on_device);
+        let mut options = options.clone();
+        options.shelf.segment_bytes = segment_bytes_on(device, options.shelf.segment_bytes);
+        let reserve_bytes = match options.reserve_bytes {
+            Some(bytes) => bytes,
+            None if is_on_device => reserve_bytes_on(device, options.shelf.segment_bytes),
+            None => 0,
+        };
+        let reserve = match options.reserve_bytes.is_some() || is_on_device {
+            true => Reserve::open(io, reserve_bytes)?,
+            false => Reserve::none(),
+        };
         let shelf = Shelf::new(files.clone(), known.database, options.shelf.clone());
         let holder = StateHolder::new(shelf.clone(), superblock.clone(), files);
         let state = if known.has_checkpoint() {
@@ -198,10 +218,13 @@ impl Checkpointer {
             sweep_changes_max: options.sweep_changes_max,
             dictionary_records_min: options.dictionary_records_min,
             planted: options.planted(),
+            clean_bytes_max: options.shelf.segment_bytes,
+            space: space.clone(),
+            reserve,
             superseded: SupersededPages::default(),
         };
         Ok(Self {
-            options: options.clone(),
+            options,
             maker: Some(Maker::new(checkpoints, state.clone())),
             worker: None,
             cut_index: state.applied().0,
@@ -223,6 +246,8 @@ impl Checkpointer {
             durable: Lsn(0),
             has_rested: false,
             priors: Arc::default(),
+            space,
+            reserve_bytes,
         })
     }
 
@@ -268,8 +293,45 @@ impl Checkpointer {
         let last_cut = *self.last_cut.get_or_insert(position.lsn);
         let idle = self.runs_count() == 0;
         let log_is_long = position.lsn.0.saturating_sub(last_cut.0) >= self.options.wal_bytes_max;
-        if writer.is_full() || log_is_long || (idle && writer.wants_sweep()) {
+        if writer.is_full() || log_is_long || (idle && writer.wants_sweep()) || self.is_tight(writer) {
             self.cut(writer, position);
+        }
+    }
+
+    /// True where little is free and what the active memtable holds could take a good part of the reserve: of what a checkpoint does not
+    /// find, it may need so much, its records and a page for each.
+    fn is_tight(&self, writer: &StoreWriter) -> bool {
+        if self.reserve_bytes == 0 || self.runs_count() + 1 >= RUNS_MAX {
+            return false;
+        }
+        let memtables = (RUNS_MAX as u64 + 1) * writer.memtable_bytes() as u64;
+        // The log has them too.
+        if !self.space.is_short() && !self.space.has_less_than(self.reserve_bytes + 2 * memtables) {
+            return false;
+        }
+        let (records, bytes) = writer.active_size();
+        let pages = records.saturating_mul(self.options.shelf.page_bytes as u64);
+        let size_max = self.reserve_bytes / 4;
+        bytes + pages >= size_max && bytes + pages.min(self.state.pages_bytes()) >= size_max
+    }
+
+    /// On a device without room: cuts what would give some back, without waiting for more.
+    fn cut_for_room(&mut self, writer: &mut StoreWriter, durable: Lsn) {
+        let is_short = self.space.is_short();
+        if !is_short && !self.space.is_log_waiting() || self.runs_count() > 0 {
+            return;
+        }
+        let Some(last_entry) = self.last_entry.filter(|entry| entry.index > self.cut_index) else { return };
+        let last_cut = self.last_cut.unwrap_or(last_entry.lsn);
+        let is_worth_it = self.space.is_log_waiting()
+            || last_entry.lsn.0.saturating_sub(last_cut.0) > self.options.rest_wal_bytes_max;
+        if is_worth_it
+            && last_entry.lsn < durable
+            && writer.store().applied().0 == last_entry.index
+            && self.worker.is_some()
+            && !self.told_failing
+        {
+            self.cut(writer, last_entry);
         }
     }
 
@@ -354,7 +416,8 @@ impl Checkpointer {
     fn cut_last(&mut self, writer: &mut StoreWriter, durable: Lsn) -> bool {
         let Some(last_entry) = self.last_entry else { return false };
         let last_cut = self.last_cut.unwrap_or(last_entry.lsn);
-        let is_worth_it = last_entry.lsn.0.saturating_sub(last_cut.0) > self.options.rest_wal_bytes_max
+        let bytes_max = if self.space.is_short() { 0 } else { self.options.rest_wal_bytes_max };
+        let is_worth_it = last_entry.lsn.0.saturating_sub(last_cut.0) > bytes_max
             && last_entry.lsn < durable
             && writer.store().applied().0 == last_entry.index
             && self.worker.is_some()
@@ -376,6 +439,7 @@ impl Checkpointer {
         self.durable = durable;
         self.cut_for_sweep(writer);
         self.cut_as_asked(writer);
+        self.cut_for_room(writer, durable);
         self.cut_at_rest(writer, durable);
         self.hand_over(writer, durable);
         self.install(writer)

@@ -32,8 +32,40 @@ use std::ops::Range;
 const ALIVE_PERCENT_MAX: u64 = 80;
 /// As long as this part of all bytes is alive, only segments that are nearly dead are cleaned.
 const ALIVE_PERCENT_AIM: u64 = 85;
+/// As long as this part of all bytes of pages is alive, only segments that are nearly dead are cleaned.
+const PAGES_PERCENT_AIM: u64 = 70;
+/// [`ALIVE_PERCENT_MAX`] on a disk that is short of room.
+const SHORT_PERCENT_MAX: u64 = 98;
 /// A segment with a smaller part alive is cleaned at any time.
 const NEARLY_DEAD_PERCENT: u64 = 40;
+/// How much has to be dead before it is worth copying what is not, in percent that are alive.
+#[derive(Clone, Copy)]
+pub(super) struct Thresholds {
+    /// A segment with a larger part alive is not worth copying for its own sake.
+    alive_max: u64,
+    /// As long as this part of all records is alive, only segments that are nearly dead are cleaned.
+    records_aim: u64,
+    /// The same of pages.
+    pages_aim: u64,
+    /// Whether any gain is worth an upkeep.
+    is_short: bool,
+}
+
+impl Thresholds {
+    /// On a disk with room, or one that is short of it: there every byte that can be had is worth its work.
+    pub(super) fn on(is_short: bool) -> Self {
+        match is_short {
+            false => Self {
+                alive_max: ALIVE_PERCENT_MAX,
+                records_aim: ALIVE_PERCENT_AIM,
+                pages_aim: PAGES_PERCENT_AIM,
+                is_short,
+            },
+            true => Self { alive_max: SHORT_PERCENT_MAX, records_aim: 100, pages_aim: 100, is_short },
+        }
+    }
+}
+
 /// So many small neighbours become one segment.
 const SMALL_COUNT: usize = 8;
 
@@ -52,28 +84,33 @@ fn is_damaged(file: &RevisionsFile, shelf: &Shelf) -> bool {
 
 /// A checkpoint of nothing new has to win at least so much: the pages that it writes itself die with the next one, and cleaning
 /// what cleaning leaves would never end.
-fn gain_bytes_min(shelf: &Shelf) -> u64 {
-    (shelf.options.segment_bytes / 16).max(16 * shelf.options.page_bytes as u64)
+fn gain_bytes_min(shelf: &Shelf, thresholds: Thresholds) -> u64 {
+    let share = if thresholds.is_short { 0 } else { shelf.options.segment_bytes / 16 };
+    share.max(16 * shelf.options.page_bytes as u64)
 }
 
 /// True if so much is dead in segments that are worth cleaning that it pays to do nothing else.
-pub(super) fn is_worth_it(state: &DiskState, shelf: &Shelf) -> bool {
+pub(super) fn is_worth_it(state: &DiskState, shelf: &Shelf, thresholds: Thresholds) -> bool {
     let bytes_max = shelf.options.segment_bytes;
-    let worth = worth(&state.revisions, bytes_max);
+    let worth = worth(&state.revisions, bytes_max, thresholds);
     // What is damaged stays where it is, so it is won back never.
     let is_whole = |file: &&RevisionsFile| !is_damaged(file, shelf);
     let candidates = state.revisions.iter().filter(|file| worth(file)).filter(is_whole);
     let records: u64 = candidates.map(|file| file.info.dead_stored_bytes).sum();
-    let gain_min = gain_bytes_min(shelf);
+    let gain_min = gain_bytes_min(shelf, thresholds);
     let dead = |info: &PagesInfo| info.written_bytes.saturating_sub(info.live_bytes);
     records >= gain_min || {
-        let victims = choose_pages(state, bytes_max / 4);
+        let victims = choose_pages(state, bytes_max / 4, thresholds);
         victims.iter().filter_map(|id| state.pages.get(id)).map(dead).sum::<u64>() >= gain_min
     }
 }
 
 /// Which segments are worth copying, as all of them are now.
-fn worth(revisions: &[RevisionsFile], bytes_max: u64) -> impl Fn(&RevisionsFile) -> bool {
+fn worth(
+    revisions: &[RevisionsFile],
+    bytes_max: u64,
+    thresholds: Thresholds,
+) -> impl Fn(&RevisionsFile) -> bool {
     let stored: u64 = revisions.iter().map(|file| file.info.summary.stored_bytes).sum();
     let live: u64 = revisions.iter().map(live_bytes).sum();
     let all_percent = live.saturating_mul(100) / stored.max(1);
@@ -81,13 +118,18 @@ fn worth(revisions: &[RevisionsFile], bytes_max: u64) -> impl Fn(&RevisionsFile)
         let percent = alive_percent(file);
         live_bytes(file) <= bytes_max
             && (percent < NEARLY_DEAD_PERCENT
-                || (percent < ALIVE_PERCENT_MAX && all_percent < ALIVE_PERCENT_AIM))
+                || (percent < thresholds.alive_max && all_percent < thresholds.records_aim))
     }
 }
 
 /// The run of segments to copy, if any is worth it.
-fn choose(revisions: &[RevisionsFile], head: i64, bytes_max: u64) -> Option<Range<usize>> {
-    let worth = worth(revisions, bytes_max);
+fn choose(
+    revisions: &[RevisionsFile],
+    head: i64,
+    bytes_max: u64,
+    thresholds: Thresholds,
+) -> Option<Range<usize>> {
+    let worth = worth(revisions, bytes_max, thresholds);
     let score = |file: &RevisionsFile| {
         let percent = alive_percent(file);
         let age = (head - file.info.summary.last.main + 1).max(1) as u128;
@@ -99,7 +141,7 @@ fn choose(revisions: &[RevisionsFile], head: i64, bytes_max: u64) -> Option<Rang
         let (mut first, mut end) = (best, best + 1);
         let mut bytes = live_bytes(&revisions[best]);
         let joins = |at: usize, bytes: u64| {
-            alive_percent(&revisions[at]) < ALIVE_PERCENT_MAX
+            alive_percent(&revisions[at]) < thresholds.alive_max
                 && bytes + live_bytes(&revisions[at]) <= bytes_max
         };
         while end < revisions.len() && joins(end, bytes) {
@@ -126,7 +168,7 @@ impl Attempt<'_> {
         revisions: &mut Vec<RevisionsFile>,
         table_edits: &mut TableEdits,
     ) -> Result<()> {
-        let bytes_max = self.shelf.options.segment_bytes;
+        let bytes_max = self.clean_bytes_max;
         let Some(chosen) = self.choose_whole(revisions, bytes_max) else { return Ok(()) };
         // Made for the values of one of them; neighbours are alike, and training it anew would mean to read all values twice.
         let dictionary_bytes =
@@ -187,7 +229,9 @@ impl Attempt<'_> {
         let mut start = 0;
         while start < revisions.len() {
             let length = revisions[start..].iter().take_while(|file| !is_damaged(file, &self.shelf)).count();
-            if let Some(chosen) = choose(&revisions[start..start + length], self.run.revision, bytes_max) {
+            if let Some(chosen) =
+                choose(&revisions[start..start + length], self.run.revision, bytes_max, self.thresholds)
+            {
                 return Some(start + chosen.start..start + chosen.end);
             }
             start += length + 1;
@@ -218,8 +262,13 @@ pub(super) struct SparsePages {
 }
 
 /// Live pages of the k segments that are worth cleaning.
-pub(super) fn sparse_pages(base: &DiskState, shelf: &Shelf) -> Result<SparsePages> {
-    let victims = choose_pages(base, shelf.options.segment_bytes / 4);
+pub(super) fn sparse_pages(
+    base: &DiskState,
+    shelf: &Shelf,
+    bytes_max: u64,
+    thresholds: Thresholds,
+) -> Result<SparsePages> {
+    let victims = choose_pages(base, bytes_max, thresholds);
     if victims.is_empty() {
         return Ok(SparsePages::default());
     }
@@ -246,7 +295,7 @@ pub(super) fn sparse_table_pages(base: &DiskState, shelf: &Shelf) -> Result<Touc
     pages_in(&holders, base.roots.segments, TreeId::Segments, shelf)
 }
 
-fn choose_pages(base: &DiskState, bytes_max: u64) -> BTreeSet<SegmentId> {
+fn choose_pages(base: &DiskState, bytes_max: u64, thresholds: Thresholds) -> BTreeSet<SegmentId> {
     let written: u64 = base.pages.values().map(|info| info.written_bytes).sum();
     let live: u64 = base.pages.values().map(|info| info.live_bytes).sum();
     let all_percent = live * 100 / written.max(1);
@@ -256,7 +305,8 @@ fn choose_pages(base: &DiskState, bytes_max: u64) -> BTreeSet<SegmentId> {
         .iter()
         .filter(|(_, info)| info.live_bytes > 0)
         .filter(|(_, info)| {
-            percent(info) < NEARLY_DEAD_PERCENT || (percent(info) < ALIVE_PERCENT_MAX && all_percent < 70)
+            percent(info) < NEARLY_DEAD_PERCENT
+                || (percent(info) < thresholds.alive_max && all_percent < thresholds.pages_aim)
         })
         .collect();
     sparse.sort_by_key(|(id, info)| (percent(info), **id));

@@ -25,7 +25,13 @@ impl SimulatedCheckpoints {
             None => Superblock::new([9; 16], Mode::Embedded, 64 << 10).create(&mut io)?,
         };
         let superblock = Arc::new(SharedSuperblock::new(superblock));
-        let mut checkpointer = Checkpointer::open(&mut io, Arc::new(disk.clone()), superblock, options)?;
+        let mut checkpointer = Checkpointer::open(
+            &mut io,
+            Arc::new(disk.clone()),
+            superblock,
+            options,
+            (Arc::default(), false),
+        )?;
         checkpointer.attach(writer)?;
         checkpointer.start_here(Box::new(io));
         let index = writer.store().applied().0;

@@ -10,6 +10,10 @@
 //! **Upkeep.** With no run to write, a state that is not in order is made over: a checkpoint of nothing new, which sweeps the next part
 //! of a compaction and cleans. So space comes back without writes. One at a time, and the next only when its result was taken.
 //!
+//! **Room.** On a device without room an attempt is made again at once: without cleaning, then with half of the reserve given up, then
+//! with the other half ([`crate::space`]). What cleaning wins is worth the reserve too, as less of it at a time. Behind each success, and
+//! once a second while it is not whole, the reserve is put together again.
+//!
 //! **Access.** The owner puts runs into `jobs` and takes results from `done`; the thread does the reverse. Both under one
 //! lock, which nobody holds during I/O.
 use super::{CheckpointReport, Checkpoints, make, remove, wants_upkeep};
@@ -38,6 +42,10 @@ pub(crate) struct Done {
 
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
+/// The longest pause on a full device: room may come back at any moment, and writers wait for it.
+const FULL_PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Between two looks for room for the reserve.
+const RESERVE_PAUSE_US: u64 = 1_000_000;
 
 /// See the module.
 pub(crate) enum Worker {
@@ -54,11 +62,16 @@ pub(crate) struct Maker {
     pub(crate) base: Arc<DiskState>,
     /// The last upkeep won nothing, and nothing was written since.
     upkeep_rests: bool,
+    /// The reserve was looked for once.
+    has_looked: bool,
+    /// When the reserve is looked for again, in microseconds of the device's clock.
+    look_at_us: u64,
 }
 
 impl Maker {
     pub(crate) fn new(checkpoints: Checkpoints, base: Arc<DiskState>) -> Self {
-        Self { checkpoints, base, upkeep_rests: false }
+        let has_looked = checkpoints.reserve.bytes() == 0;
+        Self { checkpoints, base, upkeep_rests: false, has_looked, look_at_us: 0 }
     }
 
     fn make(&mut self, io: &mut dyn Io, run: &Run) -> Result<(Arc<DiskState>, CheckpointReport)> {
@@ -69,7 +82,8 @@ impl Maker {
 
     /// True if the newest state is worth making over.
     fn wants_upkeep(&self) -> bool {
-        !self.upkeep_rests && wants_upkeep(&self.base, &self.checkpoints.shelf)
+        let is_short = self.checkpoints.space.is_short();
+        !self.upkeep_rests && wants_upkeep(&self.base, &self.checkpoints.shelf, is_short)
     }
 
     fn upkeep(&mut self, io: &mut dyn Io) -> Result<(Arc<DiskState>, CheckpointReport)> {
@@ -83,7 +97,8 @@ impl Maker {
             system: BTreeMap::new(),
         };
         let before = self.base.clone();
-        let made = self.make(io, &nothing_new)?;
+        let segment_bytes = self.checkpoints.shelf.options.segment_bytes;
+        let made = self.make_with_room(io, &nothing_new, &[segment_bytes, segment_bytes / 4])?;
         // Where it wins nothing it would go on for ever and write all the time.
         self.upkeep_rests =
             made.0.swept_revision() == before.swept_revision() && made.0.dead_bytes() >= before.dead_bytes();
@@ -92,7 +107,59 @@ impl Maker {
 
     fn make_run(&mut self, io: &mut dyn Io, run: &Run) -> Result<(Arc<DiskState>, CheckpointReport)> {
         self.upkeep_rests = false;
-        self.make(io, run)
+        let segment_bytes = self.checkpoints.shelf.options.segment_bytes;
+        self.make_with_room(io, run, &[segment_bytes, 0])
+    }
+
+    /// Makes a checkpoint with as much cleaning, and with as little of the reserve, as there is room for. `clean_bytes`: what is tried
+    /// each time, the most first.
+    fn make_with_room(
+        &mut self,
+        io: &mut dyn Io,
+        run: &Run,
+        clean_bytes: &[u64],
+    ) -> Result<(Arc<DiskState>, CheckpointReport)> {
+        loop {
+            let mut refused = None;
+            for &bytes in clean_bytes {
+                self.checkpoints.clean_bytes_max = bytes;
+                match self.make(io, run) {
+                    Err(error @ Error::NoSpace(_)) => refused = Some(error),
+                    made => return made,
+                }
+            }
+            let Checkpoints { reserve, space, .. } = &mut self.checkpoints;
+            let Some(error) = refused else { unreachable!("something was tried") };
+            if !reserve.give_up_one(io, space, &error) {
+                return Err(error);
+            }
+            // What is dead is worth more now.
+            self.upkeep_rests = false;
+        }
+    }
+
+    /// True until the reserve is known to be whole.
+    fn is_reserve_missing(&self) -> bool {
+        !self.has_looked || !self.checkpoints.reserve.is_whole()
+    }
+
+    /// True if the reserve is to be put together now.
+    fn wants_reserve(&self, now_us: u64) -> bool {
+        self.is_reserve_missing() && now_us >= self.look_at_us
+    }
+
+    /// How long nothing has to be done for the reserve; none if it is whole.
+    fn reserve_due_in(&self, now_us: u64) -> Option<Duration> {
+        self.is_reserve_missing().then(|| Duration::from_micros(self.look_at_us.saturating_sub(now_us)))
+    }
+
+    /// Puts the reserve together, as far as there is room.
+    fn put_reserve_together(&mut self, io: &mut dyn Io) {
+        let Checkpoints { reserve, space, .. } = &mut self.checkpoints;
+        // An error of the device says so in `space`; what fails for good fails checkpoints too.
+        let _ = reserve.put_together(io, space);
+        self.has_looked = true;
+        self.look_at_us = io.now_us() + RESERVE_PAUSE_US;
     }
 
     /// Removes names that somebody kept longer than the last checkpoint lasted.
@@ -291,6 +358,9 @@ impl Drop for Worker {
 
 impl HereWorker {
     fn make_one(&mut self) -> Option<Done> {
+        if self.maker.wants_reserve(self.io.now_us()) {
+            self.maker.put_reserve_together(&mut *self.io);
+        }
         let made = match self.jobs.front() {
             Some(run) => self.maker.make_run(&mut *self.io, run),
             None if self.maker.wants_upkeep() => self.maker.upkeep(&mut *self.io),
@@ -299,6 +369,7 @@ impl HereWorker {
         match made {
             Ok((state, report)) => {
                 self.failing = None;
+                self.maker.put_reserve_together(&mut *self.io);
                 Some(Done { run: self.jobs.pop_front(), state, report })
             }
             Err(error) => {
@@ -313,6 +384,17 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
     let mut device: Option<Box<dyn Io>> = None;
     let mut pause = PAUSE_MIN;
     loop {
+        if maker.is_reserve_missing() && device.is_none() {
+            // What fails here fails again with the first checkpoint, which tells.
+            device = open_device().ok();
+        }
+        if let Some(device) = &mut device
+            && maker.wants_reserve(device.now_us())
+        {
+            maker.put_reserve_together(&mut **device);
+            wake();
+        }
+        let reserve_due = device.as_ref().and_then(|device| maker.reserve_due_in(device.now_us()));
         let wants_upkeep = maker.wants_upkeep();
         let run = {
             let mailbox = shared.mailbox();
@@ -320,8 +402,17 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                 let may_keep_up = wants_upkeep && mailbox.done.is_empty() && !mailbox.finishing;
                 mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing && !mailbox.names_due
             };
-            let mut mailbox =
-                shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner);
+            let mut mailbox = match reserve_due {
+                None => shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner),
+                Some(due) => {
+                    let waited = shared.changed.wait_timeout_while(mailbox, due, is_idle);
+                    let (mailbox, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+                    if timeout.timed_out() {
+                        continue;
+                    }
+                    mailbox
+                }
+            };
             if mailbox.closing {
                 return;
             }
@@ -354,13 +445,18 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                 mailbox.failing = None;
                 shared.is_failing.store(false, Ordering::Release);
                 drop(mailbox);
+                if let Some(device) = &mut device {
+                    maker.put_reserve_together(&mut **device);
+                }
                 shared.changed.notify_all();
                 wake();
                 pause = PAUSE_MIN;
             }
             Err(error) => {
+                let pause_max = if matches!(error, Error::NoSpace(_)) { FULL_PAUSE_MAX } else { PAUSE_MAX };
                 shared.fail(error);
                 wake();
+                pause = pause.min(pause_max);
                 let open = |mailbox: &mut Mailbox| !mailbox.closing;
                 drop(shared.changed.wait_timeout_while(shared.mailbox(), pause, open));
                 pause = (pause * 2).min(PAUSE_MAX);

@@ -90,7 +90,7 @@ struct Progress {
 }
 
 enum Request {
-    Write { body: Vec<u8>, reply: Reply },
+    Write { body: Vec<u8>, reserve: Reserve, reply: Reply },
     Sync { reply: Reply },
     Hold { reply: SyncSender<Result<Held>> },
 }
@@ -155,6 +155,7 @@ impl Shared {
         if let Err(error) = encode(operation, &mut body) {
             return WriteFuture::ready(Err(Error::Refused(error.to_string())));
         }
+        let reserve = if operation.can_grow() { Reserve::Ordinary } else { Reserve::Privileged };
         let (reply, future) = pair();
         {
             let mut queue = self.queue();
@@ -165,7 +166,7 @@ impl Shared {
                 return WriteFuture::ready(Err(Error::Closed));
             }
             queue.bytes += body.len();
-            queue.requests.push_back(Request::Write { body, reply });
+            queue.requests.push_back(Request::Write { body, reserve, reply });
         }
         self.wake();
         future
@@ -467,8 +468,8 @@ impl Core {
         let applied_from = self.writer.store().revision();
         for request in requests {
             match request {
-                Request::Write { body, reply } => match refusal {
-                    None => self.append(body, reply),
+                Request::Write { body, reserve, reply } => match refusal {
+                    None => self.append(body, reserve, reply),
                     Some(error) => reply.send(Err(error.clone())),
                 },
                 Request::Sync { reply } => match self.last_lsn {
@@ -491,7 +492,7 @@ impl Core {
         closing
     }
 
-    fn append(&mut self, body: Vec<u8>, reply: Reply) {
+    fn append(&mut self, body: Vec<u8>, reserve: Reserve, reply: Reply) {
         let meta = RecordMeta {
             kind: RecordKind::Batch,
             entry_type: 0,
@@ -503,7 +504,7 @@ impl Core {
             return reply.send(Err(error.clone()));
         }
         self.log.append_notes(GROUP, self.writer.take_notes());
-        let lsn = match self.log.append(meta, &body, Reserve::Ordinary) {
+        let lsn = match self.log.append(meta, &body, reserve) {
             Ok(lsn) => lsn,
             Err(error) => return reply.send(Err(error)),
         };

@@ -49,6 +49,19 @@ pub enum LogOperation {
     SystemDelete(Bytes),
 }
 
+impl LogOperation {
+    /// False for what only makes the data smaller, in the end: that is taken where space is exceeded.
+    pub fn can_grow(&self) -> bool {
+        match self {
+            Self::Put(_) | Self::SystemPut(..) => true,
+            Self::Txn(txn) => txn.has_put(),
+            Self::DeleteRange(_) | Self::Compact(_) | Self::DeleteLeaseKeys(_) | Self::SystemDelete(_) => {
+                false
+            }
+        }
+    }
+}
+
 /// Why a body was refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DecodeError {

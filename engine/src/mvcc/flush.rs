@@ -165,6 +165,16 @@ impl StoreWriter {
         self.active.used_bytes() as f64 / self.options.memtable_bytes.max(1) as f64
     }
 
+    /// The size at which a memtable is frozen.
+    pub(crate) fn memtable_bytes(&self) -> usize {
+        self.options.memtable_bytes
+    }
+
+    /// Records of the active memtable, and their bytes.
+    pub(crate) fn active_size(&self) -> (u64, u64) {
+        (self.active.table().events_count() as u64, self.active.used_bytes() as u64)
+    }
+
     /// True when a compaction has made something on disk dead since the last cut.
     pub(crate) fn wants_sweep(&self) -> bool {
         self.flush.compacted

@@ -216,6 +216,17 @@ impl Txn {
     }
 }
 
+impl Txn {
+    /// True if one of its branches has a put: etcd refuses such a transaction where space is exceeded.
+    pub fn has_put(&self) -> bool {
+        self.success.iter().chain(&self.failure).any(|operation| match operation {
+            TxnOperation::Put(_) => true,
+            TxnOperation::Range(_) | TxnOperation::DeleteRange(_) => false,
+            TxnOperation::Txn(txn) => txn.has_put(),
+        })
+    }
+}
+
 /// Answer to one operation of a transaction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[expect(missing_docs, reason = "the names are the operations'")]

@@ -30,6 +30,8 @@ const FILL_IN_FLIGHT_URGENT: usize = 4;
 /// First pause after the device was full; doubled up to the last.
 const FULL_PAUSE_US_FIRST: u64 = 1_000_000;
 const FULL_PAUSE_US_LAST: u64 = 30_000_000;
+/// Spares that are kept where room is needed for other things.
+const SPARING_SPARES: usize = 1;
 
 /// Name of segment `seq`.
 pub(super) fn segment_name(seq: u64) -> String {
@@ -159,6 +161,8 @@ pub(super) struct Pool {
     full_pause_us: u64,
     full_until_us: u64,
     stopping: bool,
+    /// No more spares are kept than one beside the next segment.
+    sparing: bool,
     pub(super) filled_count: u64,
     pub(super) recycled_count: u64,
     pub(super) removed_count: u64,
@@ -183,6 +187,7 @@ impl Pool {
             full_pause_us: FULL_PAUSE_US_FIRST,
             full_until_us: 0,
             stopping: false,
+            sparing: false,
             filled_count: 0,
             recycled_count: 0,
             removed_count: 0,
@@ -192,7 +197,28 @@ impl Pool {
     /// Spares worth keeping: the next segment, and half of the steady number more than the least, as TiKV's raft-engine does, so that a
     /// burst finds some.
     pub(super) fn spares_max(&self) -> usize {
-        self.spares_min + 1 + self.live.len() / 2
+        if self.sparing { SPARING_SPARES } else { self.spares_min + 1 + self.live.len() / 2 }
+    }
+
+    /// How many are made.
+    fn spares_wanted(&self) -> usize {
+        match self.sparing {
+            true => usize::from(self.next.is_none()).min(self.spares_min),
+            false => self.spares_min,
+        }
+    }
+
+    /// See [`super::Wal::set_sparing`].
+    pub(super) fn set_sparing(&mut self, sparing: bool) {
+        if std::mem::replace(&mut self.sparing, sparing) == sparing {
+            return;
+        }
+        if sparing {
+            let surplus = self.spares.len().saturating_sub(SPARING_SPARES);
+            self.remove.extend(self.spares.drain(..surplus));
+        }
+        // There is room again, or need of it.
+        self.full_until_us = 0;
     }
 
     /// Takes over what recovery found.
@@ -213,8 +239,10 @@ impl Pool {
 
     /// When filling is to be tried again.
     pub(super) fn deadline_us(&self) -> Option<u64> {
-        // While a spare is being made its completions drive it: a time that has passed would only keep the driver awake.
-        (self.full.is_some() && self.fill.is_none() && !self.stopping).then_some(self.full_until_us)
+        // While a spare is being made its completions drive it, and where none is wanted nothing will be tried: a time that has passed would only
+        // keep the driver awake.
+        let is_wanted = self.fill.is_none() && self.spares.len() < self.spares_wanted();
+        (self.full.is_some() && is_wanted && !self.stopping).then_some(self.full_until_us)
     }
 
     /// True when no operation is under way.
@@ -287,7 +315,7 @@ impl Pool {
             io.submit(token(TokenKind::Next, 0), operation);
         }
         if self.fill.is_none()
-            && self.spares.len() < self.spares_min
+            && self.spares.len() < self.spares_wanted()
             && (self.full.is_none() || now_us >= self.full_until_us)
         {
             let number = self.spare_number;
