@@ -153,7 +153,7 @@ pub enum TransferError {
 pub enum Class {
     /// Everything that stores data.
     Ordinary,
-    /// What frees space or keeps the cluster alive: lease revoke, compaction, alarms, membership.
+    /// What frees space or keeps the cluster alive: deletions, lease revoke, compaction, alarms, membership. Twice as many of them may wait.
     Privileged,
 }
 

@@ -197,7 +197,7 @@ impl Shared {
             if queue.closing || queue.handing_over {
                 return Err(ProposeError::Stopped("the server is stopping".into()));
             }
-            // Privileged commands are few, and bounded by twice the gap.
+            // Privileged commands are bounded by twice the gap.
             let factor = if class == Class::Privileged { 2 } else { 1 };
             let count = self.pending_count.load(Ordering::Relaxed);
             let bytes = self.pending_bytes.load(Ordering::Relaxed) + command.len() as u64;
@@ -612,17 +612,21 @@ impl<M: StateMachine> SoloCore<M> {
             self.refuse(&commands, error);
             return closing;
         }
+        // A privileged command travels alone where the device is full, so that only its neighbours are refused.
+        let is_tight = self.log.check_room(ENTRY_BYTES_MAX, Reserve::Ordinary).is_err();
         let mut entry = Vec::new();
-        let mut entry_class = Class::Ordinary;
+        let mut entry_class = Class::Privileged;
         let mut entry_bytes = 0;
         for (class, command) in commands {
-            // A privileged command travels alone, so that a full device refuses only its neighbours.
-            if !entry.is_empty() && (entry_bytes + command.len() > ENTRY_BYTES_MAX || class != entry_class) {
+            let is_other = is_tight && class != entry_class;
+            if !entry.is_empty() && (entry_bytes + command.len() > ENTRY_BYTES_MAX || is_other) {
                 self.append_entry(std::mem::take(&mut entry), entry_class);
                 entry_bytes = 0;
             }
+            if entry.is_empty() || class == Class::Ordinary {
+                entry_class = class;
+            }
             entry_bytes += command.len();
-            entry_class = class;
             entry.push(command);
         }
         if !entry.is_empty() {

@@ -200,7 +200,9 @@ impl Pipeline {
         if limits::is_read_only(&request) {
             return self.read_txn(request, who).await;
         }
-        let waiting = self.propose(Kind::Txn, self.caller(who).await?, &request)?;
+        // What puts nothing is a deletion: etcd takes it where space is exceeded.
+        let class = if quota::txn_cost(&request) > 0 { Class::Ordinary } else { Class::Privileged };
+        let waiting = self.propose_as(class, Kind::Txn, self.caller(who).await?, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
             Outcome::Txn(txn) => Ok(txn),
@@ -364,6 +366,20 @@ impl Pipeline {
 
     /// Encodes a command and hands it to the replicator.
     fn propose(&self, kind: Kind, origin: Origin, request: &impl Message) -> Result<Waiting, ApiError> {
+        let class = match kind {
+            Kind::Put | Kind::Txn | Kind::LeaseGrant | Kind::Authenticate => Class::Ordinary,
+            _ => Class::Privileged,
+        };
+        self.propose_as(class, kind, origin, request)
+    }
+
+    fn propose_as(
+        &self,
+        class: Class,
+        kind: Kind,
+        origin: Origin,
+        request: &impl Message,
+    ) -> Result<Waiting, ApiError> {
         let id = self.ids.next();
         let measured = limits::internal_request_bytes(id, &origin, request.encoded_len());
         let command = command::encode(kind, origin, id, request);
@@ -375,12 +391,6 @@ impl Pipeline {
                 ApiError::RequestTooLarge
             });
         }
-        let class = match kind {
-            Kind::Put | Kind::DeleteRange | Kind::Txn | Kind::LeaseGrant | Kind::Authenticate => {
-                Class::Ordinary
-            }
-            _ => Class::Privileged,
-        };
         self.propose_command(id, command, class)
     }
 

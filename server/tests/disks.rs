@@ -198,7 +198,10 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
                 let errors = member.status().await.ok()?.errors;
                 errors
                     .iter()
-                    .any(|error| error.contains("no new segment of the log can be made"))
+                    .any(|error| {
+                        error.contains("no new segment of the log can be made")
+                            || error.contains("the reserve on the disk is not whole")
+                    })
                     .then_some(())
             })
             .await;
