@@ -39,6 +39,7 @@ mod sweep;
 mod tests;
 mod worker;
 
+pub use crate::space::{ReserveSize, ReserveStats};
 pub use checkpointer::{CheckpointEvent, CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
 #[cfg(feature = "planted-bugs")]
 pub use planted::PlantedBug;

@@ -187,6 +187,11 @@ impl DiskState {
         records + self.pages.values().map(dead).sum::<u64>()
     }
 
+    /// Bytes of everything that is not dead, nearly.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.retained_bytes.saturating_add(self.pages_bytes())
+    }
+
     /// Bytes of all pages, nearly.
     pub(crate) fn pages_bytes(&self) -> u64 {
         self.pages.values().map(|info| info.live_bytes + info.table_bytes).sum()

@@ -9,6 +9,7 @@ mod db_support;
 
 use db_support::*;
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::checkpoint::{ReserveSize, ReserveStats};
 use sternpost_engine::db::{Answer, SimulatedDb};
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
 use sternpost_engine::mvcc::encoding::LogOperation;
@@ -27,7 +28,7 @@ fn sizes() -> Options {
     options.checkpoint.rest_wal_bytes_max = 16 << 10;
     options.checkpoint.shelf.page_bytes = 1024;
     options.checkpoint.shelf.segment_bytes = 64 << 10;
-    options.checkpoint.reserve_bytes = Some(512 << 10);
+    options.checkpoint.reserve = Some(ReserveSize::Bytes(512 << 10));
     options
 }
 
@@ -108,6 +109,10 @@ impl Life {
 
     fn live_count(&self) -> usize {
         self.next - self.first
+    }
+
+    fn reserve(&mut self) -> ReserveStats {
+        self.db().checkpoint_stats().reserve
     }
 
     /// Deletes what is older than a half, one by one, and compacts.
@@ -212,6 +217,8 @@ fn deletions_and_a_compaction_give_a_full_disk_its_room_back() {
             life.check(&story);
             live_counts.push(life.live_count());
             life.reopen(how);
+            let reserve = life.reserve();
+            assert!(reserve.short.is_some(), "{story}: nobody forgets what was given up: {reserve:?}");
             life.check(&story);
             life.delete_half();
             life.put_when_there_is_room(&story);
@@ -227,7 +234,7 @@ fn deletions_and_a_compaction_give_a_full_disk_its_room_back() {
 #[test]
 fn without_a_reserve_a_full_disk_stays_full() {
     let mut options = sizes();
-    options.checkpoint.reserve_bytes = Some(0);
+    options.checkpoint.reserve = Some(ReserveSize::Bytes(0));
     let mut life = Life::new(1, options);
     life.fill();
     let until = life.live_count() / 2;
@@ -334,4 +341,110 @@ fn a_power_cut_at_any_moment_on_a_full_disk_loses_nothing_and_room_comes_back() 
     }
     println!("{cuts} power cuts");
     assert!(cuts > 100, "{cuts}");
+}
+
+/// Sizes of a reserve that follows the data: 2 MiB to 16 MiB.
+fn sizes_by_data() -> Options {
+    let mut options = sizes().memtable_bytes(1 << 20);
+    options.checkpoint.wal_bytes_max = 2 << 20;
+    options.checkpoint.shelf.page_bytes = 4096;
+    options.checkpoint.shelf.segment_bytes = 4 << 20;
+    options.checkpoint.reserve = Some(ReserveSize::ByData);
+    options
+}
+
+fn settle(life: &mut Life) {
+    for _ in 0..20 {
+        rest(life.db());
+    }
+}
+
+fn size_of(reserve: &ReserveStats) -> u64 {
+    assert_eq!(reserve.held_bytes, reserve.wanted_bytes, "there is room: {reserve:?}");
+    reserve.held_bytes
+}
+
+/// Little data has a small reserve, a full memtable a larger one, and what was deleted gives it back. A power cut in between leaves one that a start makes
+/// right.
+#[test]
+fn the_reserve_is_as_large_as_the_data_asks_for() {
+    let mut life = Life::new(4, sizes_by_data());
+    life.disk.set_capacity(Some(512 << 20));
+    settle(&mut life);
+    life.put().expect("there is room");
+    settle(&mut life);
+    assert_eq!(size_of(&life.reserve()), 2 << 20);
+
+    life.disk.record_images();
+    while life.live_count() < 3_000 {
+        life.put().expect("there is room");
+    }
+    let images = life.disk.take_images();
+    settle(&mut life);
+    assert_eq!(size_of(&life.reserve()), 8 << 20, "eight times the memtable");
+    life.reopen(Reopen::Killed);
+    settle(&mut life);
+    assert_eq!(size_of(&life.reserve()), 8 << 20);
+
+    let mut sizes_seen = std::collections::BTreeSet::new();
+    for (at, image) in images.iter().enumerate().step_by(images.len() / 40) {
+        let disk = image.crash(&CrashPolicy::Random(at as u64));
+        disk.set_capacity(Some(512 << 20));
+        let mut db = SimulatedDb::open(&disk, &life.options, 9).expect("it opens");
+        for _ in 0..10 {
+            rest(&mut db);
+        }
+        sizes_seen.insert(size_of(&db.checkpoint_stats().reserve));
+        db.verify().expect("it is whole");
+    }
+    println!("{sizes_seen:?} behind {} images", images.len());
+    assert!(sizes_seen.len() > 1, "{sizes_seen:?}");
+
+    life.check("with all of it");
+    let everything = KeyRange { key: Bytes::from_static(b"key"), end: Bytes::from_static(b"kez") };
+    life.insist(&LogOperation::DeleteRange(DeleteRange { range: everything, prev_kv: false }));
+    life.first = life.next;
+    let head = life.model.store().revision();
+    life.insist(&LogOperation::Compact(head));
+    // Behind several runs that need much less.
+    for _ in 0..10 {
+        for _ in 0..20 {
+            life.put().expect("there is room");
+        }
+        settle(&mut life);
+    }
+    assert_eq!(size_of(&life.reserve()), 2 << 20, "next to nothing is left");
+    life.check("with next to nothing");
+}
+
+/// Where a reserve would take a good part of what is left, the database does without and says so; it has one as soon as there is room.
+#[test]
+fn a_disk_without_room_for_a_reserve_is_written_to_without_one() {
+    let mut life = Life::new(5, sizes_by_data());
+    let taken = life.disk.allocated_bytes();
+    life.disk.set_capacity(Some(taken + (6 << 20)));
+    for _ in 0..100 {
+        life.put().expect("there is room for this");
+    }
+    settle(&mut life);
+    let reserve = life.reserve();
+    assert!(reserve.held_bytes == 0 && reserve.wanted_bytes > 0 && reserve.short.is_none(), "{reserve:?}");
+    life.reopen(Reopen::Killed);
+    life.put().expect("there is room for this");
+
+    life.disk.set_capacity(Some(512 << 20));
+    for _ in 0..40 {
+        settle(&mut life);
+    }
+    assert!(size_of(&life.reserve()) > 0);
+
+    // A larger one is wanted, and there is no room for that: nobody is refused for it.
+    let taken = life.disk.allocated_bytes();
+    life.disk.set_capacity(Some(taken + (12 << 20)));
+    for _ in 0..2_000 {
+        life.put().expect("there is room for this");
+    }
+    let reserve = life.reserve();
+    assert!(reserve.held_bytes < reserve.wanted_bytes && reserve.short.is_none(), "{reserve:?}");
+    life.check("with a small one");
 }

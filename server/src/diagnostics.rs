@@ -9,10 +9,11 @@ use crate::request::Pipeline;
 use crate::wire::etcdserverpb::{AlarmType, RangeRequest};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use sternpost_engine::checkpoint::CheckpointStats;
 use sternpost_engine::wal::WalStats;
 
 /// Asks the log for its statistics; none before it has any.
-pub type WalStatsSource = Box<dyn Fn() -> Option<WalStats> + Send + Sync>;
+pub type DiskStatsSource = Box<dyn Fn() -> Option<(WalStats, CheckpointStats)> + Send + Sync>;
 
 /// See the module.
 pub struct Diagnostics {
@@ -24,8 +25,8 @@ pub struct Diagnostics {
     pub feature_gates: Vec<(&'static str, &'static str, bool)>,
     /// Room for request bodies.
     pub inflight: Arc<InflightBudget>,
-    /// The log's numbers.
-    pub wal_stats: WalStatsSource,
+    /// The numbers of the log and of the checkpoints.
+    pub disk_stats: DiskStatsSource,
 }
 
 impl HealthSource for Diagnostics {
@@ -114,7 +115,9 @@ impl MetricSource for Diagnostics {
             };
             sample.alarms.push((alarm.member_id, name));
         }
-        if let Some(wal) = (self.wal_stats)() {
+        if let Some((wal, checkpoints)) = (self.disk_stats)() {
+            sample.reserve_bytes = checkpoints.reserve.held_bytes;
+            sample.reserve_wanted_bytes = checkpoints.reserve.wanted_bytes;
             let latencies = wal.write_sync.histogram.iter_recorded();
             let counts = latencies.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()));
             sample.wal_sync = resample("etcd_disk_wal_fsync_duration_seconds", counts, wal.write_sync.sum_us);

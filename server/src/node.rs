@@ -9,7 +9,7 @@ use crate::wire::etcdserverpb::Member;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::Result;
-use sternpost_engine::checkpoint::{CheckpointOptions, OnCheckpoint};
+use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::CalibrationReport;
 use sternpost_engine::options::LogOptions;
@@ -99,14 +99,14 @@ impl Node {
         }
     }
 
-    /// Statistics of the log, as of a moment ago.
-    pub fn wal_stats(&self) -> Option<WalStats> {
+    /// Statistics of the log and of the checkpoints, as of a moment ago.
+    pub fn disk_stats(&self) -> Option<(WalStats, CheckpointStats)> {
         match self {
             Self::Single(single) => match single.as_raft() {
-                Some(raft) => Some(raft.stats()?.0),
-                None => Some(single.solo().stats()?.0),
+                Some(raft) => raft.stats(),
+                None => single.solo().stats(),
             },
-            Self::Raft(raft) => Some(raft.stats()?.0),
+            Self::Raft(raft) => raft.stats(),
         }
     }
 

@@ -588,7 +588,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         member_id: server.header.member_id(),
         feature_gates: config.feature_gates.clone(),
         inflight: InflightBudget::new(config.inflight_bytes_max),
-        wal_stats: Box::new(move || stats_node.wal_stats()),
+        disk_stats: Box::new(move || stats_node.disk_stats()),
     };
     Ok(Member { server, diagnostics: Arc::new(diagnostics), node, peers })
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 use crate::io::files::Files;
 use crate::io::{Io, Waker};
 use crate::mvcc::{CutPosition, ReplayPriors, Run, StoreWriter};
-use crate::space::{Reserve, Space, reserve_bytes_on, segment_bytes_on};
+use crate::space::{Reserve, ReserveSize, ReserveStats, Sizing, Space, segment_bytes_on, step_bytes};
 use crate::superblock::SharedSuperblock;
 use crate::transfer::StateHolder;
 use std::collections::VecDeque;
@@ -56,8 +56,8 @@ pub struct CheckpointOptions {
     /// A run of fewer records is compressed without a dictionary, which costs up to 16 KiB of a segment and up to 100 ms to make.
     /// 4096 by default.
     pub dictionary_records_min: usize,
-    /// Bytes that are kept back on disk, in two files, so that a full disk can be made less full (`docs/full_disk.md`); 0 for none. `None`: four segments, or a sixteenth of a smaller file system; none on a simulated disk.
-    pub reserve_bytes: Option<u64>,
+    /// What is kept back on disk, so that a full disk can be made less full (`docs/full_disk.md`). `None`: [`ReserveSize::ByData`], and none on a simulated disk.
+    pub reserve: Option<ReserveSize>,
     /// A bug on purpose.
     #[cfg(feature = "planted-bugs")]
     pub planted: Option<PlantedBug>,
@@ -72,7 +72,7 @@ impl Default for CheckpointOptions {
             rest_wal_bytes_max: 1 << 20,
             sweep_changes_max: 1 << 18,
             dictionary_records_min: 4096,
-            reserve_bytes: None,
+            reserve: None,
             #[cfg(feature = "planted-bugs")]
             planted: None,
         }
@@ -106,6 +106,8 @@ pub struct CheckpointStats {
     pub reads_spared: u64,
     /// What is kept in memory of what was read.
     pub cache: CacheStats,
+    /// The room that is kept back.
+    pub reserve: ReserveStats,
 }
 
 /// What is worth a line in a log.
@@ -161,7 +163,9 @@ pub struct Checkpointer {
     priors: Arc<ReplayPriors>,
     /// The room on the device.
     space: Arc<Space>,
-    reserve_bytes: u64,
+    sizing: Sizing,
+    /// Of the newest state.
+    pages_bytes: u64,
 }
 
 impl Checkpointer {
@@ -186,15 +190,9 @@ impl Checkpointer {
         let device = io.space().filter(|_| is_on_device);
         let mut options = options.clone();
         options.shelf.segment_bytes = segment_bytes_on(device, options.shelf.segment_bytes);
-        let reserve_bytes = match options.reserve_bytes {
-            Some(bytes) => bytes,
-            None if is_on_device => reserve_bytes_on(device, options.shelf.segment_bytes),
-            None => 0,
-        };
-        let reserve = match options.reserve_bytes.is_some() || is_on_device {
-            true => Reserve::open(io, reserve_bytes)?,
-            false => Reserve::none(),
-        };
+        let size = options.reserve.or(is_on_device.then_some(ReserveSize::ByData));
+        let device = device.or_else(|| io.space());
+        let sizing = size.map(|size| Sizing::on(device, size, options.shelf.segment_bytes));
         let shelf = Shelf::new(files.clone(), known.database, options.shelf.clone());
         let holder = StateHolder::new(shelf.clone(), superblock.clone(), files);
         let state = if known.has_checkpoint() {
@@ -209,6 +207,11 @@ impl Checkpointer {
             DiskState::empty()
         };
         let free = remove_orphans(io, &state)?;
+        let reserve = match sizing {
+            Some(sizing) => Reserve::open(io, sizing, state.live_bytes(), &space)?,
+            None => Reserve::none(),
+        };
+        let pages_bytes = state.pages_bytes();
         let state = Arc::new(state);
         let ids = SegmentIds::from(known.next_segment.max(free));
         let checkpoints = Checkpoints {
@@ -247,7 +250,8 @@ impl Checkpointer {
             has_rested: false,
             priors: Arc::default(),
             space,
-            reserve_bytes,
+            sizing: sizing.unwrap_or(Sizing::Fixed { bytes: 0 }),
+            pages_bytes,
         })
     }
 
@@ -292,27 +296,38 @@ impl Checkpointer {
         self.last_entry = Some(position);
         let last_cut = *self.last_cut.get_or_insert(position.lsn);
         let idle = self.runs_count() == 0;
+        let step_bytes = self.step_bytes(writer);
+        if self.space.want(self.sizing, step_bytes)
+            && let Some(worker) = &mut self.worker
+        {
+            worker.look_at_reserve();
+        }
         let log_is_long = position.lsn.0.saturating_sub(last_cut.0) >= self.options.wal_bytes_max;
-        if writer.is_full() || log_is_long || (idle && writer.wants_sweep()) || self.is_tight(writer) {
+        if writer.is_full()
+            || log_is_long
+            || (idle && writer.wants_sweep())
+            || self.is_tight(writer, step_bytes)
+        {
             self.cut(writer, position);
         }
     }
 
+    /// What a checkpoint of the active memtable may write.
+    fn step_bytes(&self, writer: &StoreWriter) -> u64 {
+        let (records, bytes) = writer.active_size();
+        step_bytes(records, bytes, self.options.shelf.page_bytes as u64, self.pages_bytes)
+    }
+
     /// True where little is free and what the active memtable holds could take a good part of the reserve: of what a checkpoint does not
-    /// find, it may need so much, its records and a page for each.
-    fn is_tight(&self, writer: &StoreWriter) -> bool {
-        if self.reserve_bytes == 0 || self.runs_count() + 1 >= RUNS_MAX {
+    /// find, it may need so much.
+    fn is_tight(&self, writer: &StoreWriter, step_bytes: u64) -> bool {
+        let reserve_bytes = self.space.whole_bytes();
+        if reserve_bytes == 0 || step_bytes < reserve_bytes / 4 || self.runs_count() + 1 >= RUNS_MAX {
             return false;
         }
         let memtables = (RUNS_MAX as u64 + 1) * writer.memtable_bytes() as u64;
         // The log has them too.
-        if !self.space.is_short() && !self.space.has_less_than(self.reserve_bytes + 2 * memtables) {
-            return false;
-        }
-        let (records, bytes) = writer.active_size();
-        let pages = records.saturating_mul(self.options.shelf.page_bytes as u64);
-        let size_max = self.reserve_bytes / 4;
-        bytes + pages >= size_max && bytes + pages.min(self.state.pages_bytes()) >= size_max
+        self.space.is_short() || self.space.has_less_than(reserve_bytes + 2 * memtables)
     }
 
     /// On a device without room: cuts what would give some back, without waiting for more.
@@ -490,6 +505,7 @@ impl Checkpointer {
         let mut replay = None;
         while let Some(Done { run, state, report }) = worker.take_done() {
             self.state = state.clone();
+            self.pages_bytes = state.pages_bytes();
             self.stats.totals.add(&report);
             self.told_failing = false;
             let event = match &run {
@@ -589,6 +605,7 @@ impl Checkpointer {
             runs_count: self.runs_count(),
             reads_spared: self.priors.answered_count(),
             cache: self.shelf.cache_stats(),
+            reserve: self.space.stats(),
             ..self.stats.clone()
         }
     }

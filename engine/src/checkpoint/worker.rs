@@ -21,6 +21,7 @@ use crate::disk_state::DiskState;
 use crate::error::{Error, Result};
 use crate::io::{Io, Waker};
 use crate::mvcc::{CutPosition, Run};
+use crate::space::step_bytes;
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -44,8 +45,10 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The longest pause on a full device: room may come back at any moment, and writers wait for it.
 const FULL_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Between two looks for room for the reserve.
-const RESERVE_PAUSE_US: u64 = 1_000_000;
+/// Between two looks for room for what was given up of the reserve: writers wait for it.
+const SHORT_PAUSE_US: u64 = 1_000_000;
+/// Between two looks for room for a reserve that there never was, or a larger one: nobody waits.
+const RESERVE_PAUSE_US: u64 = 60_000_000;
 
 /// See the module.
 pub(crate) enum Worker {
@@ -70,7 +73,7 @@ pub(crate) struct Maker {
 
 impl Maker {
     pub(crate) fn new(checkpoints: Checkpoints, base: Arc<DiskState>) -> Self {
-        let has_looked = checkpoints.reserve.bytes() == 0;
+        let has_looked = checkpoints.reserve.is_none();
         Self { checkpoints, base, upkeep_rests: false, has_looked, look_at_us: 0 }
     }
 
@@ -138,19 +141,20 @@ impl Maker {
         }
     }
 
-    /// True until the reserve is known to be whole.
-    fn is_reserve_missing(&self) -> bool {
-        !self.has_looked || !self.checkpoints.reserve.is_whole()
+    /// True if there is something to be done about the reserve, once there is room.
+    fn is_reserve_wanting(&self) -> bool {
+        let Checkpoints { reserve, space, .. } = &self.checkpoints;
+        !reserve.is_none() && (!self.has_looked || !reserve.is_whole() || reserve.wants_other_size(space))
     }
 
     /// True if the reserve is to be put together now.
     fn wants_reserve(&self, now_us: u64) -> bool {
-        self.is_reserve_missing() && now_us >= self.look_at_us
+        self.is_reserve_wanting() && now_us >= self.look_at_us
     }
 
-    /// How long nothing has to be done for the reserve; none if it is whole.
+    /// How long nothing has to be done for the reserve; none if it is as it should be.
     fn reserve_due_in(&self, now_us: u64) -> Option<Duration> {
-        self.is_reserve_missing().then(|| Duration::from_micros(self.look_at_us.saturating_sub(now_us)))
+        self.is_reserve_wanting().then(|| Duration::from_micros(self.look_at_us.saturating_sub(now_us)))
     }
 
     /// Puts the reserve together, as far as there is room.
@@ -159,7 +163,23 @@ impl Maker {
         // An error of the device says so in `space`; what fails for good fails checkpoints too.
         let _ = reserve.put_together(io, space);
         self.has_looked = true;
-        self.look_at_us = io.now_us() + RESERVE_PAUSE_US;
+        let pause_us = if reserve.is_short() { SHORT_PAUSE_US } else { RESERVE_PAUSE_US };
+        self.look_at_us = io.now_us() + pause_us;
+    }
+
+    /// The same behind a checkpoint: the data may be smaller now.
+    fn follow_data(&mut self, io: &mut dyn Io, run: Option<&Run>) {
+        let Checkpoints { reserve, space, shelf, .. } = &mut self.checkpoints;
+        if !reserve.is_none()
+            && let Some(run) = run
+        {
+            let records = run.tables.iter().map(|table| table.events_count() as u64).sum();
+            let bytes = run.tables.iter().map(|table| table.record_bytes()).sum();
+            let step_bytes =
+                step_bytes(records, bytes, shelf.options.page_bytes as u64, self.base.pages_bytes());
+            reserve.follow_run(space, self.base.live_bytes(), step_bytes);
+        }
+        self.put_reserve_together(io);
     }
 
     /// Removes names that somebody kept longer than the last checkpoint lasted.
@@ -184,6 +204,8 @@ struct Mailbox {
     failing: Option<Error>,
     /// Names that were kept may go.
     names_due: bool,
+    /// The reserve is to be larger.
+    reserve_due: bool,
     /// There will be no further runs: nothing is made over any more.
     finishing: bool,
     closing: bool,
@@ -290,6 +312,17 @@ impl Worker {
         }
     }
 
+    /// The reserve is to be larger than it is.
+    pub(crate) fn look_at_reserve(&mut self) {
+        match self {
+            Self::Thread(worker) => {
+                worker.shared.mailbox().reserve_due = true;
+                worker.shared.changed.notify_all();
+            }
+            Self::Here(worker) => worker.maker.look_at_us = 0,
+        }
+    }
+
     /// The next checkpoint that is durable and was not taken yet.
     pub(crate) fn take_done(&mut self) -> Option<Done> {
         match self {
@@ -369,7 +402,7 @@ impl HereWorker {
         match made {
             Ok((state, report)) => {
                 self.failing = None;
-                self.maker.put_reserve_together(&mut *self.io);
+                self.maker.follow_data(&mut *self.io, self.jobs.front());
                 Some(Done { run: self.jobs.pop_front(), state, report })
             }
             Err(error) => {
@@ -384,7 +417,7 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
     let mut device: Option<Box<dyn Io>> = None;
     let mut pause = PAUSE_MIN;
     loop {
-        if maker.is_reserve_missing() && device.is_none() {
+        if maker.is_reserve_wanting() && device.is_none() {
             // What fails here fails again with the first checkpoint, which tells.
             device = open_device().ok();
         }
@@ -400,7 +433,8 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
             let mailbox = shared.mailbox();
             let is_idle = |mailbox: &mut Mailbox| {
                 let may_keep_up = wants_upkeep && mailbox.done.is_empty() && !mailbox.finishing;
-                mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing && !mailbox.names_due
+                let is_due = mailbox.names_due || mailbox.reserve_due;
+                mailbox.jobs.is_empty() && !may_keep_up && !mailbox.closing && !is_due
             };
             let mut mailbox = match reserve_due {
                 None => shared.changed.wait_while(mailbox, is_idle).unwrap_or_else(PoisonError::into_inner),
@@ -415,6 +449,10 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
             };
             if mailbox.closing {
                 return;
+            }
+            if std::mem::take(&mut mailbox.reserve_due) {
+                maker.look_at_us = 0;
+                continue;
             }
             if std::mem::take(&mut mailbox.names_due) {
                 drop(mailbox);
@@ -441,12 +479,12 @@ fn work(shared: &Shared, mut maker: Maker, mut open_device: OpenDevice, wake: &W
                     mailbox.jobs.pop_front();
                 }
                 shared.is_done.store(true, Ordering::Release);
-                mailbox.done.push_back(Done { run, state, report });
+                mailbox.done.push_back(Done { run: run.clone(), state, report });
                 mailbox.failing = None;
                 shared.is_failing.store(false, Ordering::Release);
                 drop(mailbox);
                 if let Some(device) = &mut device {
-                    maker.put_reserve_together(&mut **device);
+                    maker.follow_data(&mut **device, run.as_ref());
                 }
                 shared.changed.notify_all();
                 wake();

@@ -172,7 +172,7 @@ impl StoreWriter {
 
     /// Records of the active memtable, and their bytes.
     pub(crate) fn active_size(&self) -> (u64, u64) {
-        (self.active.table().events_count() as u64, self.active.used_bytes() as u64)
+        (self.active.table().events_count() as u64, self.active.table().record_bytes())
     }
 
     /// True when a compaction has made something on disk dead since the last cut.

@@ -37,6 +37,10 @@ pub struct Sample {
     pub db_bytes: u64,
     /// Bytes of retained records.
     pub db_in_use_bytes: u64,
+    /// Room kept back on disk.
+    pub reserve_bytes: u64,
+    /// What it shall be.
+    pub reserve_wanted_bytes: u64,
     /// Places on disk that are known to be damaged.
     pub quarantined_count: usize,
     /// Live keys.
@@ -94,6 +98,8 @@ pub(super) struct Sampled {
     alarms: GaugeVec,
     db_bytes: Gauge,
     db_in_use_bytes: Gauge,
+    reserve_bytes: Gauge,
+    reserve_wanted_bytes: Gauge,
     quarantined: Gauge,
     keys: Gauge,
     revision: Gauge,
@@ -138,6 +144,8 @@ impl Sampled {
             alarms: r.gauge_by("etcd_debugging_server_alarms"),
             db_bytes: r.gauge("etcd_mvcc_db_total_size_in_bytes"),
             db_in_use_bytes: r.gauge("etcd_mvcc_db_total_size_in_use_in_bytes"),
+            reserve_bytes: r.gauge("sternpost_disk_reserve_bytes"),
+            reserve_wanted_bytes: r.gauge("sternpost_disk_reserve_wanted_bytes"),
             quarantined: r.gauge("sternpost_disk_quarantined_units"),
             keys: r.gauge("etcd_debugging_mvcc_keys_total"),
             revision: r.gauge("etcd_debugging_mvcc_current_revision"),
@@ -187,6 +195,8 @@ impl Sampled {
         }
         self.db_bytes.set(number(sample.db_bytes));
         self.db_in_use_bytes.set(number(sample.db_in_use_bytes));
+        self.reserve_bytes.set(number(sample.reserve_bytes));
+        self.reserve_wanted_bytes.set(number(sample.reserve_wanted_bytes));
         self.quarantined.set(number(sample.quarantined_count as u64));
         self.keys.set(number(sample.keys_count));
         self.revision.set(number(sample.revision.unsigned_abs()));

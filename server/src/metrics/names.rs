@@ -116,6 +116,8 @@ pub static METRICS: &[MetricSpec] = &[
     // Disk.
     histogram("etcd_disk_wal_fsync_duration_seconds", 0.001, 2.0, 14, "Time of a durable write of the log, from submission to completion."),
     gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log."),
+    gauge("sternpost_disk_reserve_bytes", "Room kept back on disk so that a full one can be made less full; less than wanted: given up because the disk is full, or there was never enough room."),
+    gauge("sternpost_disk_reserve_wanted_bytes", "The size that the reserve on disk shall have."),
     gauge("sternpost_disk_quarantined_units", "Places on disk that are known to be damaged, each of which fails the reads that need it; above 0 restore from a backup or salvage."),
     // Data.
     gauge("etcd_mvcc_db_total_size_in_bytes", "Bytes that the data takes, as in Status.dbSize."),
