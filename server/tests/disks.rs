@@ -7,8 +7,11 @@ mod support;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
 use support::cluster::{Cluster, runtime, until};
 use support::register::Load;
+use tonic::Code;
 
 /// Room for the log, what is retained of it, and some hundred MiB of data.
 const DISK_MIB: u64 = 512;
@@ -229,6 +232,116 @@ fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {
         }
         load.end().await;
     });
+}
+
+/// Printable, and a quarter of it can be compressed away.
+fn big_value(number: usize) -> String {
+    let mut state = number as u64 + 1;
+    let next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b' ' + (state >> 58) as u8)
+    };
+    std::iter::repeat_with(next).take(512 << 10).collect()
+}
+
+fn big_key(number: usize) -> String {
+    format!("big-{number:05}")
+}
+
+/// A disk that is full of the cluster's own data: puts are refused in etcd's words, reads go on, deletions and a compaction are taken and give room back, and
+/// puts go on by themselves. Nobody starts anything anew, and all that was acknowledged is there.
+async fn frees_itself(cluster: &mut Cluster) {
+    let processes: Vec<_> =
+        cluster.members.iter().map(|member| member.child.as_ref().unwrap().id()).collect();
+    let mut next = 0;
+    let mut first = 0;
+    for cycle in 0..2 {
+        // Until every disk is full, whoever is asked.
+        let mut turn = 0;
+        let mut is_full = vec![false; cluster.members.len()];
+        while is_full.contains(&false) {
+            turn += 1;
+            let number = turn % cluster.members.len();
+            match cluster.members[number].put(&big_key(next), &big_value(next)).await {
+                Ok(_) => {
+                    next += 1;
+                    assert!(next < 4_000, "this does not fit");
+                }
+                Err(status) if status.code() == Code::ResourceExhausted => {
+                    assert_eq!(status.message(), "etcdserver: mvcc: database space exceeded");
+                    is_full[number] = true;
+                }
+                // Leadership moves away from who is full; what came of it does not matter, the value is the same.
+                Err(status) => assert!(
+                    matches!(status.code(), Code::Unavailable | Code::Unknown | Code::DeadlineExceeded),
+                    "{status}"
+                ),
+            }
+        }
+        println!("cycle {cycle}: keys {first} to {next} fill the disks");
+        for member in &cluster.members {
+            let value = until("a read", async || member.get(&big_key(first), false).await.ok()).await;
+            assert_eq!(value, Some(big_value(first)));
+        }
+        let middle = first + (next - first) / 2;
+        let channel = cluster.members[0].channel();
+        let revision = until("a deletion", async || {
+            let (key, range_end) = (big_key(first).into(), big_key(middle).into());
+            let request = DeleteRangeRequest { key, range_end, prev_kv: false };
+            Some(
+                KvClient::new(channel.clone())
+                    .delete_range(request)
+                    .await
+                    .ok()?
+                    .into_inner()
+                    .header?
+                    .revision,
+            )
+        })
+        .await;
+        until("a compaction", async || {
+            let request = CompactionRequest { revision, physical: false };
+            match KvClient::new(channel.clone()).compact(request).await {
+                Ok(_) => Some(()),
+                // A try before has been heard.
+                Err(status) => (status.code() == Code::OutOfRange).then_some(()),
+            }
+        })
+        .await;
+        first = middle;
+        for member in &cluster.members {
+            until("a put", async || member.put(&big_key(next), &big_value(next)).await.ok()).await;
+            until("a whole reserve", async || {
+                let held = member.metric("sternpost_disk_reserve_bytes").await?;
+                let wanted = member.metric("sternpost_disk_reserve_wanted_bytes").await?;
+                (held == wanted && wanted > 0.0).then_some(())
+            })
+            .await;
+        }
+        next += 1;
+        for number in first..next {
+            let member = &cluster.members[number % cluster.members.len()];
+            let value = until("a read", async || member.get(&big_key(number), false).await.ok()).await;
+            assert!(value == Some(big_value(number)), "key {number} of {first} to {next}");
+        }
+        let gone =
+            until("a read", async || cluster.members[0].get(&big_key(first - 1), false).await.ok()).await;
+        assert_eq!(gone, None);
+    }
+    let now: Vec<_> = cluster.members.iter().map(|member| member.child.as_ref().unwrap().id()).collect();
+    assert_eq!(processes, now, "nobody was started anew");
+}
+
+#[test]
+fn a_disk_full_of_its_own_data_is_freed_by_deleting_and_compacting() {
+    for count in [1, 3] {
+        let Some(disks) = Disks::new(count) else { return };
+        let folders: Vec<_> = (0..count).map(|disk| disks.mount(disk).join("data")).collect();
+        let options = &["--memtable-bytes=1048576", "--wal-retain-bytes=1"];
+        let mut cluster = Cluster::start_on(&folders, options);
+        runtime().block_on(frees_itself(&mut cluster));
+        drop(cluster);
+    }
 }
 
 /// Row 9: what is retained of the log for members that are away is no reason to refuse a write. The values compress to next to nothing, so the log is what
