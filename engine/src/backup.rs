@@ -12,6 +12,7 @@
 //! wal/NNNNNNNN.wal  copied; zeros behind the end
 //! seg/NNNNNNNN.r    second names, or copies
 //! seg/NNNNNNNN.k
+//! raft              if the source has it: the layer above knows by it that the directory is its own
 //! ```
 //!
 //! **Invariants.** B1: `backup.manifest` is there only when all that it lists is durable, names included; until then
@@ -28,10 +29,11 @@
 //! **Does not know** keys, what a revision holds, or who writes meanwhile.
 //!
 //! Reading order: `marker` (the two names), `manifest`, `file_sums` (lengths and checksums), `target` (writing), `source`
-//! (what is copied), `reading`, `create`, `chain` (backups that need older ones; verification), `restore`.
+//! (what is copied), `reading`, `create`, `live` (of a log that its caller drives), `chain` (backups that need older ones; verification), `restore`.
 mod chain;
 mod create;
 mod file_sums;
+mod live;
 mod manifest;
 mod marker;
 mod reading;
@@ -45,7 +47,9 @@ pub use create::create_offline;
 pub(crate) use create::refuse_unempty;
 #[cfg(feature = "sim")]
 pub(crate) use create::{Place, create};
+pub use live::{LiveSource, create_live};
 pub use manifest::{BaseBackup, FileEntry, Location, MANIFEST_FILE, Manifest};
+pub use marker::{OWNER_FILE, RESTORED_FILE, forget_restored, is_from_backup};
 pub(crate) use marker::{claim_import, note_opening, refuse_unfinished, release_import};
 pub use reading::Reading;
 #[cfg(feature = "sim")]

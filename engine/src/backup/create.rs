@@ -9,7 +9,7 @@
 use super::chain::open_base;
 use super::file_sums::FileSums;
 use super::manifest::{BaseBackup, FileEntry, Location, Manifest};
-use super::marker::{self, BACKUP_PART};
+use super::marker::{self, BACKUP_PART, OWNER_FILE};
 use super::target::write_file;
 use super::{BackupOptions, BackupProgress, BackupReport, Reading, Source, planted};
 use crate::disk_state::SegmentFile;
@@ -134,6 +134,7 @@ pub(crate) fn create<'o>(
     let linked = backup.take_segments(&source, base.as_ref().map(|(_, manifest)| manifest))?;
     source.names = None;
     backup.sum_linked(&linked)?;
+    backup.take_owner(&source)?;
     backup.write_superblock(&source)?;
     backup.check_log(&source)?;
     let Attempt { place, files, mut report, .. } = backup;
@@ -304,6 +305,21 @@ impl Attempt<'_, '_> {
             self.report.bytes_linked += sums.bytes;
             self.add(path.clone(), Location::Here, sums);
         }
+        Ok(())
+    }
+
+    /// By what the layer above knows its own.
+    fn take_owner(&mut self, source: &Source) -> Result<()> {
+        let path = PathBuf::from(OWNER_FILE);
+        match source.files.open(&path) {
+            // It is empty: its name says all.
+            Ok(_) => {}
+            Err(error) if error.kind == IoErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+        let sync = self.syncs();
+        let sums = write_file(self.place.io, &path, sync, |_| Ok(()))?;
+        self.add(path, Location::Here, sums);
         Ok(())
     }
 

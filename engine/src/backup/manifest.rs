@@ -8,7 +8,7 @@
 //!
 //! **Does not know** where the files are.
 use super::file_sums::{CHUNK_BYTES, FileSums};
-use super::marker::BACKUP_PART;
+use super::marker::{BACKUP_PART, OWNER_FILE};
 use crate::base::checksum::crc32;
 use crate::base::envelope::{self, EnvelopeKind};
 use crate::base::ids::Lsn;
@@ -58,7 +58,7 @@ pub enum Location {
 /// One file of a backup.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FileEntry {
-    /// Relative to the directory: `super`, `wal/NNNNNNNN.wal`, `seg/NNNNNNNN.r`, `seg/NNNNNNNN.k`.
+    /// Relative to the directory: `super`, `raft`, `wal/NNNNNNNN.wal`, `seg/NNNNNNNN.r`, `seg/NNNNNNNN.k`.
     pub path: PathBuf,
     /// Where it is.
     pub location: Location,
@@ -266,7 +266,7 @@ fn decode_file((path, bytes, chunks, in_base): FileBody) -> Result<FileEntry, St
 /// True for the paths that a backup may hold: what is restored goes nowhere else.
 fn is_ours(path: &Path) -> bool {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
-    if path == Path::new(superblock::FILE) {
+    if path == Path::new(superblock::FILE) || path == Path::new(OWNER_FILE) {
         return true;
     }
     let is_segment = segment::parse_name(name).is_some_and(|(id, kind)| segment::path(id, kind) == path);

@@ -9,13 +9,14 @@
 //! | `import.part` | an import of a state that is being made, or was cut short |
 //! | `backup.manifest` | a whole backup; no database has been opened here |
 //! | `backup.opened` | was a backup, until somebody opened it as a database: what the manifest says is not true any more |
+//! | `restored` | beside others: it came out of a backup, and the layer above has not started with it since |
 //! | none of them | a data directory; or one in which a received state is being installed, see [`crate::transfer`] |
 //!
 //! **Does not know** what a manifest says.
 use super::manifest::MANIFEST_FILE;
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
-use crate::io::{Durability, Io, Open, Operation, Outcome};
+use crate::io::{Durability, Io, IoError, Open, Operation, Outcome};
 use crate::transfer::refuse_half_installed;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,33 @@ pub(super) const RESTORE_PART: &str = "restore.part";
 /// An import of a state that is not finished.
 const IMPORT_PART: &str = "import.part";
 const OPENED: &str = "backup.opened";
+/// An empty file, made by who drives a replicated log, by which that knows that the directory is a group's. It goes with a backup.
+pub const OWNER_FILE: &str = "raft";
+/// An empty file: the directory came out of a backup, and its owner has not been told yet. Only in directories of replicated logs: they are older than what
+/// their owner has acknowledged.
+pub const RESTORED_FILE: &str = "restored";
+
+/// True if a directory came out of a backup, or is one, and whoever drives its log has not said that he knows.
+pub fn is_from_backup(directory: &Path) -> bool {
+    [RESTORED_FILE, MANIFEST_FILE].iter().any(|name| directory.join(name).exists())
+}
+
+/// Says that he does. Durable when it returns.
+///
+/// # Errors
+/// What the system says.
+pub fn forget_restored(directory: &Path) -> Result<()> {
+    let path = directory.join(RESTORED_FILE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(IoError::from_system(format!("remove {}", path.display()), &error).into());
+        }
+        Ok(()) => {}
+    }
+    let synced = std::fs::File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(|error| IoError::from_system(format!("sync {}", directory.display()), &error).into())
+}
 
 fn names(io: &mut dyn Io) -> Result<Vec<String>> {
     match run(io, Operation::List { path: PathBuf::new() })?.0 {

@@ -5,14 +5,15 @@
 //! directory that no call opens.
 //!
 //! **Does not know** what is in the files. The new directory has the identity of the old one: it is that database, and is
-//! not to run beside it.
+//! not to run beside it; where its log is a replicated one it says so to whoever starts with it ([`RESTORED_FILE`]).
 use super::create::{Place, in_directory};
-use super::marker::{self, RESTORE_PART};
+use super::marker::{self, RESTORE_PART, RESTORED_FILE};
 use super::target::write_file;
 use super::{Backup, BackupProgress, Reading};
 use crate::error::Result;
 use crate::io::disk::run;
-use crate::io::{Operation, ReadFile};
+use crate::io::{Open, Operation, Outcome, ReadFile};
+use crate::superblock::Mode;
 use crate::{segment, superblock, wal};
 use std::path::{Path, PathBuf};
 
@@ -85,6 +86,14 @@ fn restore_into(
         for directory in directories {
             run(io, Operation::SyncDirectory { path: PathBuf::from(directory) })?;
         }
+    }
+    if manifest.mode == Mode::Replicated {
+        let opened = run(io, Operation::Open { path: RESTORED_FILE.into(), open: Open::CreateNew })?.0;
+        if let Outcome::Opened(file) = opened {
+            run(io, Operation::Close { file })?;
+        }
+        // Its name must not come later than that of the other one goes.
+        run(io, Operation::SyncDirectory { path: PathBuf::new() })?;
     }
     run(io, Operation::Unlink { path: RESTORE_PART.into() })?;
     run(io, Operation::SyncDirectory { path: PathBuf::new() })?;

@@ -38,6 +38,11 @@ impl StateHolder {
         (superblock.applied_index, superblock.applied_term)
     }
 
+    /// Keeps the names of segments from now on.
+    pub(crate) fn keep_names(&self) -> NamesKept {
+        self.shelf.names.keep()
+    }
+
     /// The newest durable state; none before the first checkpoint. Reads the segment table.
     ///
     /// # Errors
