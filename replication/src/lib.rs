@@ -5,6 +5,7 @@
 //!
 //! **Does not know** what a command means: commands are bytes.
 pub mod entry_format;
+mod holders;
 #[cfg(feature = "raft")]
 pub mod raft;
 pub mod replicator;

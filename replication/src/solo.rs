@@ -18,6 +18,7 @@ use crate::entry_format::{
     FEATURE_LEVEL, GENESIS_INDEX, GENESIS_TERM, add_command, decode_entry, decode_genesis, encode_genesis,
     encode_hard_state, start_entry,
 };
+use crate::holders::{Holders, Holding};
 use crate::replicator::{Class, Genesis, ProposeError, ReadBarrier, Replicator, ReplicatorStatus};
 use crate::state_machine::{Entry, Rejection, StateMachine};
 use std::collections::VecDeque;
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use sternpost_engine::backup::LiveSource;
 use sternpost_engine::base::ids::{GroupId, Lsn};
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, Checkpointer, OnCheckpoint};
 #[cfg(feature = "sim")]
@@ -35,6 +37,7 @@ use sternpost_engine::log::calibration::{CalibrationJob, CalibrationReport, Cali
 use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, PreparedLog, WriteAge};
 use sternpost_engine::mvcc::{CutPosition, StoreWriter};
 use sternpost_engine::options::LogOptions;
+use sternpost_engine::transfer::StateHolder;
 use sternpost_engine::wal::{Record, RecordKind, RecordMeta, RecoveryReport, Reserve, SyncMethod, WalStats};
 use sternpost_engine::{Error, Result};
 
@@ -162,6 +165,7 @@ struct Shared {
     stats: Mutex<Option<(WalStats, CheckpointStats)>>,
     /// Why nothing more can be written, while that lasts.
     full: Mutex<Option<String>>,
+    holders: Holders,
 }
 
 #[derive(Default)]
@@ -316,6 +320,14 @@ impl Solo {
         &self.opened
     }
 
+    /// Keeps what is durable now, everything acknowledged, as it is, for a backup ([`sternpost_engine::backup::create_live`]). Blocks.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the log does not answer.
+    pub fn hold(&self) -> Result<LiveSource> {
+        self.shared.holders.hold(|| self.shared.wake())
+    }
+
     /// Statistics of the log and of the checkpoints as of the last time the thread had a moment; asks for fresher ones.
     pub fn stats(&self) -> Option<(WalStats, CheckpointStats)> {
         self.shared.queue().stats_wanted = true;
@@ -418,6 +430,9 @@ struct SoloCore<M> {
     /// The last ordinary entry was refused for want of room.
     is_full: bool,
     genesis: Genesis,
+    holding: Holding,
+    /// Keeps states for who holds them.
+    state: StateHolder,
 }
 
 impl<M: StateMachine> SoloCore<M> {
@@ -462,6 +477,7 @@ impl<M: StateMachine> SoloCore<M> {
         )?;
         machine.flush();
         let superblock = log.identity();
+        let state = checkpointer.state_holder();
         let mut core = Self {
             log,
             machine,
@@ -473,6 +489,8 @@ impl<M: StateMachine> SoloCore<M> {
             member_id: superblock.member_id,
             failed: false,
             is_full: false,
+            holding: Holding::default(),
+            state,
             genesis: Genesis {
                 cluster_id: superblock.cluster_id,
                 member_id: superblock.member_id,
@@ -558,6 +576,8 @@ impl<M: StateMachine> SoloCore<M> {
         let closing = self.take_queue();
         self.log.submit();
         let applied = self.apply_durable();
+        let last = self.unapplied.back().map(|entry| entry.lsn);
+        self.holding.answer(&self.shared.holders, last, &self.log, &self.state);
         if let Some(reason) = self.log.poisoned() {
             let reason = reason.to_owned();
             self.fail(&reason);

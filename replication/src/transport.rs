@@ -57,7 +57,7 @@ pub use queue::Dropped;
 pub use state::{StateClient, StateError, StateSource};
 pub use stats::LaneStats;
 pub use stream::{Address, Secure, Stream};
-pub use throttle::WriteWindow;
+pub use throttle::{Throttle, WriteWindow};
 
 use bytes::Bytes;
 use lane::Sender;

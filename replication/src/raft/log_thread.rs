@@ -18,6 +18,7 @@ use super::node::{RaftEvent, Shared};
 use super::open::{decode_record, note_lsn, take_lsn};
 use super::positions::Positions;
 use crate::entry_format::{encode_change, encode_hard_state};
+use crate::holders::Holding;
 use crate::replicator::ReadError;
 use crate::solo::GROUP;
 use crate::state_machine::Rejection;
@@ -29,6 +30,7 @@ use std::sync::mpsc::{Receiver, SyncSender};
 use std::sync::{Arc, PoisonError};
 use sternpost_engine::base::ids::Lsn;
 use sternpost_engine::log::Log;
+use sternpost_engine::transfer::StateHolder;
 use sternpost_engine::wal::{LogReader, RecordKind, RecordMeta, Reserve};
 use sternpost_engine::{Error, Result};
 
@@ -73,6 +75,9 @@ pub(super) struct LogThread {
     pub(super) outputs: Vec<Output>,
     pub(super) readers: BTreeMap<u64, Vec<Reader>>,
     pub(super) next_token: u64,
+    pub(super) holding: Holding,
+    /// Keeps states for who holds them.
+    pub(super) state: StateHolder,
     pub(super) loader: SyncSender<LoadJob>,
     pub(super) tick_us: u64,
     pub(super) next_tick_us: u64,
@@ -461,6 +466,8 @@ impl LogThread {
         self.shared.inbox.open_count.store(open, Ordering::Relaxed);
         let leads_alone = self.alone.look(self.shared.asked.member, &status);
         self.shared.publish(status, leads_alone);
+        let last = self.writes.back().map(|(_, lsn)| *lsn);
+        self.holding.answer(&self.shared.holders, last, &self.log, &self.state);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut stats.is_wanted) {
             stats.wal = Some(self.log.wal_stats());

@@ -22,6 +22,7 @@ use super::open::{OpenedMember, open};
 use super::planted::Planted;
 use super::state;
 use crate::entry_format::GENESIS_TERM;
+use crate::holders::{Holders, Holding};
 use crate::replicator::{
     Answer, Answerer, Class, Genesis, MemberChange, PeerStatus, ProposeError, ReadBarrier, ReadError,
     Replicator, ReplicatorStatus, TransferError,
@@ -37,6 +38,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use sternpost_engine::backup::LiveSource;
 use sternpost_engine::base::clock::{Clock, MonotonicClock};
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
 use sternpost_engine::io::Waker;
@@ -46,7 +48,7 @@ use sternpost_engine::options::LogOptions;
 use sternpost_engine::superblock::SharedSuperblock;
 use sternpost_engine::transfer::{self, StateHolder};
 use sternpost_engine::wal::{LogReader, WalStats};
-use sternpost_engine::{Error, Result};
+use sternpost_engine::{Error, Result, backup};
 
 /// Length of a tick: heartbeats and election timeouts are multiples of it.
 pub const TICK: Duration = Duration::from_millis(10);
@@ -283,6 +285,7 @@ pub(super) struct Shared {
     pub(super) stats: Mutex<Stats>,
     /// Why the log has no room, while it has none.
     full: Mutex<Option<String>>,
+    pub(super) holders: Holders,
     apply_thread: Mutex<Option<JoinHandle<()>>>,
     pub(super) asked: Asked,
     on_event: Box<dyn Fn(RaftEvent) + Send + Sync>,
@@ -508,6 +511,17 @@ impl Raft {
         Some((wal?, checkpoints))
     }
 
+    /// See [`crate::Solo::hold`]. Where another member's state is wanted for a quarantine this one's is of no use.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the log does not answer, or this member is quarantined.
+    pub fn hold(&self) -> Result<LiveSource> {
+        if let Some(quarantine) = self.core_status().quarantine {
+            return Err(Error::Refused(format!("this member is quarantined: {quarantine}")));
+        }
+        self.shared.holders.hold(|| self.shared.inbox.wake())
+    }
+
     /// Hands leadership to somebody else, if this member leads and somebody can take it; waits for one election timeout at most.
     pub fn hand_over(&self) {
         let leads = |status: &CoreStatus| status.role.is_leader();
@@ -541,6 +555,9 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
     let transfers = transfer::Place::at(&place);
     let identity = identity(&options.genesis);
     let has_own = options.directory.join("super").exists();
+    if options.force_alone.is_none() {
+        refuse_restored(&options.directory)?;
+    }
     let decision = state::install(&transfers, has_own, &log_options, &identity)?;
     let is_installed = decision.is_some();
     let prepared = PreparedLog::in_place(&place, &log_options, &identity)?;
@@ -550,6 +567,8 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
         state::finish(&transfers)?;
     }
     mark_as_group(&options.directory)?;
+    // It has gone on alone with it, or never had another.
+    backup::forget_restored(&options.directory)?;
     let mut member = member;
     if let Some(force::Forced { removed, uncommitted_count, .. }) = member.forced.take() {
         (options.group.on_event)(RaftEvent::ForcedAlone { removed, uncommitted_count });
@@ -560,8 +579,20 @@ fn prepare(options: RaftOptions, machine: impl StateMachine) -> Result<Prepared>
     assemble(member, options.group, None)
 }
 
+/// R22: what comes out of a backup is older than what the member has promised, so it must not take part as that member.
+fn refuse_restored(directory: &Path) -> Result<()> {
+    if !backup::is_from_backup(directory) {
+        return Ok(());
+    }
+    Err(Error::Refused(format!(
+        "{} came out of a backup of a member of a group, so it lacks what that has acknowledged since. If the others have the data, start with an empty directory as \
+         a new member; if they are gone for good, start this one once with --force-new-cluster",
+        directory.display()
+    )))
+}
+
 /// Made before a member of a group writes anything, so that the next start knows that the directory is one's.
-const GROUP_FILE: &str = "raft";
+const GROUP_FILE: &str = backup::OWNER_FILE;
 
 fn mark_as_group(directory: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
@@ -650,6 +681,7 @@ impl<M: StateMachine> Assembled<M> {
             write_age: OnceLock::new(),
             stats: Mutex::default(),
             full: Mutex::default(),
+            holders: Holders::default(),
             apply_thread: Mutex::default(),
             asked: Asked {
                 member: opened.member_id,
@@ -668,6 +700,7 @@ impl<M: StateMachine> Assembled<M> {
             None => log.start_checkpoints_waking(&mut checkpointer, wake)?,
         }
         let holder = checkpointer.state_holder();
+        let checkpoints = holder.clone();
         let place = transfer::Place::of(&log);
         let applier = Applier {
             machine,
@@ -699,6 +732,8 @@ impl<M: StateMachine> Assembled<M> {
             has_room: true,
             told_applied: applied,
             changes: VecDeque::new(),
+            holding: Holding::default(),
+            state: checkpoints,
             told_replay: 0,
             told_begin: begin,
             alone: Alone::new(planted),

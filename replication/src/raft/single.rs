@@ -13,7 +13,7 @@ use crate::replicator::{
 use crate::solo::{Opened, Solo, SoloOptions};
 use crate::state_machine::StateMachine;
 use std::sync::{Arc, Condvar, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use sternpost_engine::Result;
+use sternpost_engine::{Result, backup};
 
 /// See the module.
 pub struct Single {
@@ -35,6 +35,8 @@ impl Single {
     /// # Errors
     /// Those of opening.
     pub fn start<M: StateMachine>(options: SoloOptions, group: GroupOptions, machine: M) -> Result<Self> {
+        // A node that was alone has promised nothing to anybody.
+        backup::forget_restored(&options.directory)?;
         let (successor, grown) = Raft::successor(options.directory.clone(), group);
         let solo = Solo::start_with_successor(options, machine, successor)?;
         Ok(Self {
