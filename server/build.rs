@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "etcd/api/authpb/auth.proto",
         "etcd/api/v3lockpb/v3lock.proto",
         "etcd/api/v3electionpb/v3election.proto",
+        "sternpost/backups.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

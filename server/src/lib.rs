@@ -3,6 +3,7 @@
 
 pub mod apply;
 pub mod auth;
+pub mod backups;
 pub mod compactor;
 pub mod comparison;
 pub mod config;

@@ -9,6 +9,7 @@ use crate::wire::etcdserverpb::Member;
 use std::sync::Arc;
 use std::time::Duration;
 use sternpost_engine::Result;
+use sternpost_engine::backup::LiveSource;
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
 use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::CalibrationReport;
@@ -107,6 +108,20 @@ impl Node {
                 None => single.solo().stats(),
             },
             Self::Raft(raft) => raft.stats(),
+        }
+    }
+
+    /// Holds what is durable now, for a backup. Blocks.
+    ///
+    /// # Errors
+    /// If the log does not answer, or its data is of no use.
+    pub fn hold(&self) -> Result<LiveSource> {
+        match self {
+            Self::Single(single) => match single.as_raft() {
+                Some(raft) => raft.hold(),
+                None => single.solo().hold(),
+            },
+            Self::Raft(raft) => raft.hold(),
         }
     }
 

@@ -121,11 +121,11 @@ impl Memory {
 
 /// What the log's writes took, from look to look.
 #[derive(Default)]
-struct Writes(Option<StageLatency>);
+pub struct Writes(Option<StageLatency>);
 
 impl Writes {
     /// Those between the last look and this one.
-    fn since_last(&mut self, now: StageLatency) -> WriteWindow {
+    pub fn since_last(&mut self, now: StageLatency) -> WriteWindow {
         let mut window = now.histogram.clone();
         let last = self.0.replace(now);
         // All counts have grown, so nothing is left over.

@@ -12,6 +12,7 @@
 //! is in memory, and the log is closed. The caller then ends the process by the same signal.
 //!
 //! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
+use crate::backups::{self, Backups, BackupsOptions};
 use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
 use crate::diagnostics::Diagnostics;
@@ -24,7 +25,7 @@ use crate::listener::{ConnectionSettings, Listener, Served, Shutdown};
 use crate::logging::{self, Value};
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeOptions};
-use crate::peers::Peers;
+use crate::peers::{Peers, Writes};
 use crate::request::limits::Limits;
 use crate::request::members::MemberLimits;
 use crate::server::{AuthOptions, Server, ServerOptions, StartError, StartedReplicator};
@@ -46,6 +47,7 @@ use sternpost_engine::options::LogOptions;
 use sternpost_engine::scrub::{self, Scrubber};
 use sternpost_engine::wal::SyncMethod;
 use sternpost_replication::raft::state::has_staged_only;
+use sternpost_replication::transport::WriteWindow;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
@@ -488,6 +490,9 @@ struct Member {
 
 async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Result<Member, String> {
     let election = Duration::from_millis(config.raft_timers_ms().1.into());
+    if let Some(directory) = config.backup_dir.as_ref().filter(|directory| !directory.is_dir()) {
+        return Err(format!("--backup-dir: there is no directory {}", directory.display()));
+    }
     let options = ServerOptions {
         name: config.name.clone(),
         initial_cluster: first_members(config),
@@ -514,7 +519,14 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         comparison: Intervals { plain: config.compare_interval, deep: config.compare_deep_interval },
         auto_compaction: config.auto_compaction,
         metrics,
+        backups: Arc::new(Backups::new(BackupsOptions {
+            directory: config.backup_dir.clone(),
+            data_directory: config.data_dir.clone(),
+            bytes_per_second: config.state_bytes_per_second,
+            bytes_per_second_min: config.state_bytes_per_second_min,
+        })),
     };
+    let backups = Arc::clone(&options.backups);
     let log = LogOptions {
         io_backend: config.io_backend(),
         // The flag takes these names and "auto".
@@ -583,6 +595,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
     })?;
     let (node, peers) = started.await.map_err(|_| "the log was not opened".to_string())?;
     let stats_node = node.clone();
+    backups.serve(backed_up(node.clone()));
     let diagnostics = Diagnostics {
         pipeline: server.pipeline.clone(),
         member_id: server.header.member_id(),
@@ -591,6 +604,21 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         disk_stats: Box::new(move || stats_node.disk_stats()),
     };
     Ok(Member { server, diagnostics: Arc::new(diagnostics), node, peers })
+}
+
+/// What backups need of a member.
+fn backed_up(node: Node) -> backups::Member {
+    let holding = node.clone();
+    backups::Member {
+        hold: Box::new(move || holding.hold()),
+        writes: Box::new(move || {
+            let (node, mut writes) = (node.clone(), Writes::default());
+            Box::new(move || match node.disk_stats() {
+                Some((wal, _)) => writes.since_last(wal.ack),
+                None => WriteWindow::default(),
+            })
+        }),
+    }
 }
 
 /// The initial cluster, by name. Flags that no longer fit are no reason not to start on data that is there, as in etcd: then it is this

@@ -16,6 +16,7 @@
 use crate::apply::{AppliedView, Machine, Notice, Notices, Quota, records};
 use crate::auth::password::{self, Passwords};
 use crate::auth::token::{SIMPLE_TTL_DEFAULT_S, Tokens};
+use crate::backups::Backups;
 use crate::compactor::{self, Retention};
 use crate::comparison::marks::Marks;
 use crate::comparison::{self, Comparison, Intervals};
@@ -31,6 +32,7 @@ use crate::request::members::{self, MemberLimits};
 use crate::request::wait::{self, Waiters};
 use crate::request::{Pipeline, PipelineOptions, WAITERS_MAX};
 use crate::services::auth::AuthService;
+use crate::services::backups::BackupsService;
 use crate::services::cluster::ClusterService;
 use crate::services::election::ElectionService;
 use crate::services::header::HeaderSource;
@@ -90,6 +92,8 @@ pub struct ServerOptions {
     pub auto_compaction: Option<Retention>,
     /// Where the parts of the server count.
     pub metrics: Arc<Metrics>,
+    /// Backups of the member; [`Backups::serve`] is called when it runs.
+    pub backups: Arc<Backups>,
 }
 
 impl Default for ServerOptions {
@@ -115,6 +119,7 @@ impl Default for ServerOptions {
             comparison: Intervals::default(),
             auto_compaction: None,
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
+            backups: Arc::default(),
         }
     }
 }
@@ -291,6 +296,7 @@ impl Server {
             ),
             LockService::new(recipes.clone(), Arc::clone(&pipeline), header.clone()),
             ElectionService::new(recipes, Arc::clone(&pipeline), header.clone()),
+            BackupsService::new(Arc::clone(&pipeline), Arc::clone(&options.backups)),
             health.clone(),
             options.message_bytes_max,
         );

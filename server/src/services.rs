@@ -3,6 +3,7 @@
 //! **Contract.** One type per service, each cheap to clone. What a request does is in `request` and `apply`; the answer's header
 //! is made here, by the table in `docs/compatibility.md`.
 pub mod auth;
+pub mod backups;
 pub mod cluster;
 pub mod election;
 pub mod header;

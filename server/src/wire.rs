@@ -6,7 +6,7 @@
 //!
 //! **Does not know** what a message means.
 //!
-//! **Source**: `proto/`, after etcd 3.7.3.
+//! **Source**: `proto/etcd`, after etcd 3.7.3; `proto/sternpost` is our own.
 pub mod codec;
 pub mod convert;
 mod secret;
@@ -23,6 +23,10 @@ pub mod mvccpb {
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 pub mod authpb {
     tonic::include_proto!("authpb");
+}
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
+pub mod sternpostpb {
+    tonic::include_proto!("sternpostpb");
 }
 #[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 pub mod v3lockpb {

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
+use sternpost_server::wire::sternpostpb::CreateBackupRequest;
+use sternpost_server::wire::sternpostpb::backups_client::BackupsClient;
 use support::cluster::{Cluster, runtime, until};
 use support::register::Load;
 use tonic::Code;
@@ -358,5 +360,42 @@ fn a_log_that_is_retained_for_others_gives_way_before_a_disk_is_full() {
             until("a big write", async || member.put("big", &value).await.ok()).await;
         }
         load.end().await;
+    });
+}
+
+/// A backup onto a disk that is full fails, says why, and goes; the member goes on.
+#[test]
+fn a_backup_that_finds_no_room_is_removed() {
+    let Some(disks) = Disks::new(1) else { return };
+    let flag = format!("--backup-dir={}", disks.mount(0).display());
+    // Its own data lies elsewhere, so its backup is copied.
+    let cluster = Cluster::start(1, &["--memtable-bytes=1048576", &flag]);
+    runtime().block_on(async {
+        let member = &cluster.members[0];
+        for number in 0..20 {
+            until("a put", async || member.put(&big_key(number), &big_value(number)).await.ok()).await;
+        }
+        disks.fill(0);
+        let request = CreateBackupRequest { name: "one".into(), ..Default::default() };
+        let mut backups = BackupsClient::new(member.channel());
+        let error = match backups.create(request.clone()).await {
+            Err(error) => error,
+            Ok(answers) => {
+                let mut answers = answers.into_inner();
+                loop {
+                    match answers.message().await {
+                        Ok(Some(answer)) => assert!(answer.report.is_none(), "it found room"),
+                        Ok(None) => panic!("it ends without a word"),
+                        Err(error) => break error,
+                    }
+                }
+            }
+        };
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(!disks.mount(0).join("one").exists());
+        member.put("a", "1").await.unwrap();
+        disks.make_room(0);
+        let mut answers = backups.create(request).await.unwrap().into_inner();
+        while answers.message().await.unwrap().expect("it ends well").report.is_none() {}
     });
 }

@@ -1,5 +1,5 @@
 //! `backup`: makes, verifies and restores backups of data directories that no process has open, and exports and imports what embedded
-//! databases hold. Offline; speaks to no server.
+//! databases hold. Offline; speaks to no server, but for `remote`, which is in `remote_backup`.
 //!
 //! **Contract.** Exit code 0 and one line on standard output with what was done, or exit code 1 and what is wrong on standard
 //! error: file, offset, what was expected and what was found. On a terminal a line of progress on standard error. `-w json` (or
@@ -9,6 +9,7 @@
 //! input.
 //!
 //! **Does not know** what is in the files.
+use crate::ctl::connect::Client;
 use crate::ctl::failure::Failure;
 use crate::ctl::json::Object;
 use crate::ctl::options::GlobalOptions;
@@ -16,6 +17,7 @@ use crate::ctl::printer::{Format, Printer};
 use crate::ctl::table::bytes_text;
 use crate::inspect::failure;
 use crate::progress::ProgressLine;
+use crate::remote_backup::{self, RemoteBackup};
 use clap::{Args, Subcommand};
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
@@ -71,6 +73,9 @@ enum What {
         #[arg(long)]
         base: Vec<PathBuf>,
     },
+    /// Backups that a running member makes of itself
+    #[command(subcommand)]
+    Remote(RemoteBackup),
     /// Write what an embedded database holds to a file, for any later release to import
     Export {
         /// Data directory
@@ -102,6 +107,28 @@ struct ExportRange {
     since: Option<i64>,
 }
 
+impl BackupCommand {
+    /// True if a server is asked.
+    pub(crate) fn is_remote(&self) -> bool {
+        matches!(self.what, What::Remote(_))
+    }
+}
+
+/// See [`BackupCommand::is_remote`].
+pub(crate) async fn run_remote(
+    client: &Client,
+    mut printer: Printer,
+    command: BackupCommand,
+) -> Result<(), Failure> {
+    if command.json {
+        printer.format = Format::Json;
+    }
+    match command.what {
+        What::Remote(what) => remote_backup::run(client, printer, what).await,
+        _ => unreachable!("only a remote one comes here"),
+    }
+}
+
 pub(crate) fn run(command: BackupCommand, global: &GlobalOptions) -> Result<(), Failure> {
     let mut printer = global.printer()?;
     if command.json {
@@ -122,6 +149,7 @@ pub(crate) fn run(command: BackupCommand, global: &GlobalOptions) -> Result<(), 
         What::Restore { directory, to, base } => Backup::open_reading(directory, &base, &reading())
             .and_then(|backup| restore(&backup, to, &mut progress))
             .map(|report| restored(&printer, &report)),
+        What::Remote(_) => unreachable!("it needs a connection"),
         What::Export { directory, to, range } => {
             export(&directory, &to, &range, &mut progress).map(|report| {
                 // Standard output may be the export.

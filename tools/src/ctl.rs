@@ -72,7 +72,7 @@ enum Command {
     Verify(verify::VerifyCommand),
     /// Make a new data directory from what still verifies in a damaged one; changes nothing there, speaks to no server
     Salvage(salvage::SalvageCommand),
-    /// Back up a data directory that is not in use, verify and restore backups; speaks to no server
+    /// Back up a data directory that is not in use, or have a running member do it; verify and restore backups
     Backup(backup::BackupCommand),
     /// Which member to go on with after a quorum is lost for good; reads files, speaks to no server
     Recover(recover::RecoverCommand),
@@ -107,7 +107,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Command::Inspect(command) => return inspect::run(command, &options),
         Command::Verify(command) => return verify::run(&command, &options),
         Command::Salvage(command) => return salvage::run(&command, &options),
-        Command::Backup(command) => return backup::run(command, &options),
+        Command::Backup(command) if !command.is_remote() => return backup::run(command, &options),
         Command::Recover(command) => return recover::run(&command, &options),
         _ => {}
     }
@@ -130,11 +130,11 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Role(command) => auth::role(&client, printer, command).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
+            Command::Backup(command) => backup::run_remote(&client, printer, command).await,
             Command::Bench(_)
             | Command::Inspect(_)
             | Command::Verify(_)
             | Command::Salvage(_)
-            | Command::Backup(_)
             | Command::Recover(_) => {
                 unreachable!("handled above")
             }

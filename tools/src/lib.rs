@@ -16,6 +16,7 @@ mod kv;
 mod lease;
 mod progress;
 mod recover;
+mod remote_backup;
 mod salvage;
 pub mod tidy;
 mod verify;

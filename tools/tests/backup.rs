@@ -1,8 +1,9 @@
-//! `sternctl backup` on directories that a database has made, as a person types it.
+//! `sternctl backup` on directories that a database has made, and of a server that runs, as a person types it.
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 use sternpost_engine::{Db, Options};
+use sternpost_server::config::{self, Request};
 
 fn options() -> Options {
     let mut options = Options::new().memtable_bytes(64 << 10).calibrate(false);
@@ -158,4 +159,60 @@ fn an_embedded_database_is_exported_and_imported_changes_too() {
     assert!(words.contains("is not empty"), "{words}");
     let opened = Db::open(path("bad"), options()).map(drop).expect_err("it is not finished").to_string();
     assert!(opened.contains("import.part is there"), "{opened}");
+}
+
+/// Two backups that a server makes of itself, the second on the first, as a person has them made, looks at them and restores one.
+#[test]
+fn a_running_server_backs_itself_up() {
+    let directory = tempfile::tempdir().unwrap();
+    let backups = directory.path().join("backups");
+    std::fs::create_dir(&backups).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let endpoint = format!("127.0.0.1:{port}");
+    let flags = [
+        format!("--data-dir={}", directory.path().join("data").display()),
+        format!("--backup-dir={}", backups.display()),
+        format!("--listen-client-urls=http://{endpoint}"),
+        format!("--advertise-client-urls=http://{endpoint}"),
+    ];
+    let Ok(Request::Serve(loaded)) = config::load(&flags, &[]) else { panic!("the flags are known") };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
+    });
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sternctl"));
+        command.args(["--endpoints", &endpoint, "--dial-timeout", "20s"]).args(arguments);
+        command.output().expect("sternctl starts")
+    };
+    let remote = |arguments: &[&str]| {
+        let output = ask(arguments);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {stderr}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    remote(&["put", "a", "1"]);
+    let said = remote(&["backup", "remote", "create", "one"]);
+    assert!(said.starts_with("backed up into one: revision 2 or later, "), "{said}");
+    remote(&["put", "b", "2"]);
+    let said: Value =
+        serde_json::from_str(&remote(&["backup", "remote", "create", "two", "--base", "one", "--json"]))
+            .unwrap();
+    assert_eq!((said["name"].as_str(), said["revision_min"].as_i64()), (Some("two"), Some(3)), "{said}");
+    let listed = remote(&["backup", "remote", "list"]);
+    let lines: Vec<_> = listed.lines().collect();
+    assert!(lines[0].starts_with("one: whole, ") && lines[1].starts_with("two: whole, "), "{listed}");
+    let listed: Value = serde_json::from_str(&remote(&["backup", "remote", "list", "-w", "json"])).unwrap();
+    assert_eq!(listed["backups"][1]["state"], "whole", "{listed}");
+    let output = ask(&["backup", "remote", "create", "one"]);
+    let said = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("there is a backup, or something else, of the name one"), "{said}");
+
+    let two = backups.join("two").display().to_string();
+    let to = directory.path().join("restored").display().to_string();
+    text(&["verify", &two]);
+    text(&["restore", &two, "--to", &to]);
+    assert!(directory.path().join("restored/restored").exists(), "a server must know");
+    assert!(directory.path().join("restored/super").exists());
 }

@@ -704,6 +704,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     option(
         Sternpost,
+        "backup-dir",
+        Kind::Text,
+        "",
+        "Directory that `sternctl backup remote create` lets this member write backups of itself into, each in a new one of its own; it must exist. Empty: none are made. Their pace is that of --state-bytes-per-second.",
+    ),
+    option(
+        Sternpost,
         "memtable-bytes",
         Kind::Uint,
         "67108864",

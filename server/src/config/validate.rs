@@ -93,6 +93,8 @@ pub struct Config {
     pub state_bytes_per_second: u64,
     /// As slow as that becomes when our own writes take longer for it; not below that, the rate is fixed.
     pub state_bytes_per_second_min: u64,
+    /// Where backups of this member are written; none are made without.
+    pub backup_dir: Option<PathBuf>,
     /// Bytes of the log kept for members that are away.
     pub wal_retain_bytes: u64,
     /// Size at which a memtable is written to disk.
@@ -340,6 +342,19 @@ fn auto_compaction(settings: &Settings) -> Result<Option<Retention>, String> {
     }
 }
 
+/// Where backups go. Not into what is backed up: nobody but the engine writes there.
+fn backup_dir(given: &str, data_dir: &str) -> Result<Option<PathBuf>, String> {
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let absolute = |path: &str| std::path::absolute(path).unwrap_or_else(|_| PathBuf::from(path));
+    let (directory, data_dir) = (absolute(given), absolute(data_dir));
+    if directory.starts_with(&data_dir) {
+        return Err(format!("--backup-dir={given} lies in the data directory {}", data_dir.display()));
+    }
+    Ok(Some(directory))
+}
+
 /// The cost of password hashes; one that bcrypt does not have is etcd's default, with etcd's warning.
 fn bcrypt_cost(settings: &Settings, notices: &mut Vec<Notice>) -> u32 {
     let given = settings.uint("bcrypt-cost");
@@ -448,6 +463,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         }
         given => given.to_string(),
     };
+    let backup_dir = backup_dir(settings.text("backup-dir"), &data_dir)?;
     let initial_cluster = initial_cluster(settings, &name, &initial_advertise_peer_urls)?;
 
     let request_bytes = settings.uint("max-request-bytes");
@@ -495,6 +511,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
         state_bytes_per_second_min: settings.uint("state-bytes-per-second-min"),
         state_bytes_per_second: settings.uint("state-bytes-per-second"),
+        backup_dir,
         wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),
         concurrent_streams_max: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),

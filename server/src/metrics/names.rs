@@ -210,6 +210,7 @@ pub static METHODS: &[(&str, &[(&str, MethodKind)])] = &[
     ("etcdserverpb.Cluster", &[
         ("MemberAdd", Unary), ("MemberRemove", Unary), ("MemberUpdate", Unary), ("MemberList", Unary), ("MemberPromote", Unary),
     ]),
+    ("sternpostpb.Backups", &[("Create", ServerStream), ("List", Unary)]),
     ("etcdserverpb.Maintenance", &[
         ("Alarm", Unary), ("Status", Unary), ("Defragment", Unary), ("Hash", Unary), ("HashKV", Unary), ("Snapshot", ServerStream),
         ("MoveLeader", Unary), ("Downgrade", Unary),

@@ -4,8 +4,9 @@
 //! requests on the client port that carry `application/grpc` come through here.
 //!
 //! **Why not tonic's own routes**: they go through axum's router, which boxes request and service once more for every call. The
-//! paths are nine fixed prefixes.
+//! paths are ten fixed prefixes.
 use super::auth::AuthService;
+use super::backups::BackupsService;
 use super::cluster::ClusterService;
 use super::election::ElectionService;
 use super::health::HealthService;
@@ -19,6 +20,7 @@ use crate::wire::etcdserverpb::cluster_server::ClusterServer;
 use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
 use crate::wire::etcdserverpb::maintenance_server::MaintenanceServer;
+use crate::wire::sternpostpb::backups_server::BackupsServer;
 use crate::wire::v3electionpb::election_server::ElectionServer;
 use crate::wire::v3lockpb::lock_server::LockServer;
 use std::convert::Infallible;
@@ -59,6 +61,7 @@ const AUTH_METHODS: &[&str] = &[
 ];
 const LOCK_METHODS: &[&str] = &["Lock", "Unlock"];
 const ELECTION_METHODS: &[&str] = &["Campaign", "Proclaim", "Leader", "Observe", "Resign"];
+const BACKUPS_METHODS: &[&str] = &["Create", "List"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -72,12 +75,13 @@ pub struct GrpcRouter {
     watch: WatchService,
     lock: LockServer<LockService>,
     election: ElectionServer<ElectionService>,
+    backups: BackupsServer<BackupsService>,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
     /// Names of the services.
-    pub const SERVICES: [&str; 9] = [
+    pub const SERVICES: [&str; 10] = [
         "etcdserverpb.KV",
         "etcdserverpb.Watch",
         "etcdserverpb.Lease",
@@ -86,6 +90,7 @@ impl GrpcRouter {
         "etcdserverpb.Auth",
         "v3lockpb.Lock",
         "v3electionpb.Election",
+        "sternpostpb.Backups",
         "grpc.health.v1.Health",
     ];
 
@@ -100,6 +105,7 @@ impl GrpcRouter {
         watch: WatchService,
         lock: LockService,
         election: ElectionService,
+        backups: BackupsService,
         health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
@@ -112,6 +118,7 @@ impl GrpcRouter {
             watch,
             lock: LockServer::new(lock).max_decoding_message_size(message_bytes_max),
             election: ElectionServer::new(election).max_decoding_message_size(message_bytes_max),
+            backups: BackupsServer::new(backups).max_decoding_message_size(message_bytes_max),
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
@@ -146,6 +153,7 @@ where
             "etcdserverpb.Watch" => WATCH_METHODS,
             "v3lockpb.Lock" => LOCK_METHODS,
             "v3electionpb.Election" => ELECTION_METHODS,
+            "sternpostpb.Backups" => BACKUPS_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
         };
@@ -161,6 +169,7 @@ where
             "etcdserverpb.Watch" => self.watch.call(request),
             "v3lockpb.Lock" => self.lock.call(request),
             "v3electionpb.Election" => self.election.call(request),
+            "sternpostpb.Backups" => self.backups.call(request),
             _ => self.health.call(request),
         }
     }

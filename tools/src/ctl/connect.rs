@@ -13,6 +13,7 @@ use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
+use sternpost_server::wire::sternpostpb::backups_client::BackupsClient;
 use tokio::sync::OnceCell;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -79,6 +80,10 @@ impl Client {
     /// The maintenance service of one endpoint.
     pub(crate) async fn maintenance(&self, endpoint: &str) -> Result<MaintenanceClient<Calls>, Failure> {
         Ok(MaintenanceClient::new(self.calls(&[endpoint.to_owned()]).await?))
+    }
+
+    pub(crate) async fn backups(&self) -> Result<BackupsClient<Calls>, Failure> {
+        Ok(BackupsClient::new(self.calls(&self.endpoints()).await?))
     }
 
     pub(crate) async fn auth(&self) -> Result<AuthClient<Calls>, Failure> {
