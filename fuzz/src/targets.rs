@@ -6,6 +6,7 @@ mod database;
 mod log;
 mod page;
 mod revisions;
+mod transfer;
 mod transport;
 
 #[cfg(feature = "planted-bugs")]
@@ -118,6 +119,13 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "greeting",
         seeds: transport::greeting_seed,
         run: transport::greeting,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "transfer-manifest",
+        seeds: transfer::manifest_seed,
+        run: transfer::manifest,
         canary: false,
         memory_bytes_max: SMALL,
     },
