@@ -10,6 +10,7 @@ pub mod config;
 pub mod corked;
 pub mod diagnostics;
 pub mod discovery;
+pub mod etcd_snapshot;
 pub mod first_turn;
 pub mod grpc;
 pub mod grpc_limits;
