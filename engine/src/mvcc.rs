@@ -26,8 +26,8 @@ pub use priors::ReplayPriors;
 pub use scan::Scan;
 pub use state_sum::StateSum;
 pub use store::{
-    AnyLease, EventBatch, EventLimits, HeadListener, Leases, RetainedRecord, Store, StoreOptions, StoreStats,
-    Wanted,
+    AnyLease, EventBatch, EventLimits, HeadListener, HeldHistory, Leases, RetainedRecord, Store,
+    StoreOptions, StoreStats, Wanted,
 };
 pub(crate) use view_set::is_dead;
 pub(crate) use writer::Changes;

@@ -14,6 +14,7 @@ use crate::disk_state::DiskState;
 use crate::error::{OperationError, Result};
 use crate::revision_log::{Entry, OwnedRecord};
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Gathers events until a limit is reached.
@@ -185,14 +186,14 @@ pub(super) fn previous(view: &ViewSet, event: &Event) -> Result<Option<KeyValue>
     }
 }
 
-/// See [`super::Store::for_each_retained`].
+/// See [`super::HeldHistory::for_each_retained`].
 ///
 /// A record on disk does not know what replaced it, so the history is walked twice: once over the index, where every
 /// record says what it replaced, and once over the records.
 pub(super) fn for_each_retained(
     view: &ViewSet,
     revision: i64,
-    visit: &mut dyn FnMut(&RetainedRecord<'_>),
+    visit: &mut dyn FnMut(&RetainedRecord<'_>) -> ControlFlow<()>,
 ) -> Result<(), OperationError> {
     let compacted = view.compact_revision;
     let replaced = Replaced::of(view, revision)?;
@@ -209,7 +210,7 @@ pub(super) fn for_each_retained(
             if replaced.compacted.contains(place) || (tombstone && main < compacted) {
                 continue;
             }
-            visit(&RetainedRecord {
+            let goes_on = visit(&RetainedRecord {
                 revision: entry.revision,
                 tombstone,
                 key: &record.key,
@@ -219,6 +220,9 @@ pub(super) fn for_each_retained(
                 lease: record.lease,
                 visible: !tombstone && !replaced.asked.contains(place),
             });
+            if goes_on.is_break() {
+                return Ok(());
+            }
         }
     }
     for table in view.tables.iter().rev() {
@@ -231,7 +235,7 @@ pub(super) fn for_each_retained(
                 continue;
             }
             let next_main = version.next_main();
-            visit(&RetainedRecord {
+            let goes_on = visit(&RetainedRecord {
                 revision: version.revision(),
                 tombstone: version.is_tombstone(),
                 key: version.key(),
@@ -241,6 +245,9 @@ pub(super) fn for_each_retained(
                 lease: version.lease(),
                 visible: !version.is_tombstone() && (next_main == 0 || next_main > revision),
             });
+            if goes_on.is_break() {
+                return Ok(());
+            }
         }
     }
     Ok(())

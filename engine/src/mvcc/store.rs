@@ -21,6 +21,7 @@ use crate::quarantine::{Quarantine, QuarantineStats};
 use arc_swap::{ArcSwap, Guard};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
@@ -118,6 +119,54 @@ pub struct RetainedRecord<'a> {
     /// True when a read at the asked revision returns this record (the newest of its key at that revision, and no
     /// tombstone).
     pub visible: bool,
+}
+
+/// The state of one moment, see [`Store::hold`].
+pub struct HeldHistory {
+    revision: i64,
+    view: Arc<ViewSet>,
+    applied: (u64, u64),
+    system: BTreeMap<Bytes, Bytes>,
+}
+
+impl HeldHistory {
+    /// The current main revision of that moment.
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The compact revision of that moment, -1 before the first compaction.
+    pub fn compact_revision(&self) -> i64 {
+        self.view.compact_revision
+    }
+
+    /// Index and term of the last applied log entry of that moment, or one of those before the next one was done.
+    pub fn applied(&self) -> (u64, u64) {
+        self.applied
+    }
+
+    /// Visits every retained record in (main, sub) order, until `visit` says that it has enough. The same records each time.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn for_each_retained(
+        &self,
+        visit: &mut dyn FnMut(&RetainedRecord<'_>) -> ControlFlow<()>,
+    ) -> Result<(), OperationError> {
+        history::for_each_retained(&self.view, self.revision, visit)
+    }
+
+    /// System records whose key starts with `prefix`, sorted by key.
+    pub fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        scan_system(&self.system, prefix)
+    }
+}
+
+fn scan_system(system: &BTreeMap<Bytes, Bytes>, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+    let from = system.range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
+    from.take_while(|(key, _)| key.starts_with(prefix))
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 /// Where a read of events stops: after the first whole revision at which one of these is reached.
@@ -273,8 +322,21 @@ impl Store {
     ) -> Result<i64, OperationError> {
         let (head, view) = self.moment();
         let revision = readable_revision(revision, head, &view)?;
-        history::for_each_retained(&view, revision, visit)?;
+        history::for_each_retained(&view, revision, &mut |record| {
+            visit(record);
+            ControlFlow::Continue(())
+        })?;
         Ok(view.compact_revision)
+    }
+
+    /// Holds the state as of now, to be read as often as needed. Memtables and files that are in it stay until it is dropped, whatever is
+    /// written and compacted meanwhile. Copies the system records, during which none can be written.
+    pub fn hold(&self) -> HeldHistory {
+        // Under this lock, so that no system record is older than a change of keys that came after it: a lease that is not there has no keys either.
+        let system = self.shared.system.read().expect("nothing panics while it holds this lock");
+        let (revision, view) = self.moment();
+        let applied = self.applied();
+        HeldHistory { revision, view: Guard::into_inner(view), applied, system: system.clone() }
     }
 
     /// True when a read may have to wait for the device: there is a checkpoint.
@@ -295,10 +357,7 @@ impl Store {
     /// System records whose key starts with `prefix`, sorted by key.
     pub fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
         let system = self.shared.system.read().expect("nothing panics while it holds this lock");
-        let from = system.range::<[u8], _>((std::ops::Bound::Included(prefix), std::ops::Bound::Unbounded));
-        from.take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect()
+        scan_system(&system, prefix)
     }
 
     /// Index and term of the last applied log entry, (0, 0) at first.
