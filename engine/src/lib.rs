@@ -19,6 +19,7 @@ pub mod quarantine;
 pub mod revision_log;
 pub mod salvage;
 pub mod scrub;
+pub mod seed;
 pub mod segment;
 mod space;
 pub mod superblock;

@@ -9,6 +9,7 @@ mod holders;
 #[cfg(feature = "raft")]
 pub mod raft;
 pub mod replicator;
+pub mod seed;
 pub mod solo;
 pub mod state_machine;
 pub mod transport;

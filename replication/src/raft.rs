@@ -40,6 +40,7 @@ pub use inbox::Inbox;
 pub use input::{Input, Output, Proposal, Quarantine, Refusal, Role};
 pub use log_thread::describe_role;
 pub use log_view::{LOAD_BYTES, LogView};
+pub(crate) use node::mark_as_group;
 pub use node::{
     CACHE_BYTES_MAX, Carrier, GroupOptions, Raft, RaftEvent, RaftOptions, boot_nonce, is_of_group,
 };

@@ -95,7 +95,7 @@ fn genesis_of(
     let member_id = own_id.ok_or_else(|| format!("member {name:?} is not in the initial cluster"))?;
     let voters: Vec<u64> = members.iter().map(|member| member.id).collect();
     let cluster_id = cluster_id(&voters);
-    let state = GenesisState { cluster_id, feature_level: FEATURE_LEVEL, members }.encode();
+    let state = GenesisState { cluster_id, feature_level: FEATURE_LEVEL, members, restored: None }.encode();
     Ok(Genesis { cluster_id, member_id, voters, state })
 }
 

@@ -34,6 +34,8 @@ pub(crate) enum LoadInto {
     Nothing,
     /// The state before the changes.
     History,
+    /// Nothing is there, and the history of a key may begin anywhere: what was before it is compacted.
+    Retained,
 }
 
 impl StoreWriter {
@@ -59,8 +61,9 @@ impl StoreWriter {
         let live = newest.as_ref().map(NewestFound::newest).filter(|newest| newest.version > 0);
         let follows = match (into, &live) {
             (LoadInto::Nothing, _) => newest.is_none(),
-            (LoadInto::History, None) => version.version <= 1,
-            (LoadInto::History, Some(live)) => match version.version {
+            (LoadInto::Retained, None) if newest.is_none() => true,
+            (LoadInto::History | LoadInto::Retained, None) => version.version <= 1,
+            (LoadInto::History | LoadInto::Retained, Some(live)) => match version.version {
                 0 => true,
                 1 => false,
                 number => number == live.version + 1 && version.create_revision == live.create_revision,

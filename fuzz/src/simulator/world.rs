@@ -153,7 +153,9 @@ impl World {
         let mut rng = Rng::new(plan.seed);
         let voters: Vec<u64> = (1..=plan.members_count as u64).map(|number| number * 11).collect();
         let members = voters.iter().map(|id| new_member(*id, false)).collect();
-        let state = GenesisState { cluster_id: CLUSTER, feature_level: FEATURE_LEVEL, members }.encode();
+        let state =
+            GenesisState { cluster_id: CLUSTER, feature_level: FEATURE_LEVEL, members, restored: None }
+                .encode();
         let members = voters
             .iter()
             .map(|id| {

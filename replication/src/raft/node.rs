@@ -594,7 +594,7 @@ fn refuse_restored(directory: &Path) -> Result<()> {
 /// Made before a member of a group writes anything, so that the next start knows that the directory is one's.
 const GROUP_FILE: &str = backup::OWNER_FILE;
 
-fn mark_as_group(directory: &Path) -> Result<()> {
+pub(crate) fn mark_as_group(directory: &Path) -> Result<()> {
     let failed = |error: std::io::Error| {
         Error::Refused(format!("cannot make the file {GROUP_FILE} in {}: {error}", directory.display()))
     };

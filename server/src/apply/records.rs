@@ -16,7 +16,8 @@
 //! | `auth/role/` name | protobuf `authpb.Role` |
 //!
 //! The genesis state (see `replication::Genesis`) is: version u8 · cluster id u64 · feature level u32 · count u32 ·
-//! that many members, each behind a u32 length. Every bootstrapping member computes the same bytes.
+//! that many members, each behind a u32 length. Every bootstrapping member computes the same bytes. Of a cluster that was restored
+//! from a snapshot the version is 2, and 32 bytes follow that stand for the restored state.
 //!
 //! **Failure.** These bytes passed the engine's checksums, so one that does not decode is a bug or a foreign build: A3.
 use crate::auth::AuthState;
@@ -25,9 +26,11 @@ use crate::wire::etcdserverpb::{AlarmMember, Member};
 use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use sternpost_engine::base::codec::{Reader, Truncated, put_bytes};
-use sternpost_engine::mvcc::{Store, StoreWriter};
+use sternpost_engine::mvcc::{HeldHistory, Store, StoreWriter};
 
 const FORMAT_VERSION: u8 = 1;
+/// Of a genesis that follows a restored state.
+const RESTORED_VERSION: u8 = 2;
 const CLUSTER_KEY: &[u8] = b"cluster";
 const MEMBER_PREFIX: &[u8] = b"member/";
 const REMOVED_PREFIX: &[u8] = b"removed/";
@@ -50,27 +53,32 @@ pub struct GenesisState {
     pub feature_level: u32,
     /// All members, sorted by id.
     pub members: Vec<Member>,
+    /// A hash of the state that the cluster began with, if that was not an empty one: members that began with another one are not let in.
+    pub restored: Option<[u8; 32]>,
 }
 
 impl GenesisState {
     /// As bytes, see the module.
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = vec![FORMAT_VERSION];
+        let mut out = vec![if self.restored.is_some() { RESTORED_VERSION } else { FORMAT_VERSION }];
         out.put_u64_le(self.cluster_id);
         out.put_u32_le(self.feature_level);
         out.put_u32_le(u32::try_from(self.members.len()).expect("a cluster has few members"));
         for member in &self.members {
             put_bytes(&mut out, &member.encode_to_vec());
         }
+        out.extend_from_slice(self.restored.as_ref().map_or(&[], |hash| hash.as_slice()));
         out
     }
 
     /// From bytes; none if they are no genesis of this build.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader::new(bytes);
-        if reader.u8() != Ok(FORMAT_VERSION) {
-            return None;
-        }
+        let is_restored = match reader.u8() {
+            Ok(FORMAT_VERSION) => false,
+            Ok(RESTORED_VERSION) => true,
+            _ => return None,
+        };
         let cluster_id = reader.u64().ok()?;
         let feature_level = reader.u32().ok()?;
         let count = reader.u32().ok()?;
@@ -78,7 +86,26 @@ impl GenesisState {
         for _ in 0..count {
             members.push(Member::decode(reader.bytes().ok()?).ok()?);
         }
-        reader.is_empty().then_some(Self { cluster_id, feature_level, members })
+        let restored = if is_restored { Some(reader.take(32).ok()?.try_into().ok()?) } else { None };
+        reader.is_empty().then_some(Self { cluster_id, feature_level, members, restored })
+    }
+}
+
+/// Where system records are read: a store as it is now, or as it was at a moment.
+pub trait SystemRecords {
+    /// Records whose key starts with `prefix`, sorted by key.
+    fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)>;
+}
+
+impl SystemRecords for Store {
+    fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        Store::system_scan(self, prefix)
+    }
+}
+
+impl SystemRecords for HeldHistory {
+    fn system_scan(&self, prefix: &[u8]) -> Vec<(Bytes, Bytes)> {
+        HeldHistory::system_scan(self, prefix)
     }
 }
 
@@ -143,7 +170,7 @@ pub fn cluster(store: &Store) -> Option<GenesisState> {
     let mut reader = body(CLUSTER_KEY, &record);
     let cluster_id = reader.u64().ok()?;
     let feature_level = reader.u32().ok()?;
-    Some(GenesisState { cluster_id, feature_level, members: members(store) })
+    Some(GenesisState { cluster_id, feature_level, members: members(store), restored: None })
 }
 
 pub(crate) fn put_member(writer: &mut StoreWriter, member: &Member) {
@@ -188,6 +215,15 @@ pub fn is_removed(store: &Store, id: u64) -> bool {
     store.system_get(&key(REMOVED_PREFIX, &[&id.to_be_bytes()])).is_some()
 }
 
+/// Ids of all members that were removed.
+pub fn removed(store: &impl SystemRecords) -> Vec<u64> {
+    let one = |key: &Bytes| {
+        let id = key.strip_prefix(REMOVED_PREFIX).and_then(|id| id.try_into().ok());
+        id.map_or_else(|| panic!("A3: record {key:?} of a removed member"), u64::from_be_bytes)
+    };
+    store.system_scan(REMOVED_PREFIX).iter().map(|(key, _)| one(key)).collect()
+}
+
 /// True if any member was removed.
 pub fn has_removed(store: &Store) -> bool {
     !store.system_scan(REMOVED_PREFIX).is_empty()
@@ -205,7 +241,7 @@ pub fn member(store: &Store, id: u64) -> Option<Member> {
 }
 
 /// All members, sorted by id.
-pub fn members(store: &Store) -> Vec<Member> {
+pub fn members(store: &impl SystemRecords) -> Vec<Member> {
     store.system_scan(MEMBER_PREFIX).iter().map(|(key, record)| member_of(key, record)).collect()
 }
 
@@ -221,7 +257,7 @@ pub(crate) fn delete_lease(writer: &mut StoreWriter, lease: i64) {
 }
 
 /// Every lease.
-pub fn leases(store: &Store) -> Vec<(i64, LeaseRecord)> {
+pub fn leases(store: &impl SystemRecords) -> Vec<(i64, LeaseRecord)> {
     let one = |(key, record): &(Bytes, Bytes)| -> Result<(i64, LeaseRecord), String> {
         let broken = broken(key);
         let lease = key.strip_prefix(LEASE_PREFIX).and_then(|id| id.try_into().ok());
@@ -247,7 +283,7 @@ pub(crate) fn delete_alarm(writer: &mut StoreWriter, alarm: AlarmMember) {
 }
 
 /// Every active alarm, sorted by type, then by member.
-pub fn alarms(store: &Store) -> Vec<AlarmMember> {
+pub fn alarms(store: &impl SystemRecords) -> Vec<AlarmMember> {
     let one = |key: &Bytes| -> Option<AlarmMember> {
         let (kind, id) = key.strip_prefix(ALARM_PREFIX)?.split_at_checked(4)?;
         let alarm = i32::from_be_bytes(kind.try_into().ok()?);
@@ -288,8 +324,9 @@ pub(crate) fn put_auth(writer: &mut StoreWriter, state: &AuthState, touched: &[T
 }
 
 /// Users and roles.
-pub fn auth(store: &Store) -> AuthState {
-    let Some(settings) = store.system_get(AUTH_KEY) else { return AuthState::default() };
+pub fn auth(store: &impl SystemRecords) -> AuthState {
+    let settings = store.system_scan(AUTH_KEY).into_iter().next().filter(|(key, _)| key == AUTH_KEY);
+    let Some((_, settings)) = settings else { return AuthState::default() };
     let mut reader = body(AUTH_KEY, &settings);
     let (is_enabled, revision) = (reader.u8(), reader.u64());
     let state = match (is_enabled, revision) {
@@ -304,7 +341,7 @@ pub fn auth(store: &Store) -> AuthState {
     state.unwrap_or_else(|| panic!("A3: the records of users and roles are of this build"))
 }
 
-fn messages<M: Message + Default>(store: &Store, prefix: &[u8]) -> Vec<M> {
+fn messages<M: Message + Default>(store: &impl SystemRecords, prefix: &[u8]) -> Vec<M> {
     let one = |(key, record): &(Bytes, Bytes)| {
         M::decode(body(key, record).rest()).unwrap_or_else(|error| panic!("A3: record {key:?}: {error}"))
     };
@@ -319,11 +356,14 @@ mod tests {
     fn genesis_comes_back_and_every_truncation_is_refused() {
         let member =
             Member { id: 7, name: "a".into(), peer_ur_ls: vec!["http://a:1".into()], ..Default::default() };
-        let genesis = GenesisState { cluster_id: 9, feature_level: FEATURE_LEVEL, members: vec![member] };
-        let bytes = genesis.encode();
-        assert_eq!(GenesisState::decode(&bytes), Some(genesis));
-        for cut in 0..bytes.len() {
-            assert_eq!(GenesisState::decode(&bytes[..cut]), None, "cut at {cut}");
+        for restored in [None, Some([7; 32])] {
+            let members = vec![member.clone()];
+            let genesis = GenesisState { cluster_id: 9, feature_level: FEATURE_LEVEL, members, restored };
+            let bytes = genesis.encode();
+            assert_eq!(GenesisState::decode(&bytes), Some(genesis));
+            for cut in 0..bytes.len() {
+                assert_eq!(GenesisState::decode(&bytes[..cut]), None, "cut at {cut}");
+            }
         }
     }
 }

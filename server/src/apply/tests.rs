@@ -36,7 +36,7 @@ fn machine(quota: Quota) -> (Machine, Arc<Heard>) {
     let notices = Box::new(NoticeList(Arc::clone(&heard.notices)));
     let mut machine = Machine::new(writer, Arc::default(), Arc::clone(&heard) as _, notices, quota);
     let member = Member { id: 3, peer_ur_ls: vec!["http://a:1".to_owned()], ..Member::default() };
-    let genesis = GenesisState { cluster_id: 9, feature_level: 1, members: vec![member] };
+    let genesis = GenesisState { cluster_id: 9, feature_level: 1, members: vec![member], restored: None };
     machine.restore(1, 1, &genesis.encode());
     (machine, heard)
 }
@@ -211,8 +211,12 @@ fn the_member_table_is_the_genesis_and_what_members_have_said_since() {
         peer_ur_ls: vec![format!("http://a:{id}")],
         ..Member::default()
     };
-    let genesis =
-        GenesisState { cluster_id: 9, feature_level: 1, members: vec![member(3), member(4), member(5)] };
+    let genesis = GenesisState {
+        cluster_id: 9,
+        feature_level: 1,
+        members: vec![member(3), member(4), member(5)],
+        restored: None,
+    };
     machine.restore(1, 1, &genesis.encode());
     assert_eq!(crate::identity::member_table(machine.writer.store()), genesis.encode());
 
