@@ -6,10 +6,13 @@
 //! **Why here** and not a crate of its own: the file is etcd's wire format as much as its protobuf is, what it holds are the server's records,
 //! and who else needs it (`sternctl`, a fuzzer) may use the server.
 //!
-//! **Reading order**: [`format`], [`write`], [`read`], [`buckets`].
+//! **Reading order**: [`format`], [`write`], [`read`], [`buckets`], [`export`], [`import`], [`status`].
 pub mod buckets;
+pub mod export;
 pub mod format;
+pub mod import;
 pub mod read;
+pub mod status;
 pub mod write;
 
 #[cfg(test)]

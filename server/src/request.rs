@@ -14,8 +14,8 @@
 //!
 //! **Does not know** sockets, protobuf of services, headers.
 //!
-//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`members`],
-//! [`auth`].
+//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`snapshot`],
+//! [`members`], [`auth`].
 pub mod auth;
 pub mod id;
 pub mod kv_hash;
@@ -23,6 +23,7 @@ pub mod limits;
 pub mod members;
 pub mod range_stream;
 pub mod read;
+pub mod snapshot;
 pub mod wait;
 
 use crate::apply::command::{self, Kind, LeaseExpiry, MarkCommand, Origin};

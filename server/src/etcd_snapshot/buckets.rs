@@ -58,6 +58,20 @@ pub const AUTH_REVISION: &[u8] = b"authRevision";
 /// Version of the cluster.
 pub const CLUSTER_VERSION: &[u8] = b"clusterVersion";
 
+/// A lease, as in the file.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct LeaseMessage {
+    /// Its id.
+    #[prost(int64, tag = "1")]
+    pub id: i64,
+    /// Seconds granted.
+    #[prost(int64, tag = "2")]
+    pub ttl: i64,
+    /// Seconds left when that was last noted, 0 if it never was.
+    #[prost(int64, tag = "3")]
+    pub remaining_ttl: i64,
+}
+
 /// Bytes of a revision as a key.
 pub const REVISION_BYTES: usize = 17;
 const TOMBSTONE: u8 = b't';

@@ -72,7 +72,7 @@ impl Hasher {
 }
 
 /// `KeyValue` from borrowed parts: fields 1 to 6 in order, zeros left out.
-fn encode_record(record: &RetainedRecord<'_>, out: &mut Vec<u8>) {
+pub(crate) fn encode_record(record: &RetainedRecord<'_>, out: &mut Vec<u8>) {
     let bytes = |number: u32, bytes: &[u8], out: &mut Vec<u8>| {
         if !bytes.is_empty() {
             encode_key(number, WireType::LengthDelimited, out);

@@ -2,6 +2,7 @@
 use super::header::HeaderSource;
 use super::{check_metadata, check_metadata_of_learner, credential};
 use crate::config::{ETCD_CLUSTER_VERSION, ETCD_VERSION};
+use crate::request::snapshot::Piece;
 use crate::request::{Pipeline, kv_hash};
 use crate::wire::etcdserverpb::maintenance_server::Maintenance;
 use crate::wire::etcdserverpb::{
@@ -10,8 +11,14 @@ use crate::wire::etcdserverpb::{
     MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
 };
 use crate::wire::status::ApiError;
+use std::pin::Pin;
 use std::sync::Arc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
+
+/// The file in pieces.
+type SnapshotStream = Pin<Box<dyn Stream<Item = Result<SnapshotResponse, Status>> + Send>>;
 
 /// See the module.
 #[derive(Clone)]
@@ -106,15 +113,24 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
-    type SnapshotStream = tokio_stream::Empty<Result<SnapshotResponse, Status>>;
+    type SnapshotStream = SnapshotStream;
 
     async fn snapshot(
         &self,
         request: Request<SnapshotRequest>,
     ) -> Result<Response<Self::SnapshotStream>, Status> {
-        check_metadata(request.metadata(), &self.pipeline)?;
-        self.pipeline.check_root(&credential(&request)).await?;
-        Err(ApiError::Unimplemented("snapshots are not served yet").into())
+        check_metadata_of_learner(request.metadata(), &self.pipeline)?;
+        let pieces = self.pipeline.snapshot(&credential(&request)).await?;
+        let response = |piece: Result<Piece, ApiError>| {
+            let Piece { remaining_bytes, blob } = piece?;
+            Ok(SnapshotResponse {
+                header: None,
+                remaining_bytes,
+                blob,
+                version: ETCD_CLUSTER_VERSION.to_owned(),
+            })
+        };
+        Ok(Response::new(Box::pin(ReceiverStream::new(pieces).map(response))))
     }
 
     async fn move_leader(
