@@ -1,20 +1,20 @@
 //! The command line of `sternctl`: etcdctl's commands, flags, output forms and exit codes, and our own commands beside
 //! them.
 //!
-//! **Contract.** A script written for `etcdctl put`, `get`, `del`, `txn`, `watch`, `lease`, `auth`, `user`, `role` and `endpoint status` works
+//! **Contract.** A script written for `etcdctl put`, `get`, `del`, `txn`, `watch`, `lease`, `auth`, `user`, `role`, `snapshot` and `endpoint status` works
 //! with `sternctl` in its place: same arguments, same standard output, same exit codes, same `Error:` line on
 //! standard error. Different on purpose: no log lines beside the error; a server that is not there is named after
 //! `--dial-timeout` instead of "context deadline exceeded" after `--command-timeout`; flags and environment
 //! variables may both be given, the flag wins; the order of a lease compare in `txn` is a number, where etcdctl panics.
 //!
 //! **Does not know** storage: it speaks to a server and reads no data directory, but for `inspect`, `verify`, `salvage`, `backup` and `recover`, which
-//! do nothing else and speak to none.
+//! do nothing else and speak to none, and `snapshot restore`, which makes one.
 //!
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `inspect`, `verify`, `salvage`,
-//! `backup`, `recover`.
+//! `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `snapshot`, `inspect`, `verify`,
+//! `salvage`, `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod json;
@@ -24,7 +24,7 @@ pub(crate) mod quote;
 pub(crate) mod secret;
 pub(crate) mod table;
 
-use crate::{auth, backup, bench, endpoint, inspect, kv, lease, recover, salvage, verify, watch};
+use crate::{auth, backup, bench, endpoint, inspect, kv, lease, recover, salvage, snapshot, verify, watch};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -66,6 +66,8 @@ enum Command {
     Status,
     /// Endpoint related commands
     Endpoint(endpoint::EndpointCommand),
+    /// Snapshot files of etcd's: fetched from a server, checked, restored into a data directory
+    Snapshot(snapshot::SnapshotCommand),
     /// Show what a data directory holds; reads files, speaks to no server
     Inspect(inspect::InspectCommand),
     /// Read and check everything in a data directory; changes nothing, speaks to no server
@@ -111,13 +113,18 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Command::Recover(command) => return recover::run(&command, &options),
         _ => {}
     }
+    if let Command::Snapshot(command) = command {
+        return match snapshot::run(command, &options)? {
+            Some(path) => {
+                let (printer, client) = (options.printer()?, Client::new(options));
+                runtime()?.block_on(snapshot::save(&client, printer, &path))
+            }
+            None => Ok(()),
+        };
+    }
     let printer = options.printer()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new(Exit::Error, format!("start the runtime: {error}")))?;
     let client = Client::new(options);
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         match command {
             Command::Put(put) => kv::put(&client, printer, put).await,
             Command::Get(get) => kv::get(&client, printer, get).await,
@@ -135,11 +142,17 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             | Command::Inspect(_)
             | Command::Verify(_)
             | Command::Salvage(_)
-            | Command::Recover(_) => {
+            | Command::Recover(_)
+            | Command::Snapshot(_) => {
                 unreachable!("handled above")
             }
         }
     })
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Failure::new(Exit::Error, format!("start the runtime: {error}")))
 }
 
 /// Help and version go to standard output with success, as does the help of a command that needs a subcommand; anything

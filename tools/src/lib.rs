@@ -2,7 +2,7 @@
 //!
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
-//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth` and `endpoint`,
+//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint` and `snapshot`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
@@ -18,6 +18,7 @@ mod progress;
 mod recover;
 mod remote_backup;
 mod salvage;
+mod snapshot;
 pub mod tidy;
 mod verify;
 mod watch;

@@ -24,6 +24,9 @@ use tonic::{Request, Response, Status};
 /// Pause between two rounds over the endpoints: short against the time a server takes to start.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long a call may take, if nothing else is said.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// The least interval of probes: etcd ends a connection that probes more often than every 5 s.
 const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 
@@ -124,11 +127,22 @@ impl Client {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Failure> {
-        match tokio::time::timeout(self.options.command_timeout, call).await {
+        let timeout = self.options.command_timeout.unwrap_or(COMMAND_TIMEOUT);
+        match tokio::time::timeout(timeout, call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(status.into()),
             Err(_) => Err(Failure::new(Exit::Error, "context deadline exceeded")),
         }
+    }
+
+    /// What a command does as a whole, or the end of `--command-timeout` if that was given.
+    pub(crate) async fn whole<T>(
+        &self,
+        command: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure> {
+        let Some(timeout) = self.options.command_timeout else { return command.await };
+        let end = || Failure::new(Exit::Error, "context deadline exceeded");
+        tokio::time::timeout(timeout, command).await.unwrap_or_else(|_| Err(end()))
     }
 
     async fn connect(&self, endpoints: &[String]) -> Result<Channel, Failure> {

@@ -52,16 +52,15 @@ pub(crate) struct GlobalOptions {
     )]
     pub(crate) dial_timeout: Duration,
 
-    /// How long a command may take, without the connecting; not for watch and lease keep-alive
+    /// How long a command may take, without the connecting: 5s if not given. Not for watch and lease keep-alive; for snapshot save only if given
     #[arg(
         long,
         global = true,
         env = "STERNCTL_COMMAND_TIMEOUT",
-        default_value = "5s",
         value_parser = parse_duration,
         help_heading = "Global options"
     )]
-    pub(crate) command_timeout: Duration,
+    pub(crate) command_timeout: Option<Duration>,
 
     /// Time without traffic after which a watching connection is probed; at least 10s
     #[arg(
