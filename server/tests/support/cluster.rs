@@ -297,6 +297,26 @@ impl Cluster {
         Self::start_each(folders.len(), options, |number, member| member.folder.clone_from(&folders[number]))
     }
 
+    /// So many members, whose data directories are made by `prepare`, when all are named.
+    pub fn start_prepared(count: usize, prepare: impl Fn(usize, &Member, &str)) -> Self {
+        let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
+        let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };
+        for _ in 0..count {
+            let number = cluster.new_member(&[]);
+            cluster.name(number);
+        }
+        for number in 0..count {
+            prepare(number, &cluster.members[number], &cluster.initial_cluster);
+        }
+        (0..count).for_each(|number| cluster.start_member(number));
+        cluster
+    }
+
+    /// The members as their flag names them.
+    pub fn initial_cluster(&self) -> &str {
+        &self.initial_cluster
+    }
+
     fn start_each(count: usize, options: &[&str], prepare: impl Fn(usize, &mut Member)) -> Self {
         let folder = tempfile::Builder::new().prefix("sternpost-cluster-").tempdir().unwrap();
         let mut cluster = Self { members: Vec::new(), initial_cluster: String::new(), folder };

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -126,12 +126,26 @@ impl Server {
         Self::start_by(program, flags, true)
     }
 
+    /// The same on a data directory that `prepare` makes: it is called with the directory, which is not there, and the server's peer URL.
+    pub fn start_prepared(program: Program, prepare: impl FnOnce(&Path, &str)) -> Server {
+        let mut server = Self::new(program, &[], false);
+        prepare(&server.data_dir(), &server.peer_url());
+        server.start_again();
+        server
+    }
+
     fn start_by(program: Program, flags: &[String], is_secure: bool) -> Server {
+        let mut server = Self::new(program, flags, is_secure);
+        server.start_again();
+        server
+    }
+
+    fn new(program: Program, flags: &[String], is_secure: bool) -> Server {
         let binary = program.binary().unwrap_or_else(|missing| panic!("{missing}"));
         let folder =
             tempfile::Builder::new().prefix("sternpost-test-").tempdir().expect("a temporary folder");
         let (client_port, peer_port) = free_ports();
-        let mut server = Server {
+        Server {
             program,
             binary,
             flags: flags.to_vec(),
@@ -142,9 +156,24 @@ impl Server {
             child: None,
             log: Arc::default(),
             lines: None,
-        };
-        server.start_again();
-        server
+        }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn peer_url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
+    }
+
+    /// Resident memory of the process, in MiB; its greatest so far.
+    pub fn resident_mib_max(&self) -> u64 {
+        let child = self.child.as_ref().expect("the server runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
+        kib.expect("the kernel says it") / 1024
     }
 
     /// The client URL, without a path.
@@ -206,10 +235,10 @@ impl Server {
     fn launch(&mut self) -> mpsc::Receiver<String> {
         assert!(self.child.is_none(), "the server still runs");
         let client_url = self.endpoint();
-        let peer_url = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer_url = self.peer_url();
         let mut child = Command::new(&self.binary)
             .arg("--name=default")
-            .arg(format!("--data-dir={}", self.folder.path().join("data").display()))
+            .arg(format!("--data-dir={}", self.data_dir().display()))
             .arg(format!("--listen-client-urls={client_url}"))
             .arg(format!("--advertise-client-urls={client_url}"))
             .arg(format!("--listen-peer-urls={peer_url}"))
