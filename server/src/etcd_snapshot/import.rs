@@ -9,7 +9,7 @@
 //!
 //! **Source**: `etcdutl/snapshot/v3_snapshot.go` and `server/storage/mvcc/kvstore.go` of etcd 3.7.3.
 use super::buckets::{self, LeaseMessage};
-use super::read::{Bucket, FileError, FileReader, Source, Walk, extent, verify_sum};
+use super::read::{Bucket, FileError, FileReader, Source, Walk, sum, verify_sum};
 use crate::apply::records::{self, GenesisState, LeaseRecord};
 use crate::auth::AuthState;
 use crate::auth::state::Touched;
@@ -112,16 +112,18 @@ pub fn import(
     progress: &mut OnProgress<'_>,
 ) -> Result<ImportReport, ImportError> {
     refuse_unempty(directory)?;
-    if !options.skip_hash_check {
-        verify_sum(source, &mut |done, total| progress("verify", done, total))?;
-    }
+    let mut on_read = |done, total| progress("verify", done, total);
+    let sum = match options.skip_hash_check {
+        false => verify_sum(source, &mut on_read)?,
+        true => sum(source, &mut on_read)?,
+    };
     let reader = FileReader::open(source)?;
     let (mut walk, found) = reader.walk()?;
     let state = State::read(&mut walk, &found)?;
     let history = bucket(&found, buckets::KEY);
     let history =
         history.ok_or_else(|| refused("it is no snapshot of etcd's: there is no bucket \"key\""))?;
-    let genesis = with_restored(&options.genesis, source, options)?;
+    let genesis = with_restored(&sum, options);
     let mut store = SeedOptions {
         log: LogOptions { calibrate: false, ..LogOptions::default() },
         checkpoint: CheckpointOptions::default(),
@@ -192,27 +194,15 @@ fn remove(directory: &Path, existed: bool) {
 }
 
 /// The genesis with what tells a state from another one: members that were made from other files, or otherwise, do not become one cluster.
-fn with_restored(
-    genesis: &Genesis,
-    source: &dyn Source,
-    options: &ImportOptions,
-) -> Result<Genesis, ImportError> {
-    let (bytes, _) = extent(source)?;
+fn with_restored(sum: &[u8], options: &ImportOptions) -> Genesis {
     let mut digest = Context::new(&SHA256);
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < bytes {
-        let count = (bytes - at).min(buffer.len() as u64) as usize;
-        source.read_at(at, &mut buffer[..count]).map_err(FileError::from)?;
-        digest.update(&buffer[..count]);
-        at += count as u64;
-    }
+    digest.update(sum);
     digest.update(&options.bump_revision.to_le_bytes());
     let mut restored = [0; 32];
     restored.copy_from_slice(digest.finish().as_ref());
-    let state = GenesisState::decode(&genesis.state).expect("a genesis that this process has made");
+    let state = GenesisState::decode(&options.genesis.state).expect("a genesis that this process has made");
     let state = GenesisState { restored: Some(restored), ..state }.encode();
-    Ok(Genesis { state, ..genesis.clone() })
+    Genesis { state, ..options.genesis.clone() }
 }
 
 fn bucket<'a>(found: &'a [Bucket], name: &[u8]) -> Option<&'a Bucket> {

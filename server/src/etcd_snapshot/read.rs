@@ -119,15 +119,12 @@ pub fn extent(source: &dyn Source) -> Result<(u64, bool), FileError> {
     Ok((if has_sum { bytes - SUM_BYTES as u64 } else { bytes }, has_sum))
 }
 
-/// Compares the SHA-256 behind the database with that of its bytes; `progress` hears of bytes read.
+/// SHA-256 of the database in a file; `progress` hears of bytes read.
 ///
 /// # Errors
-/// etcd's texts where it is missing or another one.
-pub fn verify_sum(source: &dyn Source, progress: &mut dyn FnMut(u64, u64)) -> Result<(), FileError> {
-    let (bytes, has_sum) = extent(source)?;
-    if !has_sum {
-        return Err(FileError::Refused("snapshot missing hash but --skip-hash-check=false".into()));
-    }
+/// What the system says.
+pub fn sum(source: &dyn Source, progress: &mut dyn FnMut(u64, u64)) -> Result<[u8; SUM_BYTES], FileError> {
+    let (bytes, _) = extent(source)?;
     let mut digest = Context::new(&SHA256);
     let mut buffer = vec![0; SUM_READ_BYTES];
     let mut at = 0;
@@ -138,17 +135,31 @@ pub fn verify_sum(source: &dyn Source, progress: &mut dyn FnMut(u64, u64)) -> Re
         at += count as u64;
         progress(at, bytes);
     }
+    let mut sum = [0; SUM_BYTES];
+    sum.copy_from_slice(digest.finish().as_ref());
+    Ok(sum)
+}
+
+/// Compares the SHA-256 behind the database with that of its bytes, and gives it; `progress` hears of bytes read.
+///
+/// # Errors
+/// etcd's texts where it is missing or another one.
+pub fn verify_sum(
+    source: &dyn Source,
+    progress: &mut dyn FnMut(u64, u64),
+) -> Result<[u8; SUM_BYTES], FileError> {
+    let (bytes, has_sum) = extent(source)?;
+    if !has_sum {
+        return Err(FileError::Refused("snapshot missing hash but --skip-hash-check=false".into()));
+    }
     let mut expected = [0; SUM_BYTES];
     source.read_at(bytes, &mut expected)?;
-    let found = digest.finish();
-    if found.as_ref() != expected {
-        return Err(FileError::Refused(format!(
-            "expected sha256 {}, got {}",
-            decimals(&expected),
-            decimals(found.as_ref())
-        )));
+    let found = sum(source, progress)?;
+    if found != expected {
+        let (expected, found) = (decimals(&expected), decimals(&found));
+        return Err(FileError::Refused(format!("expected sha256 {expected}, got {found}")));
     }
-    Ok(())
+    Ok(found)
 }
 
 /// Bytes as Go prints a slice of them.
