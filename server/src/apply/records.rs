@@ -17,7 +17,7 @@
 //!
 //! The genesis state (see `replication::Genesis`) is: version u8 · cluster id u64 · feature level u32 · count u32 ·
 //! that many members, each behind a u32 length. Every bootstrapping member computes the same bytes. Of a cluster that was restored
-//! from a snapshot the version is 2, and 32 bytes follow that stand for the restored state.
+//! from a snapshot the version is 2, and 32 bytes follow that stand for the restored state. It is never applied: the checkpoint holds what it says.
 //!
 //! **Failure.** These bytes passed the engine's checksums, so one that does not decode is a bug or a foreign build: A3.
 use crate::auth::AuthState;
