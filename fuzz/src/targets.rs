@@ -3,6 +3,7 @@
 mod blocks;
 mod checkpoint;
 mod database;
+mod etcd_snapshot;
 mod log;
 mod page;
 mod revisions;
@@ -126,6 +127,13 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "transfer-manifest",
         seeds: transfer::manifest_seed,
         run: transfer::manifest,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "etcd-snapshot",
+        seeds: damage::seed,
+        run: etcd_snapshot::file,
         canary: false,
         memory_bytes_max: SMALL,
     },
