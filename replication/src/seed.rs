@@ -30,8 +30,10 @@ pub struct SeedOptions {
     pub store: StoreOptions,
 }
 
-/// Makes `directory`, missing or empty, that of the member that `genesis` names. `fill` puts the state in and says its head and its compact
-/// revision.
+/// Puts a state in; says its head and its compact revision, if it has one.
+pub type Fill<'a, E> = dyn FnMut(&mut Seed) -> std::result::Result<(i64, Option<i64>), E> + 'a;
+
+/// Makes `directory`, missing or empty, that of the member that `genesis` names.
 ///
 /// # Errors
 /// Those of `fill`; a directory that is not empty; what the device reports.
@@ -39,7 +41,7 @@ pub fn seed<E: From<Error>>(
     directory: &Path,
     options: &SeedOptions,
     genesis: &Genesis,
-    fill: &mut dyn FnMut(&mut Seed) -> std::result::Result<(i64, Option<i64>), E>,
+    fill: &mut Fill<'_, E>,
 ) -> std::result::Result<(), E> {
     let SeedOptions { log, checkpoint, store } = options;
     let mut seed = Seed::begin(directory, log, checkpoint, store, &identity(genesis))?;

@@ -436,7 +436,7 @@ fn members_from_one_file_become_a_cluster() {
         assert_eq!(cluster.members[1].get("more", false).await.unwrap(), None);
         cluster.members[2].end(rustix::process::Signal::TERM);
         std::fs::remove_dir_all(&cluster.members[2].folder).unwrap();
-        make(&file, &cluster.members[2], &cluster.initial_cluster().to_owned());
+        make(&file, &cluster.members[2], cluster.initial_cluster());
         cluster.start_member(2);
         until("the third one", async || cluster.members[2].get("new", true).await.ok().flatten()).await;
         cluster.agree().await;

@@ -209,6 +209,9 @@ fn bucket<'a>(found: &'a [Bucket], name: &[u8]) -> Option<&'a Bucket> {
     found.iter().find(|bucket| bucket.name == name)
 }
 
+/// Hears of keys and values of a small bucket.
+type OnSmall<'a> = dyn FnMut(&[u8], &[u8]) -> Result<(), FileError> + 'a;
+
 /// All but the history.
 struct State {
     leases: Vec<LeaseMessage>,
@@ -220,7 +223,7 @@ struct State {
 
 impl State {
     fn read(walk: &mut Walk<'_>, found: &[Bucket]) -> Result<Self, FileError> {
-        let mut each = |name: &[u8], visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<(), FileError>| {
+        let mut each = |name: &[u8], visit: &mut OnSmall<'_>| {
             bucket(found, name)
                 .map_or(Ok(()), |bucket| walk.bucket(bucket, &mut |key, value, _| visit(key, value)))
         };

@@ -265,6 +265,9 @@ struct Bounds {
     to: Option<Vec<u8>>,
 }
 
+/// Hears of keys of a bucket: key, value, bytes read so far.
+pub type OnKey<'v, E> = dyn FnMut(&[u8], &[u8], u64) -> Result<(), E> + 'v;
+
 /// Hears of elements: page, flags, key, value.
 type OnElement<'v, E> = dyn FnMut(u64, u32, &[u8], &[u8]) -> Result<(), E> + 'v;
 
@@ -288,11 +291,7 @@ impl Walk<'_> {
     ///
     /// # Errors
     /// What is wrong with a page, and what `visit` says.
-    pub fn bucket<E: From<FileError>>(
-        &mut self,
-        bucket: &Bucket,
-        visit: &mut dyn FnMut(&[u8], &[u8], u64) -> Result<(), E>,
-    ) -> Result<(), E> {
+    pub fn bucket<E: From<FileError>>(&mut self, bucket: &Bucket, visit: &mut OnKey<'_, E>) -> Result<(), E> {
         self.begin();
         let before = self.bytes_read;
         let mut bytes_read = before;
