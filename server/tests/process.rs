@@ -77,7 +77,7 @@ type Refusal<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], &'a str);
 fn what_makes_no_sense_ends_with_1_and_one_line() {
     let cases: [Refusal<'_>; 6] = [
         (&["gateway"], &[], "\"gateway\" is not a valid flag"),
-        (&["--config-file=x.yml"], &[], "--config-file is not served yet"),
+        (&["--config-file=x.yml"], &[], "cannot read the configuration file x.yml: No such file"),
         (&["--name=a"], &[("ETCD_NAME", "b")], "conflicting environment variable \"ETCD_NAME\" is shadowed"),
         (&[], &[("ETCD_MAX_TXN_OPS", "x")], "invalid value \"x\" for ETCD_MAX_TXN_OPS: parse error"),
         (
