@@ -8,9 +8,9 @@
 //!
 //! **Does not know** where the history comes from, what a system record says, or what is in the log.
 use crate::backup::{claim_import, refuse_unempty, release_import};
-use crate::base::ids::Revision;
 use crate::checkpoint::{CheckpointOptions, Checkpointer};
 use crate::error::{Error, Result};
+use crate::export::StreamRecord;
 use crate::io::{Io, open_backend};
 use crate::log::{Log, LogIdentity, PreparedLog};
 use crate::mvcc::{Changes, CutPosition, LoadInto, LoadedVersion, StoreOptions, StoreWriter};
@@ -19,23 +19,6 @@ use std::path::Path;
 
 /// Between two looks at what others do.
 const WAIT_US_MAX: u64 = 100_000;
-
-/// A version as it was elsewhere.
-#[derive(Clone, Copy, Debug)]
-pub struct SeedVersion<'a> {
-    /// When it was written.
-    pub revision: Revision,
-    /// Main revision of the first put of this life of the key; 0 in a delete.
-    pub create_revision: i64,
-    /// 1 for the first put, one more for each that follows; 0 in a delete.
-    pub version: i64,
-    /// The lease; 0 for none.
-    pub lease: i64,
-    /// Not empty.
-    pub key: &'a [u8],
-    /// Empty in a delete.
-    pub value: &'a [u8],
-}
 
 /// See the module.
 pub struct Seed {
@@ -98,8 +81,8 @@ impl Seed {
     ///
     /// # Errors
     /// [`Error::Refused`] for one that cannot follow what is there; what the device reports.
-    pub fn put(&mut self, version: &SeedVersion<'_>) -> Result<()> {
-        let SeedVersion { revision, create_revision, version, lease, key, value } = *version;
+    pub fn put(&mut self, version: &StreamRecord<'_>) -> Result<()> {
+        let StreamRecord { revision, create_revision, version, lease, key, value } = *version;
         let main = revision.main;
         if self.open.as_ref().is_some_and(|(open, _)| *open != main) {
             self.publish()?;

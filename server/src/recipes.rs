@@ -8,7 +8,8 @@
 //! - L1: who is answered by [`Recipes::lock`] or [`Recipes::campaign`] had the first key under `name/` at the moment of the last look, and no key created before
 //!   its own comes afterwards. It holds as long as the key does: until it is given back or its lease ends, which a client must watch for itself.
 //! - L2: a call that ends without success, because it failed or its client went away, takes its key back if it made it. (etcd deletes a key that was there
-//!   before too, which takes the place of another call with the same lease.)
+//!   before too, which takes the place of another call with the same lease.) Not if the call ends while the key is being made, or without knowing whether it was:
+//!   then the key goes with its lease, as in etcd.
 //! - L3: everything is done with the caller's rights.
 //!
 //! Lease 0 is a new lease of [`SESSION_TTL_S`] that nobody keeps alive.

@@ -45,6 +45,7 @@ use std::time::Duration;
 use sternpost_engine::base::clock::MonotonicClock;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, Store, TxnOutcome};
 use sternpost_replication::{Class, ProposeError, Replicator, TransferError};
+use tokio::sync::Semaphore;
 use wait::{Waiters, Waiting};
 
 /// Commands that may wait for their result at a time. etcd refuses when its apply is 5,000 entries behind; what waits for
@@ -90,6 +91,8 @@ pub struct Pipeline {
     membership: Arc<Membership>,
     tokens: Arc<Tokens>,
     passwords: Passwords,
+    /// Turns of those who take snapshots.
+    snapshots: Arc<Semaphore>,
     /// What was asked so far.
     pub counters: RequestCounters,
 }
@@ -118,6 +121,7 @@ impl Pipeline {
             membership,
             tokens: Arc::new(Tokens::simple(Arc::new(MonotonicClock::default()))),
             passwords: Passwords::new(password::COST_DEFAULT),
+            snapshots: Arc::new(Semaphore::new(snapshot::STREAMS_MAX)),
             counters: RequestCounters::default(),
         }
     }

@@ -284,38 +284,42 @@ fn locks_hold_over_three_members_and_their_leaders_end() {
     }));
 }
 
+/// Root, and ann, who may read and write what lies under "mine"; answers a token of hers.
+async fn with_users(channel: &Channel) -> String {
+    let mut auth = AuthClient::new(channel.clone());
+    for (name, password) in [("root", "r"), ("ann", "a")] {
+        auth.user_add(AuthUserAddRequest {
+            name: name.into(),
+            password: password.into(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+        auth.role_add(AuthRoleAddRequest { name: name.into() }).await.unwrap();
+        auth.user_grant_role(AuthUserGrantRoleRequest { user: name.into(), role: name.into() })
+            .await
+            .unwrap();
+    }
+    let perm = sternpost_server::wire::authpb::Permission {
+        perm_type: sternpost_server::wire::authpb::permission::Type::Readwrite.into(),
+        key: "mine/".into(),
+        range_end: "mine0".into(),
+    };
+    let grant = AuthRoleGrantPermissionRequest { name: "ann".into(), perm: Some(perm) };
+    auth.role_grant_permission(grant).await.unwrap();
+    auth.auth_enable(AuthEnableRequest {}).await.unwrap();
+    auth.authenticate(AuthenticateRequest { name: "ann".into(), password: "a".into() })
+        .await
+        .unwrap()
+        .into_inner()
+        .token
+}
+
 /// With authentication a recipe may do what its caller may do with the keys.
 #[test]
 fn rights_count_in_locks_and_elections() {
     against_each(async |channel| {
-        let mut auth = AuthClient::new(channel.clone());
-        for (name, password) in [("root", "r"), ("ann", "a")] {
-            auth.user_add(AuthUserAddRequest {
-                name: name.into(),
-                password: password.into(),
-                ..Default::default()
-            })
-            .await
-            .unwrap();
-            auth.role_add(AuthRoleAddRequest { name: name.into() }).await.unwrap();
-            auth.user_grant_role(AuthUserGrantRoleRequest { user: name.into(), role: name.into() })
-                .await
-                .unwrap();
-        }
-        let perm = sternpost_server::wire::authpb::Permission {
-            perm_type: sternpost_server::wire::authpb::permission::Type::Readwrite.into(),
-            key: "mine/".into(),
-            range_end: "mine0".into(),
-        };
-        let grant = AuthRoleGrantPermissionRequest { name: "ann".into(), perm: Some(perm) };
-        auth.role_grant_permission(grant).await.unwrap();
-        auth.auth_enable(AuthEnableRequest {}).await.unwrap();
-        let token = auth
-            .authenticate(AuthenticateRequest { name: "ann".into(), password: "a".into() })
-            .await
-            .unwrap()
-            .into_inner()
-            .token;
+        let token = with_users(&channel).await;
         let asks = async |name: &'static str, token: Option<&str>| {
             let mut request = tonic::Request::new(LockRequest { name: name.into(), lease: 0 });
             if let Some(token) = token {
@@ -334,5 +338,20 @@ fn rights_count_in_locks_and_elections() {
         };
         says(leads("mine2").await, "etcdserver: permission denied");
         assert!(leads("mine").await.unwrap().into_inner().kv.unwrap().key.starts_with(b"mine/"));
+    });
+}
+
+/// etcd, by its source, ends such a stream without a word.
+#[test]
+fn observing_what_may_not_be_read_is_refused() {
+    let server = Server::start(Program::Sternpost, &[]);
+    runtime().block_on(async {
+        let channel = Endpoint::from_shared(server.endpoint()).unwrap().connect_lazy();
+        let token = with_users(&channel).await;
+        let mut request = tonic::Request::new(LeaderRequest { name: "chair".into() });
+        request.metadata_mut().insert("token", token.parse().unwrap());
+        let mut election = ElectionClient::new(channel);
+        let mut observed = election.observe(request).await.unwrap().into_inner();
+        says(observed.message().await, "etcdserver: permission denied");
     });
 }

@@ -1,30 +1,12 @@
 //! `sternctl auth`, `user` and `role`, and who asks: the same command lines as etcdctl's, each against a server of its own, with the same output and exit code.
 //!
 //! `STERNPOST_REQUIRE_PEERS=1` makes a missing etcdctl a failure; without it the comparison is skipped, and what follows from no peer is still tested.
+mod support;
+
 use std::io::Write;
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use sternpost_server::config::{self, Request};
-
-/// Starts a server in this process, which lives as long as the test, and returns its endpoint.
-fn start() -> (String, tempfile::TempDir) {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let url = format!("http://127.0.0.1:{port}");
-    let arguments = [
-        format!("--data-dir={}", directory.path().join("data").display()),
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-        "--bcrypt-cost=4".to_owned(),
-    ];
-    let Ok(Request::Serve(loaded)) = config::load(&arguments, &[]) else { panic!("the flags are etcd's") };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
-    });
-    (format!("127.0.0.1:{port}"), directory)
-}
+use support::start;
 
 /// Exit code, standard output, and the line that says what went wrong.
 type Said = (Option<i32>, String, String);
@@ -149,7 +131,7 @@ fn sternctl_says_what_etcdctl_says() {
         (&[root, "auth", "disable"], ""),
         (&["--user=ann:wrong", "get", "a"], ""),
     ];
-    let ((ours, _kept), (theirs, _kept_too)) = (start(), start());
+    let ((ours, _kept), (theirs, _kept_too)) = (start(&["--bcrypt-cost=4"]), start(&["--bcrypt-cost=4"]));
     for (arguments, input) in lines {
         let said = run(env!("CARGO_BIN_EXE_sternctl"), &ours, arguments, input);
         assert_eq!(said, run(etcdctl, &theirs, arguments, input), "{arguments:?}");
@@ -159,7 +141,7 @@ fn sternctl_says_what_etcdctl_says() {
 /// Flags, our variables and etcdctl's, in this order; a password has no colon to stand behind if it has a flag of its own.
 #[test]
 fn who_asks_comes_from_flags_and_variables() {
-    let (endpoint, _directory) = start();
+    let (endpoint, _directory) = start(&["--bcrypt-cost=4"]);
     assert_eq!(sternctl(&endpoint, &["user", "add", "root:se:cret"]).0, Some(0));
     assert_eq!(sternctl(&endpoint, &["auth", "enable"]).1, "Authentication Enabled\n");
     let with = |variables: &[(&str, &str)], arguments: &[&str]| {

@@ -1,27 +1,10 @@
 //! `sternctl` against the server, as a person types it: arguments, standard output, exit codes, `Error:` lines.
 //!
 //! The expected texts are those that etcdctl 3.7.3 printed for the same arguments against etcd 3.7.3.
-use std::net::TcpListener;
-use std::process::{Command, Output};
-use sternpost_server::config::{self, Request};
+mod support;
 
-/// Starts a server in this process, which lives as long as the test, and returns its endpoint.
-fn start() -> (String, tempfile::TempDir) {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let url = format!("http://127.0.0.1:{port}");
-    let arguments = [
-        format!("--data-dir={}", directory.path().join("data").display()),
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-    ];
-    let Ok(Request::Serve(loaded)) = config::load(&arguments, &[]) else { panic!("the flags are etcd's") };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
-    });
-    (format!("127.0.0.1:{port}"), directory)
-}
+use std::process::{Command, Output};
+use support::start;
 
 fn sternctl(endpoint: &str, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_sternctl"))
@@ -34,7 +17,7 @@ fn sternctl(endpoint: &str, arguments: &[&str]) -> Output {
 
 #[test]
 fn commands_print_what_etcdctl_prints() {
-    let (endpoint, _directory) = start();
+    let (endpoint, _directory) = start(&[]);
     let cases: &[(&[&str], i32, &str, &str)] = &[
         (&["put", "foo", "bar"], 0, "OK\n", ""),
         (&["put", "foo", "baz", "--prev-kv"], 0, "OK\nfoo\nbar\n", ""),
@@ -82,7 +65,7 @@ fn commands_print_what_etcdctl_prints() {
 /// A member that was never more than one is its own quorum; two clusters do not mix, and what is no survey is refused.
 #[test]
 fn a_directory_is_surveyed_and_judged() {
-    let (endpoint, directory) = start();
+    let (endpoint, directory) = start(&[]);
     assert_eq!(sternctl(&endpoint, &["put", "foo", "bar"]).status.code(), Some(0));
     let data = directory.path().join("data");
     let data = data.to_str().unwrap();

@@ -23,9 +23,10 @@ use std::fmt;
 use std::path::Path;
 use sternpost_engine::Error;
 use sternpost_engine::checkpoint::CheckpointOptions;
+use sternpost_engine::export::StreamRecord;
 use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
-use sternpost_engine::seed::{Seed, SeedVersion};
+use sternpost_engine::seed::Seed;
 use sternpost_replication::Genesis;
 use sternpost_replication::seed::{SEED_INDEX, SeedOptions, seed};
 
@@ -370,9 +371,9 @@ impl History<'_> {
         }
         let version = match tombstone {
             true => {
-                SeedVersion { revision, create_revision: 0, version: 0, lease: 0, key: &kv.key, value: &[] }
+                StreamRecord { revision, create_revision: 0, version: 0, lease: 0, key: &kv.key, value: &[] }
             }
-            false => SeedVersion {
+            false => StreamRecord {
                 revision,
                 create_revision: kv.create_revision,
                 version: kv.version,

@@ -14,7 +14,7 @@ use crate::wire::status::ApiError;
 use aws_lc_rs::digest::{Context, SHA256};
 use bytes::Bytes;
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
 use sternpost_engine::mvcc::Store;
 use tokio::sync::mpsc;
 
@@ -24,8 +24,6 @@ pub const STREAMS_MAX: usize = 8;
 pub const PIECE_BYTES: usize = 32 << 10;
 /// Pieces that may wait for the client.
 const QUEUE_MAX: usize = 16;
-
-static STREAMS: AtomicUsize = AtomicUsize::new(0);
 
 /// A part of the file, or its SHA-256.
 pub struct Piece {
@@ -38,22 +36,6 @@ pub struct Piece {
 /// Pieces in order, or why there are no more.
 pub type Pieces = mpsc::Receiver<Result<Piece, ApiError>>;
 
-/// One of [`STREAMS_MAX`].
-struct Turn;
-
-impl Turn {
-    fn take() -> Option<Self> {
-        let more = |count: usize| (count < STREAMS_MAX).then_some(count + 1);
-        STREAMS.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok().map(|_| Self)
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        STREAMS.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
 impl Pipeline {
     /// Begins a stream of this member's state.
     ///
@@ -61,7 +43,8 @@ impl Pipeline {
     /// Who may not, and too many at a time.
     pub async fn snapshot(&self, who: &Credential) -> Result<Pieces, ApiError> {
         self.check_root(who).await?;
-        let turn = Turn::take().ok_or(ApiError::TooManyRequests)?;
+        let turn = Arc::clone(&self.snapshots).try_acquire_owned();
+        let turn = turn.map_err(|_| ApiError::TooManyRequests)?;
         let (sender, pieces) = mpsc::channel(QUEUE_MAX);
         let store = self.store.clone();
         tokio::task::spawn_blocking(move || {
