@@ -1,4 +1,5 @@
 //! etcd's data model: revisions, versions, transactions, compaction, history.
+mod bounded;
 mod compaction;
 mod duplicate_keys;
 pub mod encoding;
@@ -17,12 +18,14 @@ mod view_set;
 mod write_txn;
 mod writer;
 
+pub use bounded::{BoundedRange, LargeRange};
 pub use duplicate_keys::check_duplicate_keys;
 pub use flush::CutPosition;
 pub(crate) use flush::{CHANGE_SUM_KEY, LEASE_PREFIX, Run, lease_key};
 pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
 pub use priors::ReplayPriors;
+pub use range::{Outline, SizeOf};
 pub use scan::Scan;
 pub use state_sum::StateSum;
 pub use store::{

@@ -168,6 +168,7 @@ impl Pair {
             }
             Operation::Range(range) => {
                 equal("range", self.store.range(range), self.model.range(range))?;
+                self.check_bounded(range)?;
             }
             Operation::Scan(scan) => {
                 equal("scan", self.store.scan(scan), self.model.scan(scan))?;
@@ -240,6 +241,54 @@ impl Pair {
             }
         }
         (self.store, self.writer) = (store, writer);
+        Ok(())
+    }
+
+    /// A range that is not held as a whole has what was measured, and by pages or at once it is the same.
+    fn check_bounded(&self, range: &Range) -> Result<(), String> {
+        let size_of: SizeOf = |outline| 3 + outline.key.len() as u64 + u64::from(outline.value_bytes);
+        let bytes_of = |kvs: &[KeyValue]| -> u64 {
+            kvs.iter().map(|kv| 3 + kv.key.len() as u64 + kv.value.len() as u64).sum()
+        };
+        let expected = self.model.range(range);
+        for bytes_max in [0, 5, 60, 1000, 1 << 20] {
+            let mut large = match (self.store.range_bounded(range, bytes_max, size_of), &expected) {
+                (Ok(BoundedRange::Large(large)), Ok(_)) => large,
+                (Ok(BoundedRange::Whole(outcome)), _) => {
+                    equal("a bounded range", Ok(outcome), expected.clone())?;
+                    continue;
+                }
+                (found, _) => {
+                    equal("a bounded range", found.map(|_| ()), expected.clone().map(|_| ()))?;
+                    continue;
+                }
+            };
+            let expected = expected.clone().map_err(|error| error.to_string())?;
+            equal("a large range", large.read(), Ok(expected.clone()))?;
+            let measured = (large.revision(), large.count(), large.more(), large.keys_count());
+            let keys_count = expected.kvs.len() as u64;
+            equal(
+                "what is known of it",
+                measured,
+                (expected.revision, expected.count, expected.more, keys_count),
+            )?;
+            let bytes = bytes_of(&expected.kvs);
+            if !large.has_pages() {
+                equal("at least its bytes", large.bytes() >= bytes, true)?;
+                continue;
+            }
+            equal("its bytes", large.bytes(), bytes)?;
+            let mut kvs = Vec::new();
+            loop {
+                let page = large.next_page(bytes_max).map_err(|error| error.to_string())?;
+                if page.is_empty() {
+                    break;
+                }
+                equal("a page is in its bound", page.len() == 1 || bytes_of(&page) <= bytes_max, true)?;
+                kvs.extend(page);
+            }
+            equal("its pages", kvs, expected.kvs)?;
+        }
         Ok(())
     }
 

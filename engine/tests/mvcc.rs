@@ -407,3 +407,62 @@ fn system_records_are_outside_of_revisions() {
     assert_eq!((store.system_get(b"c"), store.system_get(b"b/2")), (Some(bytes("c")), None));
     assert_eq!((store.revision(), store.applied()), (1, (7, 2)));
 }
+
+#[test]
+fn a_sorted_answer_with_a_limit_is_the_beginning_of_one_without() {
+    let (store, mut writer) = store();
+    let mut rng = Rng::new(20);
+    // Far more keys than a read remembers beyond its limit, many of them with the same version or value.
+    for _ in 0..9_000 {
+        let key = format!("k{:04}", rng.below(5_000));
+        do_put(&mut writer, &key, &format!("{}", rng.below(40)));
+    }
+    use SortTarget::{Create, Key, Mod, Value, Version};
+    for sort_target in [Key, Version, Create, Mod, Value] {
+        for sort_order in [SortOrder::Ascend, SortOrder::Descend] {
+            let all = Range { sort_order, sort_target, ..range("k", "l") };
+            let whole = store.range(&all).expect("current");
+            assert!(!whole.more);
+            for limit in [1, 2, 700, whole.count - 1, whole.count, whole.count + 1] {
+                let cut = store.range(&Range { limit, ..all.clone() }).expect("current");
+                let keys_count = (limit as usize).min(whole.kvs.len());
+                assert_eq!(cut.kvs, whole.kvs[..keys_count], "{sort_target:?} {sort_order:?} {limit}");
+                assert_eq!((cut.count, cut.more), (whole.count, limit < whole.count));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_large_range_is_of_one_revision_until_that_is_compacted() {
+    let (store, mut writer) = store();
+    for number in 0..100 {
+        do_put(&mut writer, &format!("k{number:02}"), "value");
+    }
+    let size_of: SizeOf = |outline| outline.key.len() as u64 + u64::from(outline.value_bytes);
+    let large = |limit| match store.range_bounded(&Range { limit, ..range("k", "l") }, 100, size_of) {
+        Ok(BoundedRange::Large(large)) => large,
+        other => panic!("800 bytes are more than 100: {other:?}"),
+    };
+    let (mut all, mut some) = (large(0), large(30));
+    assert_eq!((all.keys_count(), all.bytes(), all.count(), all.more()), (100, 800, 100, false));
+    assert_eq!((some.keys_count(), some.bytes(), some.count(), some.more()), (30, 240, 100, true));
+    let mut pages = vec![all.next_page(80).expect("retained")];
+    // What is written meanwhile is not in it, and not in the way.
+    for number in 0..200 {
+        do_put(&mut writer, &format!("k{number:03}"), "other");
+    }
+    writer.delete_range(&delete("k5", "k7")).expect("a delete");
+    while pages.last().is_some_and(|page| !page.is_empty()) {
+        pages.push(all.next_page(80).expect("retained"));
+    }
+    assert_eq!(pages.len(), 11, "ten keys a page, and the end");
+    let kvs = pages.concat();
+    assert_eq!(kvs.len(), 100);
+    assert!(kvs.iter().all(|kv| kv.value == "value" && kv.mod_revision <= 101));
+    some.next_page(80).expect("retained");
+    let revision = store.revision();
+    writer.compact(revision).expect("it exists");
+    assert_eq!(some.next_page(80), Err(OperationError::Compacted(revision)));
+    assert_eq!(some.read(), Err(OperationError::Compacted(revision)));
+}

@@ -255,6 +255,16 @@ impl Store {
         Ok((view, main))
     }
 
+    /// As [`Self::readable`], with the head.
+    pub(super) fn readable_now(
+        &self,
+        revision: i64,
+    ) -> Result<(Guard<Arc<ViewSet>>, i64, i64), OperationError> {
+        let (head, view) = self.moment();
+        let main = readable_revision(revision, head, &view)?;
+        Ok((view, main, head))
+    }
+
     /// The current main revision: every change up to it is visible.
     pub fn revision(&self) -> i64 {
         self.shared.head.load(Ordering::Acquire)
@@ -270,8 +280,7 @@ impl Store {
         if range.range.key.is_empty() {
             return Err(OperationError::EmptyKey);
         }
-        let (head, view) = self.moment();
-        let main = readable_revision(range.revision, head, &view)?;
+        let (view, main, head) = self.readable_now(range.revision)?;
         range::read(&view, range, main, head)
     }
 
