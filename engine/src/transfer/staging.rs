@@ -11,7 +11,7 @@
 //! the one meant too. Two members whose state has a common origin count on from there each, so a k segment may be another one in spite
 //! of that: then its pages do not verify, it is removed, and is missing again.
 //!
-//! **Bound.** One [`Staging`] of a directory at a time, the caller's to see to, and in it one segment; what is held in memory of that is 1 MiB.
+//! **Bound.** One [`Staging`] of a directory at a time, the caller's to see to, and in it one segment; what is held in memory of that is 128 KiB.
 //!
 //! **Does not know** where the bytes come from, and what the directory holds beside.
 use super::install::{Ready, refuse_install, withdraw};
@@ -33,10 +33,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is written at once; as in `segment.rs`, and for its reasons.
-const CHUNK_BYTES: usize = 1 << 20;
-/// After so many bytes they are made durable.
-const SYNC_BYTES: u64 = 8 << 20;
+/// What is written at once. Less than what a checkpoint writes at once, since nobody waits for a state as long as for that.
+const CHUNK_BYTES: usize = 128 << 10;
+/// After so many bytes they are made durable: who writes the log meanwhile, here or on the same device, does not wait for more.
+const SYNC_BYTES: u64 = 1 << 20;
 /// Pages of the segment table in memory while the state is opened.
 const CACHE_BYTES: usize = 8 << 20;
 

@@ -23,7 +23,7 @@ use super::apply::ApplyQueue;
 use super::replay::Replay;
 use crate::entry_format::{decode_genesis, decode_hard_state, encode_genesis};
 use crate::replicator::Genesis;
-use crate::transport::{Address, StateClient, StateSource, TransportConfig, state::CHUNK_BYTES_MAX};
+use crate::transport::{Address, StateClient, StateSource, TransportConfig};
 use bytes::Bytes;
 use raft::eraftpb::ConfState;
 use std::collections::VecDeque;
@@ -42,8 +42,10 @@ const FORMAT_VERSION: u8 = 1;
 const LAST_ROUND_BYTES: u64 = 32 << 20;
 /// After so many rounds the receiver takes what it has: it is as near as it comes.
 const ROUNDS_MAX: u32 = 16;
+/// Asked for at once. Both sides read, send and write that much in one go, beside the writes of clients: of 1 MiB those notice each.
+const ASKED_BYTES: u32 = 128 << 10;
 /// Questions under way: enough to keep a connection busy.
-const ASKED_MAX: usize = 4;
+const ASKED_MAX: usize = 16;
 /// Looks, 10 ms apart, for a checkpoint that was asked for: five minutes.
 const LOOKS_MAX: u32 = 30_000;
 
@@ -234,7 +236,7 @@ fn fetch_missing(
         let mut written = 0;
         while written < bytes {
             while asked.len() < ASKED_MAX && next < bytes {
-                let count = u32::try_from(bytes - next).unwrap_or(u32::MAX).min(CHUNK_BYTES_MAX);
+                let count = u32::try_from(bytes - next).unwrap_or(u32::MAX).min(ASKED_BYTES);
                 client.ask(file, next, count)?;
                 asked.push_back((next, count));
                 next += u64::from(count);
