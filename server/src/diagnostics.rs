@@ -1,4 +1,5 @@
 //! What the server says of itself: health, versions, numbers for metrics. All of it is read from others at the moment of asking.
+use crate::answers::AnswerBudget;
 use crate::apply::EMPTY_STORE_BYTES;
 use crate::auth::origin::Credential;
 use crate::config::ETCD_CLUSTER_VERSION;
@@ -25,6 +26,8 @@ pub struct Diagnostics {
     pub feature_gates: Vec<(&'static str, &'static str, bool)>,
     /// Room for request bodies.
     pub inflight: Arc<InflightBudget>,
+    /// Bytes of answers.
+    pub answers: Arc<AnswerBudget>,
     /// The numbers of the log and of the checkpoints.
     pub disk_stats: DiskStatsSource,
 }
@@ -105,6 +108,8 @@ impl MetricSource for Diagnostics {
             leases_revoked: count(&applied.leases_revoked),
             leases_expired: count(&applied.leases_expired),
             inflight_bytes: self.inflight.used_bytes() as u64,
+            answer_bytes: self.answers.held_bytes() as u64,
+            answers_refused: self.answers.refused() as u64,
             ..Sample::default()
         };
         for alarm in view.alarms() {

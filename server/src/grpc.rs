@@ -5,11 +5,14 @@
 //!
 //! **Contract.**
 //! - Services are added with `max_decoding_message_size(usize::MAX)`: sizes are judged here (`grpc_limits`).
+//! - A unary answer is encoded before it is sent, so that what waits for a slow client is counted (`answers`) and nothing else is kept for it.
 //! - Every RPC is counted once as started and once as handled, whatever ends it; one whose client is gone counts as Canceled.
 //! - An unknown service or method is `Unimplemented` with grpc-go's text.
 //!
 //! **Does not know** what any method does.
+use crate::answers::{AnswerBudget, AnswerClass, AnswerShare, HeldAnswer, counted};
 use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
+use crate::large_answer::{LargeAnswer, LargeBody};
 use crate::listener::Shutdown;
 use crate::metrics::names::{METHODS, MethodKind};
 use crate::metrics::{MethodMetrics, Metrics};
@@ -20,7 +23,7 @@ use hyper::body::Incoming;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt::Display;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -117,12 +120,14 @@ pub struct Grpc {
     methods: HashMap<String, Method>,
     bounds: GrpcBounds,
     budget: Arc<InflightBudget>,
+    answers: Arc<AnswerBudget>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
 }
 
 struct Method {
     metrics: Arc<MethodMetrics>,
+    class: AnswerClass,
     handler: Handler,
 }
 
@@ -132,6 +137,7 @@ impl Grpc {
         services: &GrpcServices,
         bounds: GrpcBounds,
         budget: Arc<InflightBudget>,
+        answers: Arc<AnswerBudget>,
         metrics: Arc<Metrics>,
         shutdown: Shutdown,
     ) -> Self {
@@ -145,17 +151,24 @@ impl Grpc {
                 let path = format!("/{name}/{method}");
                 let handles =
                     metrics.grpc.method(&path).expect("metrics were made for these services").clone();
-                methods.insert(path, Method { metrics: handles, handler: handler.clone() });
+                let class = AnswerClass::of(name, method);
+                methods.insert(path, Method { metrics: handles, class, handler: handler.clone() });
             }
         }
-        Self { methods, bounds, budget, metrics, shutdown }
+        Self { methods, bounds, budget, answers, metrics, shutdown }
     }
 
-    /// Answers one request.
+    /// What a new connection may hold of answers.
+    pub fn share(&self) -> Arc<AnswerShare> {
+        self.answers.share()
+    }
+
+    /// Answers one request of a connection.
     pub async fn call(
         &self,
         request: Request<Incoming>,
         remote: &(dyn Display + Sync),
+        share: &Arc<AnswerShare>,
     ) -> Response<GrpcBody> {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return GrpcBody::status(&self.unimplemented(request.uri().path()));
@@ -166,7 +179,17 @@ impl Grpc {
             rpc.finish(status.code());
             return GrpcBody::status(&status);
         }
-        let (parts, body) = request.into_parts();
+        let held = match unary.then(|| share.begin(method.class)).transpose() {
+            Ok(held) => held,
+            Err(status) => {
+                rpc.finish(status.code());
+                return GrpcBody::status(&status);
+            }
+        };
+        let (mut parts, body) = request.into_parts();
+        if let Some(held) = &held {
+            parts.extensions.insert(held.share().clone());
+        }
         let mut inflight = InflightBytes::new(self.budget.clone());
         let body = if method.metrics.kind == MethodKind::BidiStream {
             let (handles, metrics) = (method.metrics.clone(), self.metrics.clone());
@@ -197,10 +220,24 @@ impl Grpc {
             }
         };
         let response = (method.handler)(Request::from_parts(parts, body)).await;
+        let (mut head, inner) = response.into_parts();
+        let large = head.extensions.remove::<LargeAnswer>();
+        let inner = match (held, large) {
+            // It goes out in place of the empty message that stands for it.
+            (Some(held), Some(large)) => match LargeBody::new(large, held) {
+                Ok(body) => Inner::Large(Box::new(body)),
+                Err(status) => {
+                    rpc.finish(status.code());
+                    return GrpcBody::status(&status);
+                }
+            },
+            (Some(held), None) => Inner::Encoded(Encoded::of(inner, held).await),
+            (None, _) => Inner::Stream(inner),
+        };
         // A response without a body carries its status in the headers.
-        if let Some(code) = code_of(response.headers()) {
+        if let Some(code) = code_of(&head.headers) {
             rpc.finish(code);
-        } else if unary {
+        } else if matches!(inner, Inner::Encoded(_)) {
             rpc.finish(Code::Ok);
         }
         if unary {
@@ -210,11 +247,8 @@ impl Grpc {
             let shutdown = self.shutdown.clone();
             Box::pin(async move { shutdown.is_cut().await }) as Pin<Box<dyn Future<Output = ()> + Send>>
         });
-        response.map(|inner| GrpcBody {
-            inner,
-            cut,
-            sent: Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone() }),
-        })
+        let sent = Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone() });
+        Response::from_parts(head, GrpcBody { inner, cut, sent })
     }
 
     fn count_client(&self, headers: &HeaderMap, unary: bool) -> Result<(), Status> {
@@ -290,9 +324,56 @@ fn code_of(headers: &HeaderMap) -> Option<Code> {
     headers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
+/// What a response carries.
+enum Inner {
+    /// Messages as they are made.
+    Stream(tonic::body::Body),
+    /// One message.
+    Encoded(Encoded),
+    /// One message that is read as it is sent.
+    Large(Box<LargeBody>),
+}
+
+/// A unary answer, encoded.
+struct Encoded {
+    data: Option<Bytes>,
+    /// Of an answer without data.
+    trailers: Option<Box<HeaderMap>>,
+    /// Behind the data.
+    rest: tonic::body::Body,
+}
+
+impl Encoded {
+    /// Encodes an answer, and counts it.
+    async fn of(mut body: tonic::body::Body, mut held: HeldAnswer) -> Self {
+        let first = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await;
+        let mut encoded = Self { data: None, trailers: None, rest: body };
+        // What cannot be encoded ends with a status in the trailers; a body of one message has no other failure.
+        match first.and_then(Result::ok).map(Frame::into_data) {
+            Some(Ok(data)) => {
+                held.hold(data.len());
+                encoded.data = Some(counted(data, held));
+            }
+            Some(Err(frame)) => encoded.trailers = frame.into_trailers().ok().map(Box::new),
+            None => {}
+        }
+        encoded
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(data) = self.data.take() {
+            return Poll::Ready(Some(Ok(Frame::data(data))));
+        }
+        match self.trailers.take() {
+            Some(trailers) => Poll::Ready(Some(Ok(Frame::trailers(*trailers)))),
+            None => Pin::new(&mut self.rest).poll_frame(context),
+        }
+    }
+}
+
 /// A response body that counts what it carries.
 pub struct GrpcBody {
-    inner: tonic::body::Body,
+    inner: Inner,
     /// Resolves when a stream must end because the server stops; none for what ends by itself, and once it is over.
     cut: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
     sent: Option<Sent>,
@@ -306,7 +387,7 @@ struct Sent {
 
 impl GrpcBody {
     fn status(status: &Status) -> Response<Self> {
-        status.clone().into_http().map(|inner| Self { inner, cut: None, sent: None })
+        status.clone().into_http().map(|inner| Self { inner: Inner::Stream(inner), cut: None, sent: None })
     }
 }
 
@@ -321,7 +402,7 @@ impl Body for GrpcBody {
         let this = self.get_mut();
         if this.cut.as_mut().is_some_and(|cut| cut.as_mut().poll(context).is_ready()) {
             this.cut = None;
-            this.inner = tonic::body::Body::empty();
+            this.inner = Inner::Stream(tonic::body::Body::empty());
             if let Some(sent) = &mut this.sent {
                 sent.rpc.finish(Code::Unavailable);
             }
@@ -329,7 +410,11 @@ impl Body for GrpcBody {
             let added = Status::unavailable(SERVER_STOPPED).add_header(&mut trailers);
             return Poll::Ready(added.is_ok().then(|| Ok(Frame::trailers(trailers))));
         }
-        let frame = ready!(Pin::new(&mut this.inner).poll_frame(context));
+        let frame = match &mut this.inner {
+            Inner::Stream(inner) => ready!(Pin::new(inner).poll_frame(context)),
+            Inner::Encoded(encoded) => ready!(encoded.poll(context)),
+            Inner::Large(body) => body.next_frame().map(Ok),
+        };
         if let (Some(sent), Some(Ok(frame))) = (&mut this.sent, &frame) {
             if let Some(chunk) = frame.data_ref() {
                 let before = sent.walker.messages();
@@ -345,10 +430,19 @@ impl Body for GrpcBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
+        match &self.inner {
+            Inner::Stream(inner) => inner.is_end_stream(),
+            Inner::Encoded(encoded) => {
+                encoded.data.is_none() && encoded.trailers.is_none() && encoded.rest.is_end_stream()
+            }
+            Inner::Large(body) => body.is_over(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
+        match &self.inner {
+            Inner::Stream(inner) => inner.size_hint(),
+            Inner::Encoded(_) | Inner::Large(_) => SizeHint::default(),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Sternpost's server: etcd's v3 API over replication and engine.
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod apply;
 pub mod auth;
 pub mod backups;
@@ -17,6 +18,7 @@ pub mod grpc_limits;
 pub mod http;
 pub mod identity;
 pub mod join;
+pub mod large_answer;
 pub mod lease;
 pub mod listener;
 pub mod logging;

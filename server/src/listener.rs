@@ -11,6 +11,7 @@
 //! hold is bounded by the budget for request bodies. A failing accept (descriptors exhausted) is logged once a second and tried again.
 //!
 //! **Does not know** what is served.
+use crate::answers::AnswerShare;
 use crate::auth::origin::CertificateName;
 use crate::config::{Config, Url};
 use crate::corked::{Answering, Answers, cork};
@@ -397,7 +398,8 @@ impl Connections {
         self.metrics.connections.inc();
         let answers = Answers::default();
         let (stream, uncork) = cork(stream, answers.clone());
-        let service = Requests { connections: self.clone(), remote: remote.into(), security, answers };
+        let share = self.served.grpc.as_ref().map(|grpc| grpc.share());
+        let service = Requests { connections: self.clone(), remote: remote.into(), security, answers, share };
         let mut connection =
             uncork.drive(Box::pin(self.builder.serve_connection(TokioIo::new(stream), service)));
         let outcome = tokio::select! {
@@ -429,6 +431,8 @@ struct Requests {
     remote: Arc<str>,
     security: Security,
     answers: Answers,
+    /// What its unread answers may hold, where it has gRPC.
+    share: Option<Arc<AnswerShare>>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Requests {
@@ -449,11 +453,12 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
                 .headers()
                 .get(http::header::CONTENT_TYPE)
                 .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
-        match (is_grpc, &served.grpc, &served.http) {
-            (true, Some(grpc), _) => {
+        match (is_grpc, served.grpc.as_ref().zip(self.share.as_ref()), &served.http) {
+            (true, Some((grpc, share)), _) => {
                 let (grpc, remote, answering) = (grpc.clone(), self.remote.clone(), self.answers.begin());
+                let share = share.clone();
                 Box::pin(async move {
-                    let response = grpc.call(request, &remote).await;
+                    let response = grpc.call(request, &remote, &share).await;
                     Ok(response.map(|body| EdgeBody::Grpc(body, answering)))
                 })
             }
@@ -515,6 +520,7 @@ impl Body for EdgeBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answers::AnswerBudget;
     use crate::config::url;
     use crate::grpc::{GrpcBounds, GrpcServices};
     use crate::grpc_limits::InflightBudget;
@@ -595,8 +601,8 @@ mod tests {
             GrpcServices::default().with(LockServer::new(Echo).max_decoding_message_size(usize::MAX));
         let metrics = Arc::new(Metrics::new(&services.names(), true));
         let bounds = GrpcBounds { message_bytes_max, warning_unary_duration: Duration::from_secs(1) };
-        let grpc =
-            Grpc::new(&services, bounds, InflightBudget::new(1 << 30), metrics.clone(), shutdown.clone());
+        let (inflight, answers) = (InflightBudget::new(1 << 30), AnswerBudget::new(1 << 30));
+        let grpc = Grpc::new(&services, bounds, inflight, answers, metrics.clone(), shutdown.clone());
         let health = Arc::new(Health::default());
         let state = HttpState {
             health: health.clone(),

@@ -12,6 +12,7 @@
 //! is in memory, and the log is closed. The caller then ends the process by the same signal.
 //!
 //! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
+use crate::answers::AnswerBudget;
 use crate::backups::{self, Backups, BackupsOptions};
 use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
@@ -409,8 +410,8 @@ impl Sockets {
             message_bytes_max: config.message_bytes_max(),
             warning_unary_duration: config.warning_unary_request_duration,
         };
-        let grpc =
-            Grpc::new(&services, bounds, diagnostics.inflight.clone(), metrics.clone(), shutdown.clone());
+        let (inflight, answers) = (diagnostics.inflight.clone(), diagnostics.answers.clone());
+        let grpc = Grpc::new(&services, bounds, inflight, answers, metrics.clone(), shutdown.clone());
         let grpc = Some(Arc::new(grpc));
         let state = Arc::new(HttpState {
             health: diagnostics.clone(),
@@ -601,6 +602,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         member_id: server.header.member_id(),
         feature_gates: config.feature_gates.clone(),
         inflight: InflightBudget::new(config.inflight_bytes_max),
+        answers: AnswerBudget::new(config.answer_bytes_max),
         disk_stats: Box::new(move || stats_node.disk_stats()),
     };
     Ok(Member { server, diagnostics: Arc::new(diagnostics), node, peers })

@@ -673,6 +673,13 @@ pub static OPTIONS: &[OptionSpec] = &[
         "268435456",
         "Bytes of request bodies held at once over all connections; beyond it requests are refused.",
     ),
+    option(
+        Sternpost,
+        "max-answer-bytes",
+        Kind::Uint,
+        "268435456",
+        "Bytes of answers that clients have not taken yet, over all connections, a quarter of it for one; the fuller it is, the fewer requests may begin. Lists above 1 MiB are read as they are sent.",
+    ),
     option(Sternpost, "cache-bytes", Kind::Uint, "268435456", "Memory for pages and values read from disk."),
     option(
         Sternpost,

@@ -85,6 +85,8 @@ pub struct Config {
     pub request_bytes_max: usize,
     /// Bytes of request bodies held at once over all connections.
     pub inflight_bytes_max: usize,
+    /// Bytes of answers held at once.
+    pub answer_bytes_max: usize,
     /// Memory for pages and values read from disk.
     pub cache_bytes: usize,
     /// Bytes that the scrubber reads a second; 0 for none.
@@ -507,6 +509,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         txn_ops_max: size(settings.uint("max-txn-ops")),
         request_bytes_max: size(request_bytes),
         inflight_bytes_max: size(settings.uint("max-inflight-bytes")),
+        answer_bytes_max: size(settings.uint("max-answer-bytes")),
         cache_bytes: size(settings.uint("cache-bytes")),
         scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
         state_bytes_per_second_min: settings.uint("state-bytes-per-second-min"),

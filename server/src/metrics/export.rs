@@ -73,6 +73,10 @@ pub struct Sample {
     pub leases_expired: u64,
     /// Bytes of request bodies held.
     pub inflight_bytes: u64,
+    /// Bytes of answers held.
+    pub answer_bytes: u64,
+    /// Requests refused for that.
+    pub answers_refused: u64,
 }
 
 /// Who knows the numbers of a [`Sample`].
@@ -116,6 +120,8 @@ pub(super) struct Sampled {
     leases_revoked: SampledCounter,
     leases_expired: SampledCounter,
     inflight_bytes: Gauge,
+    answer_bytes: Gauge,
+    answers_refused: SampledCounter,
     cpu_s: SampledCounter,
     open_fds: Gauge,
     max_fds: Gauge,
@@ -162,6 +168,8 @@ impl Sampled {
             leases_revoked: r.sampled_counter("etcd_debugging_lease_revoked_total"),
             leases_expired: r.sampled_counter("etcd_debugging_server_lease_expired_total"),
             inflight_bytes: r.gauge("sternpost_request_inflight_bytes"),
+            answer_bytes: r.gauge("sternpost_answer_bytes"),
+            answers_refused: r.sampled_counter("sternpost_answer_refused_total"),
             cpu_s: r.sampled_counter("process_cpu_seconds_total"),
             open_fds: r.gauge("process_open_fds"),
             max_fds: r.gauge("process_max_fds"),
@@ -217,6 +225,8 @@ impl Sampled {
         self.leases_revoked.0.set(number(sample.leases_revoked));
         self.leases_expired.0.set(number(sample.leases_expired));
         self.inflight_bytes.set(number(sample.inflight_bytes));
+        self.answer_bytes.set(number(sample.answer_bytes));
+        self.answers_refused.0.set(number(sample.answers_refused));
         self.set_process();
     }
 

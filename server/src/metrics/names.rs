@@ -152,6 +152,8 @@ pub static METRICS: &[MetricSpec] = &[
     counter("sternpost_client_connections_accepted_total", "Client connections accepted."),
     gauge("sternpost_request_inflight_bytes", "Bytes of request bodies held."),
     counter("sternpost_request_refused_total", "Requests refused because --max-inflight-bytes was reached."),
+    gauge("sternpost_answer_bytes", "Bytes of answers that clients have not taken yet, with a KiB for each request in progress."),
+    counter("sternpost_answer_refused_total", "Requests refused because of --max-answer-bytes."),
     gauge("sternpost_state_bytes_per_second", "How fast other members may fetch the state from this one now, bytes a second; 0 is no limit, and while this member is alone."),
     gauge("sternpost_tls_certificate_expiration_timestamp_seconds", "When the certificate that a flag names expires, seconds since 1970.").by(&["flag"]),
     counter("grpc_server_started_total", "RPCs started.").by(GRPC_LABELS),

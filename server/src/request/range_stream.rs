@@ -19,7 +19,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use sternpost_engine::mvcc::{Range, Store};
+use sternpost_engine::OperationError;
+use sternpost_engine::mvcc::{Range, RangeOutcome, Scan, SortTarget, Store};
 
 const FIRST_CHUNK_KEYS: i64 = 10;
 
@@ -30,10 +31,10 @@ pub struct RangeChunks {
     next: Option<Range>,
     /// Keys that may still be sent.
     rest: i64,
-    /// Keys sent.
-    sent: i64,
     /// Store revision of the first chunk, 0 before it.
     revision: i64,
+    /// Keys of the whole range there.
+    count: i64,
     chunk_bytes: usize,
     /// Asked after each chunk was read, before it is sent.
     may_go_on: Box<dyn Fn() -> Result<(), ApiError> + Send>,
@@ -78,17 +79,37 @@ impl RangeChunks {
             store,
             next: Some(range),
             rest,
-            sent: 0,
             revision: 0,
+            count: 0,
             chunk_bytes,
             may_go_on: Box::new(|| Ok(())),
         }
     }
 
+    /// Counting what is left of the range again for each chunk would cost as much as reading all of it, where the revision is no longer the newest.
+    fn read(&self, range: &Range) -> Result<RangeOutcome, OperationError> {
+        if self.revision == 0 || range.sort_target != SortTarget::Key {
+            return self.store.range(range);
+        }
+        let limit = usize::try_from(range.limit).unwrap_or(0);
+        let scan = Scan {
+            lower: range.range.key.clone(),
+            upper: (range.range.end[..] != [0]).then(|| range.range.end.clone()),
+            revision: range.revision,
+            reverse: false,
+            limit: limit.saturating_add(1),
+            keys_only: range.keys_only,
+        };
+        let mut kvs = self.store.scan(&scan)?;
+        let more = kvs.len() > limit;
+        kvs.truncate(limit);
+        Ok(RangeOutcome { revision: self.revision, kvs, more, count: 0 })
+    }
+
     fn chunk(&mut self, mut range: Range) -> Result<Chunk, ApiError> {
-        let outcome = super::read::read_many(&self.store, || self.store.range(&range))?;
+        let outcome = super::read::read_many(&self.store, || self.read(&range))?;
         if self.revision == 0 {
-            self.revision = outcome.revision;
+            (self.revision, self.count) = (outcome.revision, outcome.count);
             if range.revision <= 0 {
                 range.revision = self.revision;
             }
@@ -98,8 +119,6 @@ impl RangeChunks {
             return Ok(Chunk { response, header_revision: Some(self.revision) });
         }
         let kvs_count = outcome.kvs.len() as i64;
-        let sent_before = self.sent;
-        self.sent += kvs_count;
         self.rest -= kvs_count;
         let last_key = outcome.kvs.last().map(|kv| kv.key.clone());
         let mut response = range_response(outcome, None);
@@ -112,8 +131,7 @@ impl RangeChunks {
             self.next = Some(range);
             return Ok(Chunk { response, header_revision: None });
         }
-        // The store counts from this chunk's first key on, past its limit.
-        response.count += sent_before;
+        response.count = self.count;
         Ok(Chunk { response, header_revision: Some(self.revision) })
     }
 }

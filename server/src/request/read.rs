@@ -4,6 +4,7 @@ use super::limits;
 use crate::auth::check::Access;
 use crate::auth::origin::Credential;
 use crate::first_turn;
+use crate::large_answer::size_of;
 use crate::wire::etcdserverpb::{RangeRequest, TxnRequest};
 use crate::wire::status::ApiError;
 use std::cmp::Ordering as Order;
@@ -13,8 +14,8 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use sternpost_engine::OperationError;
 use sternpost_engine::mvcc::{
-    Compare, CompareResult, CompareTarget, KeyValue, Range, RangeOutcome, Store, Txn, TxnOperation,
-    TxnOperationOutcome, TxnOutcome,
+    BoundedRange, Compare, CompareResult, CompareTarget, KeyValue, Range, RangeOutcome, Store, Txn,
+    TxnOperation, TxnOperationOutcome, TxnOutcome,
 };
 use sternpost_replication::ReadError;
 
@@ -43,8 +44,21 @@ impl Pipeline {
         }
     }
 
-    /// Reads a range.
+    /// Reads a range, whatever its size: for what asks for little.
     pub async fn range(&self, request: RangeRequest, who: &Credential) -> Result<RangeOutcome, ApiError> {
+        match self.range_bounded(request, who, u64::MAX).await? {
+            BoundedRange::Whole(outcome) => Ok(outcome),
+            BoundedRange::Large(large) => Ok(large.read()?),
+        }
+    }
+
+    /// Reads a range that is held as a whole up to `bytes_max`, and only measured above; the client may read all of it then.
+    pub async fn range_bounded(
+        &self,
+        request: RangeRequest,
+        who: &Credential,
+        bytes_max: u64,
+    ) -> Result<BoundedRange, ApiError> {
         limits::check_range(&request)?;
         if !request.serializable {
             self.read_barrier().await?;
@@ -54,10 +68,10 @@ impl Pipeline {
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let range = Range::from(request);
         let outcome = if range.range.end.is_empty() {
-            self.store.range(&range)?
+            BoundedRange::Whole(self.store.range(&range)?)
         } else {
             first_turn::leave().await;
-            read_many(&self.store, || self.store.range(&range))?
+            read_many(&self.store, || self.store.range_bounded(&range, bytes_max, size_of))?
         };
         self.still_current(&origin)?;
         Ok(outcome)
@@ -116,7 +130,7 @@ impl ReadTxnError {
 
 /// Runs a read of many keys. Once there is something on disk it may have to wait for the device many times, and the
 /// runtime's other tasks shall not wait with it. One key is one or two reads at worst, and handing over costs as much.
-pub(super) fn read_many<T>(store: &Store, read: impl FnOnce() -> T) -> T {
+pub(crate) fn read_many<T>(store: &Store, read: impl FnOnce() -> T) -> T {
     use tokio::runtime::{Handle, RuntimeFlavor};
     let other_threads = || Handle::try_current().map(|handle| handle.runtime_flavor());
     if store.is_on_disk() && matches!(other_threads(), Ok(RuntimeFlavor::MultiThread)) {

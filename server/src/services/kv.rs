@@ -1,17 +1,22 @@
 //! The KV service.
 use super::header::HeaderSource;
 use super::{check_metadata, check_metadata_of_learner, credential};
+use crate::answers::{AnswerClass, AnswerShare, WHOLE_BYTES_MAX};
+use crate::large_answer::LargeAnswer;
 use crate::request::Pipeline;
 use crate::request::range_stream::RangeChunks;
+use crate::request::read::read_many;
 use crate::wire::convert;
 use crate::wire::etcdserverpb::kv_server::Kv;
 use crate::wire::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
 };
+use crate::wire::status::ApiError;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use sternpost_engine::mvcc::BoundedRange;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -38,7 +43,26 @@ impl Kv for KvService {
             check_metadata(request.metadata(), &self.pipeline)?;
         }
         let who = credential(&request);
-        let outcome = self.pipeline.range(request.into_inner(), &who).await?;
+        let share = request.extensions().get::<Arc<AnswerShare>>().cloned();
+        // Without a connection that counts it, nothing else could be done with a large answer than to hold it.
+        let bytes_max = if share.is_some() { WHOLE_BYTES_MAX as u64 } else { u64::MAX };
+        let outcome = match self.pipeline.range_bounded(request.into_inner(), &who, bytes_max).await? {
+            BoundedRange::Whole(outcome) => outcome,
+            BoundedRange::Large(range) if range.has_pages() => {
+                let header = self.header.at(range.revision());
+                let mut stands_for = Response::new(RangeResponse::default());
+                stands_for.extensions_mut().insert(LargeAnswer { range, header });
+                return Ok(stands_for);
+            }
+            BoundedRange::Large(range) => {
+                // What is sorted is held until it is: twice, while it is encoded.
+                let bytes = range.bytes_to_hold().saturating_add(range.bytes());
+                let share = share.ok_or_else(|| Status::internal("a range without a bound is too large"))?;
+                let _held =
+                    share.begin_with(AnswerClass::List, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+                read_many(self.pipeline.store(), || range.read()).map_err(ApiError::from)?
+            }
+        };
         let header = self.header.at(outcome.revision);
         Ok(Response::new(convert::range_response(outcome, Some(header))))
     }

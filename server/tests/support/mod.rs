@@ -11,6 +11,7 @@ pub mod latency;
 pub mod process;
 pub mod proxy;
 pub mod raw_client;
+pub mod raw_http2;
 pub mod register;
 pub mod seconds;
 pub mod session;

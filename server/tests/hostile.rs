@@ -1,0 +1,337 @@
+//! Clients that mean harm, or are broken, against a real process: what they cost the server is bounded, and others are served meanwhile.
+//!
+//! Asserted are bounds on memory that hold on any machine, and that an ordinary client's calls succeed; latencies are measured elsewhere. Bounds allow for a debug build.
+mod support;
+
+use prost::Message;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::range_request::{SortOrder, SortTarget};
+use sternpost_server::wire::etcdserverpb::{PutRequest, RangeRequest};
+use support::cluster::{Cluster, Member, runtime, until};
+use support::raw_http2::{self as http2, RawHttp2, grpc_headers, literal};
+use tonic::Code;
+
+const RANGE: &str = "/etcdserverpb.KV/Range";
+const MIB: u64 = 1 << 20;
+
+fn one_member(options: &[&str]) -> Cluster {
+    Cluster::start(1, options)
+}
+
+async fn fill(member: &Member, keys: usize, value_bytes: usize) {
+    until("the first put", async || member.put("ready", "yes").await.ok()).await;
+    let mut kv = KvClient::new(member.channel());
+    for number in 0..keys {
+        let key = format!("list/{number:06}");
+        // Different everywhere, so that a piece in the wrong place is seen.
+        let value = format!("{number:08x}").repeat(value_bytes / 8);
+        kv.put(PutRequest { key: key.into(), value: value.into(), ..Default::default() }).await.unwrap();
+    }
+}
+
+fn list() -> RangeRequest {
+    RangeRequest { key: "list/".into(), range_end: "list0".into(), ..Default::default() }
+}
+
+/// An ordinary client that puts and reads a key of its own all the time.
+struct Bystander {
+    is_over: Arc<AtomicBool>,
+    calls: Arc<AtomicU64>,
+    working: tokio::task::JoinHandle<()>,
+}
+
+impl Bystander {
+    fn start(member: &Member) -> Self {
+        let (is_over, calls) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (over, count, channel) = (is_over.clone(), calls.clone(), member.channel());
+        let working = tokio::spawn(async move {
+            let mut kv = KvClient::new(channel);
+            while !over.load(Ordering::Relaxed) {
+                let number = count.load(Ordering::Relaxed);
+                let put = PutRequest {
+                    key: "bystander".into(),
+                    value: number.to_string().into(),
+                    ..Default::default()
+                };
+                kv.put(put).await.expect("others do not notice");
+                let get = RangeRequest { key: "bystander".into(), ..Default::default() };
+                let found = kv.range(get).await.expect("others do not notice").into_inner();
+                assert_eq!(found.kvs[0].value, number.to_string().as_bytes());
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+        Self { is_over, calls, working }
+    }
+
+    /// Waits until it has done something more.
+    async fn goes_on(&self) {
+        let before = self.calls.load(Ordering::Relaxed);
+        until("an ordinary client to be served", async || {
+            (self.calls.load(Ordering::Relaxed) > before + 3 || self.working.is_finished()).then_some(())
+        })
+        .await;
+    }
+
+    async fn end(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        self.working.await.expect("it was served all the time");
+    }
+}
+
+/// How each of these streams began: as an answer, or refused.
+fn beginnings(connection: &mut RawHttp2, streams: usize) -> (usize, usize) {
+    let (mut answered, mut refused) = (0, 0);
+    while answered + refused < streams {
+        let frame = connection.frame().unwrap().expect("the connection stays");
+        match (frame.kind, frame.flags & http2::END_STREAM) {
+            (http2::HEADERS, 0) => answered += 1,
+            (http2::HEADERS, _) => refused += 1,
+            _ => {}
+        }
+    }
+    (answered, refused)
+}
+
+async fn answer_bytes(member: &Member) -> f64 {
+    member.metric("sternpost_answer_bytes").await.expect("it has this metric")
+}
+
+#[test]
+fn readers_that_never_read_hold_no_more_than_the_budget() {
+    runtime().block_on(async {
+        // Room for 32 MiB of answers; a list of 24 MiB is asked for 1,600 times.
+        let cluster = one_member(&["--max-answer-bytes=33554432"]);
+        let member = &cluster.members[0];
+        fill(member, 48, 512 << 10).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let (list, address) = (list().encode_to_vec(), member.client_address());
+        let mut connections = Vec::new();
+        for window_bytes in [0, 0, 1, 1, 70_000, 0, 1, 70_000] {
+            let (list, address) = (list.clone(), address.clone());
+            let hostile = tokio::task::spawn_blocking(move || {
+                let mut connection = RawHttp2::connect(&address, window_bytes).unwrap();
+                for _ in 0..200 {
+                    connection.call(RANGE, &list).unwrap();
+                }
+                let beginnings = beginnings(&mut connection, 200);
+                (connection, beginnings)
+            });
+            connections.push(hostile.await.unwrap());
+            assert!(answer_bytes(member).await <= 33.0 * MIB as f64, "one page above at most");
+        }
+        let answered: usize = connections.iter().map(|(_, (answered, _))| answered).sum();
+        let refused: usize = connections.iter().map(|(_, (_, refused))| refused).sum();
+        println!("{answered} answers wait, {refused} were refused");
+        assert!(answered >= 8 && refused >= 400, "{answered} and {refused}");
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("the server grew by {grown_mib} MiB");
+        // Held pages, what the transport queues (400 KiB a stream at most), and buffers of the allocator; 1,600 lists would be 38 GiB.
+        assert!(grown_mib < 160, "it grew by {grown_mib} MiB");
+        assert!(member.metric("sternpost_answer_refused_total").await.unwrap() >= refused as f64);
+        drop(connections);
+        until("what they held to be free", async || (answer_bytes(member).await < MIB as f64).then_some(()))
+            .await;
+        let mut kv = KvClient::new(member.channel()).max_decoding_message_size(usize::MAX);
+        let request = RangeRequest { key: "list/".into(), range_end: "list0".into(), ..Default::default() };
+        assert_eq!(kv.range(request).await.expect("there is room again").into_inner().kvs.len(), 48);
+        bystander.end().await;
+    });
+}
+
+#[test]
+fn small_answers_that_are_never_read_are_bounded_as_well() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--max-answer-bytes=16777216"]);
+        let member = &cluster.members[0];
+        fill(member, 1, 1024).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let (get, address) = (
+            RangeRequest { key: "list/000000".into(), ..Default::default() }.encode_to_vec(),
+            member.client_address(),
+        );
+        let hostile = tokio::task::spawn_blocking(move || {
+            let mut connection = RawHttp2::connect(&address, 0).unwrap();
+            let mut answered = 0;
+            let mut refused = 0;
+            // A quarter of 16 MiB is room for some two thousand answers of 1 KiB.
+            for _ in 0..100 {
+                for _ in 0..100 {
+                    connection.call("/etcdserverpb.KV/Range", &get).unwrap();
+                }
+                let (more_answered, more_refused) = beginnings(&mut connection, 100);
+                answered += more_answered;
+                refused += more_refused;
+            }
+            (connection, answered, refused)
+        });
+        let (connection, answered, refused) = hostile.await.unwrap();
+        println!("{answered} answers wait, {refused} were refused");
+        assert!((1000..=2100).contains(&answered) && refused >= 7000, "{answered} and {refused}");
+        assert!(answer_bytes(member).await < 5.0 * MIB as f64);
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("the server grew by {grown_mib} MiB");
+        assert!(grown_mib < 100, "it grew by {grown_mib} MiB");
+        drop(connection);
+        bystander.end().await;
+    });
+}
+
+#[test]
+fn a_large_answer_is_the_same_whichever_way_it_is_read() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--memtable-bytes=4194304"]);
+        let member = &cluster.members[0];
+        // Larger than what is held as a whole, in memory and on disk.
+        fill(member, 700, 8 << 10).await;
+        let mut kv = KvClient::new(member.channel()).max_decoding_message_size(usize::MAX);
+        let whole = kv.range(list()).await.unwrap().into_inner();
+        assert_eq!((whole.kvs.len(), whole.count, whole.more), (700, 700, false));
+        let revision = whole.header.unwrap().revision;
+        for (number, kv) in whole.kvs.iter().enumerate() {
+            assert_eq!(kv.key, format!("list/{number:06}").as_bytes());
+            assert_eq!(kv.value, format!("{number:08x}").repeat(1024).as_bytes());
+            assert!(kv.version == 1 && kv.mod_revision == kv.create_revision && kv.lease == 0);
+        }
+        let cut = kv.range(RangeRequest { limit: 600, ..list() }).await.unwrap().into_inner();
+        assert_eq!((cut.kvs.len(), cut.count, cut.more), (600, 700, true));
+        assert_eq!(cut.kvs, whole.kvs[..600]);
+        let min_mod_revision = whole.kvs[300].mod_revision;
+        let filtered = kv.range(RangeRequest { min_mod_revision, ..list() }).await.unwrap().into_inner();
+        assert_eq!((filtered.count, filtered.more), (700, false));
+        assert_eq!(filtered.kvs, whole.kvs[300..]);
+        let descending = RangeRequest {
+            sort_order: SortOrder::Descend.into(),
+            sort_target: SortTarget::Mod.into(),
+            ..list()
+        };
+        let sorted = kv.range(descending).await.unwrap().into_inner();
+        assert!(sorted.kvs.iter().rev().eq(&whole.kvs), "sorted, and held for that");
+        // What is written while it is read is not in it.
+        let at = RangeRequest { revision, ..list() };
+        kv.put(PutRequest { key: "list/000500".into(), value: "new".into(), ..Default::default() })
+            .await
+            .unwrap();
+        assert_eq!(kv.range(at).await.unwrap().into_inner().kvs, whole.kvs);
+        // By pieces: the same once more.
+        let mut pieces = kv.range_stream(RangeRequest { revision, ..list() }).await.unwrap().into_inner();
+        let mut streamed = Vec::new();
+        let mut count = 0;
+        while let Some(piece) = pieces.message().await.unwrap() {
+            let piece = piece.range_response.unwrap();
+            streamed.extend(piece.kvs);
+            count += piece.count;
+        }
+        assert_eq!((streamed, count), (whole.kvs, 700));
+    });
+}
+
+#[test]
+fn a_sorted_list_that_does_not_fit_is_refused_and_says_so() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--max-answer-bytes=16777216"]);
+        let member = &cluster.members[0];
+        fill(member, 40, 256 << 10).await;
+        let mut kv = KvClient::new(member.channel()).max_decoding_message_size(usize::MAX);
+        let sorted = RangeRequest {
+            sort_order: SortOrder::Descend.into(),
+            sort_target: SortTarget::Value.into(),
+            ..list()
+        };
+        let error = kv.range(sorted.clone()).await.unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(error.message().starts_with("sternpost: too many bytes of answers"), "{error}");
+        let few = kv.range(RangeRequest { limit: 2, ..sorted }).await.unwrap().into_inner();
+        assert_eq!((few.kvs.len(), few.count, few.more), (2, 40, true));
+        assert_eq!(kv.range(list()).await.unwrap().into_inner().kvs.len(), 40, "in order it needs no room");
+        assert!(answer_bytes(member).await < MIB as f64);
+    });
+}
+
+#[test]
+fn streams_that_are_reset_at_once_end_the_connection_and_nobody_elses() {
+    runtime().block_on(async {
+        let cluster = one_member(&[]);
+        let member = &cluster.members[0];
+        fill(member, 8, 64 << 10).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        for _ in 0..4 {
+            let address = member.client_address();
+            let hostile = tokio::task::spawn_blocking(move || {
+                let mut connection = RawHttp2::connect(&address, 0).unwrap();
+                let list = grpc_headers(RANGE);
+                let mut opened = 0;
+                for _ in 0..50_000 {
+                    let stream = connection.new_stream();
+                    let sent = connection
+                        .send(http2::HEADERS, http2::END_HEADERS, stream, &list)
+                        .and_then(|()| connection.send(http2::RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+                    if sent.is_err() {
+                        break;
+                    }
+                    opened += 1;
+                }
+                opened
+            });
+            println!("{} streams opened and reset", hostile.await.unwrap());
+        }
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        assert!(grown_mib < 64, "it grew by {grown_mib} MiB");
+        bystander.end().await;
+    });
+}
+
+#[test]
+fn headers_without_end_and_floods_of_control_frames_are_bounded() {
+    runtime().block_on(async {
+        let cluster = one_member(&[]);
+        let member = &cluster.members[0];
+        fill(member, 1, 8).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let address = member.client_address();
+        let hostile = tokio::task::spawn_blocking(move || {
+            // A header block of up to 64 MiB, in pieces that never end.
+            let mut connection = RawHttp2::connect(&address, 65_535).unwrap();
+            let stream = connection.new_stream();
+            let mut sent = connection.send(http2::HEADERS, 0, stream, &grpc_headers(RANGE)).is_ok();
+            let piece: Vec<u8> = (0..100).flat_map(|_| literal("x-a", &"b".repeat(120))).collect();
+            let mut pieces = 0;
+            while sent && pieces < 5_000 {
+                sent = connection.send(http2::CONTINUATION, 0, stream, &piece).is_ok();
+                pieces += 1;
+            }
+            println!("{pieces} pieces of a header block, still taken: {sent}");
+            // Pings and settings, whose answers nobody reads.
+            let mut connection = RawHttp2::connect(&address, 65_535).unwrap();
+            let mut frames = 0;
+            // Ends where the server stops reading, since the unread answers have filled the buffers of both kernels, or closes the connection.
+            while frames < 400_000
+                && connection.send(http2::PING, 0, 0, &[7; 8]).is_ok()
+                && connection.send(http2::SETTINGS, 0, 0, &[]).is_ok()
+            {
+                frames += 2;
+            }
+            println!("{frames} control frames");
+            connection
+        });
+        let connection = hostile.await.unwrap();
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("the server grew by {grown_mib} MiB");
+        assert!(grown_mib < 32, "it grew by {grown_mib} MiB");
+        drop(connection);
+        bystander.end().await;
+    });
+}
