@@ -92,6 +92,8 @@ pub struct CheckpointReport {
     pub segments_removed: u64,
     /// From the beginning to the durable superblock, in microseconds of the device's clock.
     pub duration_us: u64,
+    /// Of that, writing the superblock and its syncs: the moment at which it becomes durable.
+    pub commit_us: u64,
 }
 
 impl CheckpointReport {
@@ -105,6 +107,7 @@ impl CheckpointReport {
         self.page_bytes += other.page_bytes;
         self.segments_removed += other.segments_removed;
         self.duration_us += other.duration_us;
+        self.commit_us += other.commit_us;
     }
 }
 
@@ -345,7 +348,9 @@ impl<'a> Attempt<'a> {
         if self.planted.has(PlantedBug::UnlinkEarly) {
             remove(self.io, &unreferenced(self.base, &state), &self.shelf);
         }
+        let begun_us = self.io.now_us();
         self.write_superblock(roots, swept.revision)?;
+        self.report.commit_us = self.io.now_us().saturating_sub(begun_us);
         Ok(state)
     }
 

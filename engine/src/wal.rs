@@ -41,11 +41,12 @@ mod stats;
 mod tail_copy;
 mod writer;
 
+pub use crate::base::latency::StageLatency;
 pub use format::{RecordKind, RecordMeta};
 pub use reader::LogReader;
 pub use recovery::{CutReport, LogReport, Record, RecoveryProgress, RecoveryReport, inspect};
 pub use stall::StallProbe;
-pub use stats::{StageLatency, WalStats};
+pub use stats::WalStats;
 
 use crate::base::ids::{GroupId, Lsn};
 use crate::base::rng::Rng;

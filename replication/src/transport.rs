@@ -55,7 +55,7 @@ pub use handshake::{Discovery, HandshakeError, Lane, MemberHello, Position, Prom
 pub use notice::Notice;
 pub use queue::Dropped;
 pub use state::{StateClient, StateError, StateSource};
-pub use stats::LaneStats;
+pub use stats::{LaneStats, ROUND_TRIP_BOUNDS, round_trip_bound_us};
 pub use stream::{Address, Secure, Stream};
 pub use throttle::{Throttle, WriteWindow};
 

@@ -19,6 +19,7 @@ use super::rest::Rest;
 use super::worker::{Done, Maker, OpenDevice, Worker};
 use super::{CheckpointReport, Checkpoints, SegmentIds, SupersededPages, remove_orphans};
 use crate::base::ids::Lsn;
+use crate::base::latency::StageLatency;
 use crate::cache::CacheStats;
 use crate::disk_state::{DiskState, NamesKept, Positions, Shelf, ShelfOptions};
 use crate::error::{Error, Result};
@@ -98,6 +99,8 @@ pub struct CheckpointStats {
     pub upkeeps_count: u64,
     /// Sums over all of them.
     pub totals: CheckpointReport,
+    /// How long writing the superblock took, each time.
+    pub commits: StageLatency,
     /// Why they fail at the moment, if they do.
     pub failing: Option<String>,
     /// Runs cut and not durable yet.
@@ -507,6 +510,7 @@ impl Checkpointer {
             self.state = state.clone();
             self.pages_bytes = state.pages_bytes();
             self.stats.totals.add(&report);
+            self.stats.commits.record(report.commit_us);
             self.told_failing = false;
             let event = match &run {
                 Some(run) => {
