@@ -64,6 +64,7 @@ pub struct Machine {
     notices: Box<dyn Notices>,
     quota: Quota,
     promises: Arc<Promises>,
+    times: Option<Box<dyn ApplyTimes>>,
     /// Estimate of the store's size between two flushes; only the quota looks at it.
     size_bytes: i64,
 }
@@ -82,6 +83,18 @@ impl Context {
             counter.fetch_add(count.unsigned_abs(), Ordering::Relaxed);
         }
     }
+}
+
+/// Hears how long commands take. The machine itself has no clock: what it does is the same on every member.
+pub trait ApplyTimes: Send {
+    /// Microseconds since some moment.
+    fn now_us(&self) -> u64;
+
+    /// A command was applied, not replayed.
+    fn applied(&self, kind: Kind, is_success: bool, took_us: u64);
+
+    /// A lease was granted.
+    fn granted(&self, ttl_s: i64);
 }
 
 impl Machine {
@@ -104,9 +117,15 @@ impl Machine {
             notices,
             quota,
             promises: Arc::default(),
+            times: None,
         };
         machine.load();
         machine
+    }
+
+    /// With somebody who hears how long commands take.
+    pub fn with_times(self, times: Box<dyn ApplyTimes>) -> Self {
+        Self { times: Some(times), ..self }
     }
 
     /// The store that it fills.
@@ -318,7 +337,15 @@ impl StateMachine for Machine {
             }
         }
         for Decoded { id, origin, command } in decoded {
+            let kind = command.kind();
+            let begun = self.times.as_ref().filter(|_| !entry.replay).map(|times| times.now_us());
             let applied = self.execute(context, &origin, command);
+            if let (Some(times), Some(begun)) = (&self.times, begun) {
+                times.applied(kind, applied.result.is_ok(), times.now_us().saturating_sub(begun));
+                if let Ok(Outcome::LeaseGrant { ttl, .. }) = &applied.result {
+                    times.granted(*ttl);
+                }
+            }
             if let Err(ApiError::Unreadable(what)) = &applied.result {
                 // Nothing after it may be applied either, so this member has come to its end.
                 panic!("A5: log entry {} cannot be applied, since its own disk fails: {what}", entry.index);

@@ -1,17 +1,19 @@
 //! What the server says of itself: health, versions, numbers for metrics. All of it is read from others at the moment of asking.
 use crate::answers::AnswerBudget;
-use crate::apply::EMPTY_STORE_BYTES;
+use crate::apply::{EMPTY_STORE_BYTES, records};
 use crate::auth::origin::Credential;
 use crate::config::ETCD_CLUSTER_VERSION;
 use crate::grpc_limits::InflightBudget;
 use crate::http::{Alarm, HealthSource, ReadCheck};
+use crate::metrics::HistogramSample;
 use crate::metrics::export::{MetricSource, Sample, resample};
+use crate::peers::Peers;
 use crate::request::Pipeline;
 use crate::wire::etcdserverpb::{AlarmType, RangeRequest};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use sternpost_engine::checkpoint::CheckpointStats;
-use sternpost_engine::wal::WalStats;
+use sternpost_engine::wal::{StageLatency, WalStats};
 
 /// Asks the log for its statistics; none before it has any.
 pub type DiskStatsSource = Box<dyn Fn() -> Option<(WalStats, CheckpointStats)> + Send + Sync>;
@@ -30,6 +32,8 @@ pub struct Diagnostics {
     pub answers: Arc<AnswerBudget>,
     /// The numbers of the log and of the checkpoints.
     pub disk_stats: DiskStatsSource,
+    /// The other members, once there are some.
+    pub peers: Arc<OnceLock<Weak<Peers>>>,
 }
 
 impl HealthSource for Diagnostics {
@@ -120,14 +124,24 @@ impl MetricSource for Diagnostics {
             };
             sample.alarms.push((alarm.member_id, name));
         }
+        sample.members = records::members(self.pipeline.store()).iter().map(|member| member.id).collect();
+        if let Some(peers) = self.peers.get().and_then(Weak::upgrade) {
+            sample.is_fetching = peers.is_fetching();
+            sample.peers = peers.samples();
+        }
         if let Some((wal, checkpoints)) = (self.disk_stats)() {
             sample.reserve_bytes = checkpoints.reserve.held_bytes;
             sample.reserve_wanted_bytes = checkpoints.reserve.wanted_bytes;
-            let latencies = wal.write_sync.histogram.iter_recorded();
-            let counts = latencies.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()));
-            sample.wal_sync = resample("etcd_disk_wal_fsync_duration_seconds", counts, wal.write_sync.sum_us);
+            sample.wal_sync = in_seconds("etcd_disk_wal_fsync_duration_seconds", &wal.write_sync);
             sample.wal_write_bytes = wal.group_bytes;
+            sample.commits = in_seconds("etcd_disk_backend_commit_duration_seconds", &checkpoints.commits);
         }
         sample
     }
+}
+
+fn in_seconds(metric: &str, stage: &StageLatency) -> HistogramSample {
+    let latencies = stage.histogram.iter_recorded();
+    let counts = latencies.map(|step| (step.value_iterated_to(), step.count_since_last_iteration()));
+    resample(metric, counts, stage.sum_us)
 }

@@ -156,7 +156,10 @@ async fn version(State(state): State<Arc<HttpState>>, request: Request) -> Respo
 }
 
 async fn metrics(State(state): State<Arc<HttpState>>) -> Response {
+    state.metrics.scrapes_in_progress.inc();
     let text = state.metrics.scrape(state.samples.as_ref());
+    state.metrics.scrapes_in_progress.dec();
+    state.metrics.scrapes.with_label_values(&["200"]).inc();
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], Body::from(text)).into_response()
 }
 

@@ -298,6 +298,7 @@ pub async fn fetch_sound_state(
 async fn fetch_staged(peers: &Peers, from: u64) -> Result<u64, String> {
     let source = peers.source(from);
     let place = peers.staging_place();
+    peers.set_fetching(true);
     let fetching = tokio::task::spawn_blocking(move || {
         let (transport, addresses) = source?;
         let mut last = "it has no address".to_owned();
@@ -309,7 +310,9 @@ async fn fetch_staged(peers: &Peers, from: u64) -> Result<u64, String> {
         }
         Err(last)
     });
-    fetching.await.unwrap_or_else(|error| Err(error.to_string()))
+    let fetched = fetching.await.unwrap_or_else(|error| Err(error.to_string()));
+    peers.set_fetching(false);
+    fetched
 }
 
 #[expect(clippy::disallowed_methods, reason = "a member that joins has nothing else to do")]

@@ -31,6 +31,7 @@ pub mod request;
 pub mod run;
 pub mod server;
 pub mod services;
+pub mod supervisor;
 pub mod tls;
 pub mod watch;
 pub mod wire;

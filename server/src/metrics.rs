@@ -8,6 +8,7 @@
 //! of a scrape through [`export::MetricSource`].
 pub mod export;
 pub mod names;
+pub mod timing;
 
 use names::{CODES, Kind, METHODS, METRICS, MethodKind, MetricSpec};
 use parking_lot::RwLock;
@@ -53,6 +54,12 @@ pub struct Metrics {
     pub state_rate: Gauge,
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
+    /// How long things take.
+    pub timing: timing::Timing,
+    /// Answers of `/metrics`, by code.
+    pub scrapes: IntCounterVec,
+    /// Those in progress.
+    pub scrapes_in_progress: IntGauge,
     sampled: export::Sampled,
 }
 
@@ -125,6 +132,9 @@ impl Metrics {
             requests_refused: r.counter("sternpost_request_refused_total"),
             state_rate: r.gauge("sternpost_state_bytes_per_second"),
             certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
+            timing: timing::Timing::new(&r),
+            scrapes: r.counter_by("promhttp_metric_handler_requests_total"),
+            scrapes_in_progress: r.int_gauge("promhttp_metric_handler_requests_in_flight"),
             sampled: export::Sampled::new(&r),
             registry,
         }
@@ -187,6 +197,12 @@ impl Registrar<'_> {
         self.register(GaugeVec::new(Self::opts(spec), spec.labels).expect("rows have valid names"))
     }
 
+    pub(crate) fn histogram(&self, name: &str) -> Histogram {
+        let spec = Self::spec(name);
+        assert!(spec.labels.is_empty(), "{name}");
+        self.register(Histogram::with_opts(Self::histogram_opts(spec)).expect("rows have valid names"))
+    }
+
     pub(crate) fn histogram_by(&self, name: &str) -> HistogramVec {
         let spec = Self::spec(name);
         assert!(!spec.labels.is_empty(), "{name}");
@@ -200,6 +216,19 @@ impl Registrar<'_> {
         let spec = Self::spec(name);
         assert!(spec.kind == Kind::Counter && spec.labels.is_empty(), "{name}");
         self.register(SampledCounter(Gauge::with_opts(Self::opts(spec)).expect("rows have valid names")))
+    }
+
+    /// Series by one or two labels whose values another layer keeps.
+    pub(crate) fn sampled_family(&self, name: &str) -> SampledFamily {
+        let spec = Self::spec(name);
+        assert!(!spec.labels.is_empty(), "{name}");
+        let labels = spec.labels.iter().map(ToString::to_string).collect();
+        let desc = Desc::new(spec.name.into(), spec.help.into(), labels, HashMap::new());
+        self.register(SampledFamily {
+            spec,
+            desc: Arc::new(desc.expect("rows have valid names")),
+            series: Arc::default(),
+        })
     }
 
     /// A histogram whose counts another layer keeps.
@@ -249,6 +278,22 @@ pub struct HistogramSample {
     pub sum: f64,
 }
 
+impl HistogramSample {
+    fn to_proto(&self, spec: &MetricSpec) -> prometheus::proto::Histogram {
+        let buckets = spec.kind.bounds().into_iter().enumerate().map(|(index, bound)| {
+            let mut bucket = prometheus::proto::Bucket::default();
+            bucket.set_upper_bound(bound);
+            bucket.set_cumulative_count(self.cumulative.get(index).copied().unwrap_or(0));
+            bucket
+        });
+        let mut histogram = prometheus::proto::Histogram::default();
+        histogram.set_bucket(buckets.collect());
+        histogram.set_sample_count(self.count);
+        histogram.set_sample_sum(self.sum);
+        histogram
+    }
+}
+
 /// A histogram that is set at the moment of a scrape.
 #[derive(Clone)]
 pub(crate) struct SampledHistogram {
@@ -269,25 +314,86 @@ impl Collector for SampledHistogram {
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
-        use prometheus::proto::{Bucket, Histogram, Metric, MetricType};
-        let value = self.value.lock();
-        let buckets = self.spec.kind.bounds().into_iter().enumerate().map(|(index, bound)| {
-            let mut bucket = Bucket::default();
-            bucket.set_upper_bound(bound);
-            bucket.set_cumulative_count(value.cumulative.get(index).copied().unwrap_or(0));
-            bucket
-        });
-        let mut histogram = Histogram::default();
-        histogram.set_bucket(buckets.collect());
-        histogram.set_sample_count(value.count);
-        histogram.set_sample_sum(value.sum);
+        use prometheus::proto::{Metric, MetricType};
         let mut metric = Metric::from_label(Vec::new());
-        metric.set_histogram(histogram);
+        metric.set_histogram(self.value.lock().to_proto(self.spec));
         let mut family = MetricFamily::default();
         family.set_name(self.spec.name.into());
         family.set_help(self.spec.help.into());
         family.set_field_type(MetricType::HISTOGRAM);
         family.set_metric(vec![metric]);
+        vec![family]
+    }
+}
+
+/// A value of a series that is kept elsewhere.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum SampledValue {
+    Number(f64),
+    Histogram(HistogramSample),
+}
+
+/// Series by labels that are set at the moment of a scrape; those that are not set then are gone.
+#[derive(Clone)]
+pub(crate) struct SampledFamily {
+    spec: &'static MetricSpec,
+    desc: Arc<Desc>,
+    series: Arc<parking_lot::Mutex<Vec<SampledSeries>>>,
+}
+
+/// The values of its labels, and its own.
+type SampledSeries = (Vec<String>, SampledValue);
+
+impl SampledFamily {
+    pub(crate) fn set(&self, series: Vec<SampledSeries>) {
+        *self.series.lock() = series;
+    }
+}
+
+impl Collector for SampledFamily {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.desc]
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricType};
+        let series = self.series.lock();
+        let metrics = series.iter().map(|(values, value)| {
+            let pair = |(name, value): (&&str, &String)| {
+                let mut pair = LabelPair::default();
+                pair.set_name((*name).to_owned());
+                pair.set_value(value.clone());
+                pair
+            };
+            let mut metric = Metric::from_label(self.spec.labels.iter().zip(values).map(pair).collect());
+            match value {
+                SampledValue::Number(number) if self.spec.kind == Kind::Counter => {
+                    let mut counter = Counter::default();
+                    counter.set_value(*number);
+                    metric.set_counter(counter);
+                }
+                SampledValue::Number(number) => {
+                    let mut gauge = Gauge::default();
+                    gauge.set_value(*number);
+                    metric.set_gauge(gauge);
+                }
+                SampledValue::Histogram(sample) => metric.set_histogram(sample.to_proto(self.spec)),
+            }
+            metric
+        });
+        let metrics: Vec<Metric> = metrics.collect();
+        if metrics.is_empty() {
+            return Vec::new();
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(self.spec.name.into());
+        family.set_help(self.spec.help.into());
+        family.set_field_type(match self.spec.kind {
+            Kind::Counter => MetricType::COUNTER,
+            Kind::Gauge => MetricType::GAUGE,
+            Kind::Histogram { .. } | Kind::HistogramDefault => MetricType::HISTOGRAM,
+        });
+        family.set_metric(metrics);
         vec![family]
     }
 }

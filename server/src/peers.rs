@@ -12,10 +12,12 @@ use crate::apply::{Promises, records};
 use crate::config::Config;
 use crate::identity;
 use crate::membership::Membership;
+use crate::metrics::export::{PeerSample, resample};
 use crate::tls::Tls;
 use crate::wire::etcdserverpb::Member;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 use sternpost_engine::mvcc::Store;
@@ -26,8 +28,9 @@ use sternpost_replication::entry_format::{FEATURE_LEVEL, GENESIS_INDEX};
 use sternpost_replication::raft::{self, Carrier, CoreStatus, Inbox, Quarantine, Raft};
 use sternpost_replication::transport::state::STATE_LANE;
 use sternpost_replication::transport::{
-    Address, Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised, Received,
-    RefusalCode, StateSource, Transport, TransportConfig, WriteWindow,
+    Address, Direction, Frame, Inbound, Lane, Limits, MemberHello, Notice, Position, Promised,
+    ROUND_TRIP_BOUNDS, Received, RefusalCode, StateSource, Transport, TransportConfig, WriteWindow,
+    round_trip_bound_us,
 };
 use tokio::sync::watch;
 
@@ -55,6 +58,7 @@ pub struct Peers {
     strangers: Arc<Strangers>,
     /// Those that the transport knows, with their addresses.
     known: Mutex<BTreeMap<u64, Vec<Address>>>,
+    is_fetching: AtomicBool,
 }
 
 /// What the transport calls.
@@ -352,6 +356,7 @@ impl Peers {
             promises,
             strangers,
             known,
+            is_fetching: AtomicBool::new(false),
         })
     }
 
@@ -480,6 +485,48 @@ impl Peers {
     /// True if this member takes no part because its data differs.
     pub fn is_quarantined_for_state(&self) -> bool {
         self.raft.core_status().quarantine == Some(Quarantine::StateDiffers)
+    }
+
+    /// Says whether the state of another member is being fetched.
+    pub fn set_fetching(&self, is_fetching: bool) {
+        self.is_fetching.store(is_fetching, Ordering::Relaxed);
+    }
+
+    /// See [`Self::set_fetching`].
+    pub fn is_fetching(&self) -> bool {
+        self.is_fetching.load(Ordering::Relaxed)
+    }
+
+    /// What was sent to and received from the other members, by id.
+    pub fn samples(&self) -> Vec<PeerSample> {
+        let Some(transport) = self.transport.get() else { return Vec::new() };
+        let mut samples: Vec<PeerSample> = Vec::new();
+        let others = self.others();
+        for (id, lane, stats) in transport.lane_stats() {
+            if !others.contains(&id) {
+                continue;
+            }
+            if samples.last().is_none_or(|sample| sample.id != id) {
+                samples.push(PeerSample { id, is_connected: true, ..PeerSample::default() });
+            }
+            let Some(sample) = samples.last_mut() else { continue };
+            sample.is_connected &= stats.connected;
+            sample.sent_bytes += stats.bytes_sent;
+            sample.received_bytes += stats.bytes_received;
+            sample.send_failures += stats.frames_dropped + stats.connect_failures;
+            sample.losses += stats.losses;
+            if lane == Lane::Control {
+                sample.control_failures = stats.frames_dropped;
+                let counts = stats.round_trip_counts.iter().enumerate();
+                let counts = counts.map(|(slot, count)| match slot {
+                    slot if slot < ROUND_TRIP_BOUNDS => (round_trip_bound_us(slot), *count),
+                    _ => (u64::MAX, *count),
+                });
+                let name = "etcd_network_peer_round_trip_time_seconds";
+                sample.round_trips = resample(name, counts, stats.round_trip_us_sum);
+            }
+        }
+        samples
     }
 
     /// The other members, by id.

@@ -32,6 +32,7 @@ use crate::auth::origin::Credential;
 use crate::auth::password::{self, Passwords};
 use crate::auth::token::Tokens;
 use crate::membership::Membership;
+use crate::metrics::timing::{Timed, Timer, Timing};
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
@@ -93,6 +94,7 @@ pub struct Pipeline {
     passwords: Passwords,
     /// Turns of those who take snapshots.
     snapshots: Arc<Semaphore>,
+    timing: Timing,
     /// What was asked so far.
     pub counters: RequestCounters,
 }
@@ -122,6 +124,7 @@ impl Pipeline {
             tokens: Arc::new(Tokens::simple(Arc::new(MonotonicClock::default()))),
             passwords: Passwords::new(password::COST_DEFAULT),
             snapshots: Arc::new(Semaphore::new(snapshot::STREAMS_MAX)),
+            timing: Timing::default(),
             counters: RequestCounters::default(),
         }
     }
@@ -129,6 +132,16 @@ impl Pipeline {
     /// With these tokens and passwords instead of etcd's defaults.
     pub fn with_auth(self, tokens: Arc<Tokens>, passwords: Passwords) -> Self {
         Self { tokens, passwords, ..self }
+    }
+
+    /// With handles that somebody looks at.
+    pub fn with_timing(self, timing: Timing) -> Self {
+        Self { timing, ..self }
+    }
+
+    /// How long things take.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
     }
 
     /// The store, for reads that need no barrier.
@@ -148,6 +161,7 @@ impl Pipeline {
 
     /// The key space's hash at `revision`, 0 for the current one.
     pub async fn hash_kv(&self, revision: i64) -> Result<kv_hash::KvHash, ApiError> {
+        let _lasting = self.timing.hash_of_revision();
         self.hashes.hash(&self.store, revision).await
     }
 
@@ -272,7 +286,9 @@ impl Pipeline {
         let command = command::encode_lease_expiry(id, expiry);
         let waiting = self.waiters.register(id)?;
         self.taken_over(self.replicator.propose_in_term(command, Class::Privileged, term))?;
-        self.outcome(waiting).await.map(|_| ())
+        self.outcome(Proposed { waiting, timer: self.timing.request(Timed::Command(Kind::LeaseExpire)) })
+            .await
+            .map(|_| ())
     }
 
     /// Makes a place to compare the members at, as leader of `term`; returns when it is applied here.
@@ -287,7 +303,9 @@ impl Pipeline {
         let waiting = self.waiters.register(id)?;
         let command = command::encode_mark(id, &MarkCommand { is_deep, term, promised });
         self.taken_over(self.replicator.propose_in_term(command, Class::Ordinary, term))?;
-        self.outcome(waiting).await.map(|_| ())
+        self.outcome(Proposed { waiting, timer: self.timing.request(Timed::Command(Kind::Mark)) })
+            .await
+            .map(|_| ())
     }
 
     /// Hands leadership to `target` and waits until it leads.
@@ -338,7 +356,9 @@ impl Pipeline {
     pub async fn publish_member(&self, member: pb::Member) -> Result<(), ApiError> {
         let id = self.ids.next();
         let command = command::encode(Kind::MemberPublish, Origin::RootInternal, id, &member);
-        self.outcome(self.propose_command(id, command, Class::Privileged)?).await.map(|_| ())
+        self.outcome(self.propose_command(Kind::MemberPublish, id, command, Class::Privileged)?)
+            .await
+            .map(|_| ())
     }
 
     /// The quota check before anything else: a write of `cost` that does not fit raises this member's alarm.
@@ -365,12 +385,12 @@ impl Pipeline {
             alarm: AlarmType::Nospace.into(),
         };
         if let Ok(waiting) = self.propose(Kind::Alarm, Origin::RootInternal, &request) {
-            let _ = waiting.await;
+            let _ = self.result(waiting).await;
         }
     }
 
     /// Encodes a command and hands it to the replicator.
-    fn propose(&self, kind: Kind, origin: Origin, request: &impl Message) -> Result<Waiting, ApiError> {
+    fn propose(&self, kind: Kind, origin: Origin, request: &impl Message) -> Result<Proposed, ApiError> {
         let class = match kind {
             Kind::Put | Kind::Txn | Kind::LeaseGrant | Kind::Authenticate => Class::Ordinary,
             _ => Class::Privileged,
@@ -384,7 +404,8 @@ impl Pipeline {
         kind: Kind,
         origin: Origin,
         request: &impl Message,
-    ) -> Result<Waiting, ApiError> {
+    ) -> Result<Proposed, ApiError> {
+        let timer = self.timing.request(Timed::Command(kind));
         let id = self.ids.next();
         let measured = limits::internal_request_bytes(id, &origin, request.encoded_len());
         let command = command::encode(kind, origin, id, request);
@@ -396,13 +417,22 @@ impl Pipeline {
                 ApiError::RequestTooLarge
             });
         }
-        self.propose_command(id, command, class)
-    }
-
-    fn propose_command(&self, id: u64, command: Vec<u8>, class: Class) -> Result<Waiting, ApiError> {
         let waiting = self.waiters.register(id)?;
         self.taken_over(self.replicator.propose(command, class))?;
-        Ok(waiting)
+        Ok(Proposed { waiting, timer })
+    }
+
+    fn propose_command(
+        &self,
+        kind: Kind,
+        id: u64,
+        command: Vec<u8>,
+        class: Class,
+    ) -> Result<Proposed, ApiError> {
+        let timer = self.timing.request(Timed::Command(kind));
+        let waiting = self.waiters.register(id)?;
+        self.taken_over(self.replicator.propose(command, class))?;
+        Ok(Proposed { waiting, timer })
     }
 
     fn taken_over(&self, proposed: Result<(), ProposeError>) -> Result<(), ApiError> {
@@ -415,8 +445,16 @@ impl Pipeline {
         })
     }
 
-    async fn outcome(&self, waiting: Waiting) -> Result<Outcome, ApiError> {
-        let Applied { result, over_quota } = waiting.await;
+    /// What comes of a command, with nothing done about the quota.
+    async fn result(&self, proposed: Proposed) -> Applied {
+        let Proposed { waiting, timer } = proposed;
+        let applied = waiting.await;
+        timer.end(applied.result.is_ok());
+        applied
+    }
+
+    async fn outcome(&self, proposed: Proposed) -> Result<Outcome, ApiError> {
+        let Applied { result, over_quota } = self.result(proposed).await;
         if matches!(result, Err(ApiError::Timeout | ApiError::Stopped)) {
             self.counters.proposals_failed.fetch_add(1, Ordering::Relaxed);
         }
@@ -426,6 +464,12 @@ impl Pipeline {
         }
         result
     }
+}
+
+/// A command on its way.
+struct Proposed {
+    waiting: Waiting,
+    timer: Timer,
 }
 
 /// Ids are unique, so a command cannot hear the answer of another kind.

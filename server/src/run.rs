@@ -31,14 +31,13 @@ use crate::request::limits::Limits;
 use crate::request::members::MemberLimits;
 use crate::server::{AuthOptions, Server, ServerOptions, StartError, StartedReplicator};
 use crate::services::router::GrpcRouter;
+use crate::supervisor::Supervisor;
 use crate::tls::Tls;
 use crate::tls::accept::ClientTls;
 use crate::tls::expiry::{self, Expiry};
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use sternpost_engine::checkpoint::{CheckpointEvent, CheckpointOptions};
 use sternpost_engine::log::OpenProgress;
@@ -138,6 +137,10 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         _ = terminate.recv() => return Ok(Stopped::Terminated),
         _ = interrupt.recv() => return Ok(Stopped::Interrupted),
     };
+    let supervisor = Arc::new(Supervisor::from_environment());
+    let (watched, health) = (supervisor.clone(), diagnostics.clone());
+    // To the end of the process: fetching a state below takes minutes.
+    tokio::spawn(async move { watched.watch(health).await });
 
     let differing = match &peers {
         // Its last run found that its data differs, and did not come to an end of that.
@@ -162,12 +165,13 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
 
     let shutdown = Shutdown::default();
     let state_rate = metrics.state_rate.clone();
+    let known_peers = diagnostics.peers.clone();
     sockets.serve(&config, &tls, &server, diagnostics, metrics, &shutdown);
     tracing::info!("ready to serve client requests");
     for url in &config.listen_client_urls {
         log_listening(url);
     }
-    notify_supervisor();
+    supervisor.ready();
     node.calibrate(calibration::DELAY, log_calibration);
     let scrubber = match config.scrub_bytes_per_second.min(*scrub::RATE_RANGE.end()) {
         0 => None,
@@ -175,7 +179,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     };
 
     let membership = server.pipeline.membership();
-    let following = Following::start(&config, &tls, node, peers, &server, state_rate);
+    let following = Following::start(&config, &tls, node, peers, &server, state_rate, known_peers);
     let mut stopped = tokio::select! {
         _ = terminate.recv() => Stopped::Terminated,
         _ = interrupt.recv() => Stopped::Interrupted,
@@ -183,6 +187,10 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         () = join::keep_up(&following.peers) => Stopped::StateFetched,
         difference = server.comparison.difference() => Stopped::Differs { from: difference.from },
     };
+    // What is followed by another start is no end for who supervises the process.
+    if !matches!(stopped, Stopped::StateFetched | Stopped::Differs { .. }) {
+        supervisor.stopping();
+    }
     match &stopped {
         Stopped::Removed => {
             tracing::warn!(
@@ -290,6 +298,7 @@ impl Following {
         peers: Option<Arc<Peers>>,
         server: &Server,
         state_rate: prometheus::Gauge,
+        known_peers: Arc<OnceLock<Weak<Peers>>>,
     ) -> Self {
         let (tell, heard) = watch::channel(peers);
         let is_stopping = Arc::new(AtomicBool::new(false));
@@ -316,6 +325,7 @@ impl Following {
             }
             let peers = tell.borrow().clone();
             if let Some(peers) = peers {
+                let _ = known_peers.set(Arc::downgrade(&peers));
                 peers.follow(state_rate).await;
             }
         });
@@ -506,6 +516,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
             txn_operations_max: config.txn_ops_max,
         },
         message_bytes_max: config.message_bytes_max(),
+        warning_apply_duration: config.warning_apply_duration,
         request_timeout: config.request_timeout(),
         lease_ttl_min: config.lease_ttl_min_s(),
         members: MemberLimits { is_strict: config.strict_reconfig_check, learners_max: config.learners_max },
@@ -604,6 +615,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         inflight: InflightBudget::new(config.inflight_bytes_max),
         answers: AnswerBudget::new(config.answer_bytes_max),
         disk_stats: Box::new(move || stats_node.disk_stats()),
+        peers: Arc::default(),
     };
     Ok(Member { server, diagnostics: Arc::new(diagnostics), node, peers })
 }
@@ -697,22 +709,5 @@ fn log_checkpoint(event: CheckpointEvent<'_>) {
         CheckpointEvent::Broken(error) => {
             tracing::error!(%error, "no further checkpoint is made and writes are refused; restart the server")
         }
-    }
-}
-
-/// Tells a supervisor that asked for it (systemd) that the server is ready: one datagram to the socket that it names.
-fn notify_supervisor() {
-    let Some(name) = std::env::var_os("NOTIFY_SOCKET") else { return };
-    let send = || -> std::io::Result<()> {
-        use std::os::linux::net::SocketAddrExt;
-        use std::os::unix::ffi::OsStrExt;
-        let address = match name.as_bytes() {
-            [b'@', abstract_name @ ..] => SocketAddr::from_abstract_name(abstract_name)?,
-            _ => SocketAddr::from_pathname(Path::new(&name))?,
-        };
-        UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
-    };
-    if let Err(error) = send() {
-        tracing::error!(%error, "failed to notify systemd for readiness");
     }
 }

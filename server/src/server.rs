@@ -90,6 +90,8 @@ pub struct ServerOptions {
     pub comparison: Intervals,
     /// What automatic compaction keeps, none where it is off.
     pub auto_compaction: Option<Retention>,
+    /// A command that takes longer to apply is logged and counted as slow.
+    pub warning_apply_duration: Duration,
     /// Where the parts of the server count.
     pub metrics: Arc<Metrics>,
     /// Backups of the member; [`Backups::serve`] is called when it runs.
@@ -118,6 +120,7 @@ impl Default for ServerOptions {
             watch_progress_interval: Duration::from_mins(10),
             comparison: Intervals::default(),
             auto_compaction: None,
+            warning_apply_duration: Duration::from_millis(100),
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
             backups: Arc::default(),
         }
@@ -248,6 +251,7 @@ impl Server {
             }),
             quota,
         );
+        let machine = machine.with_times(options.metrics.timing.of_applies(options.warning_apply_duration));
         let handed = Arc::clone(&membership);
         let started = tokio::task::spawn_blocking(move || start_replicator(machine, genesis, handed));
         let StartedReplicator { replicator, cluster_id, member_id } = started
@@ -271,7 +275,8 @@ impl Server {
             Arc::clone(&membership),
             id::wall_clock_ms(),
         );
-        let pipeline = Arc::new(pipeline.with_auth(tokens, Passwords::new(bcrypt_cost)));
+        let pipeline = pipeline.with_auth(tokens, Passwords::new(bcrypt_cost));
+        let pipeline = Arc::new(pipeline.with_timing(options.metrics.timing.clone()));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
         let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));
         let comparison = Comparison::new(marks, Arc::clone(&pipeline), options.metrics.comparison.clone());

@@ -174,14 +174,24 @@ fn sigterm_and_sigint_end_the_process_by_the_signal_and_free_the_port() {
             .args(free_urls(data.to_str().unwrap()))
             .env_clear()
             .env("NOTIFY_SOCKET", &notify)
+            .env("WATCHDOG_USEC", "200000")
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut message = [0; 64];
-        let length = supervisor.recv(&mut message).unwrap();
-        assert_eq!(&message[..length], b"READY=1");
+        let next = || {
+            let mut message = [0; 64];
+            let length = supervisor.recv(&mut message).unwrap();
+            String::from_utf8(message[..length].to_vec()).unwrap()
+        };
+        let until = |wanted: &str| while next() != wanted {};
+        until("READY=1");
+        // Signs of life, all the time.
+        for _ in 0..5 {
+            until("WATCHDOG=1");
+        }
         assert_eq!(std::fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
         kill_process(Pid::from_child(&child), signal).unwrap();
+        until("STOPPING=1");
         let status = child.wait().unwrap();
         assert_eq!(status.signal(), Some(signal.as_raw()), "{status:?}");
     }

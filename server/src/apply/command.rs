@@ -158,6 +158,40 @@ pub enum Command {
     RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
 }
 
+impl Command {
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Put(_) => Kind::Put,
+            Self::DeleteRange(_) => Kind::DeleteRange,
+            Self::Txn(_) => Kind::Txn,
+            Self::Compact(_) => Kind::Compact,
+            Self::LeaseGrant(_) => Kind::LeaseGrant,
+            Self::LeaseRevoke(_) => Kind::LeaseRevoke,
+            Self::LeaseExpire(_) => Kind::LeaseExpire,
+            Self::Alarm(_) => Kind::Alarm,
+            Self::MemberPublish(_) => Kind::MemberPublish,
+            Self::MemberAdd(_) => Kind::MemberAdd,
+            Self::MemberRemove(_) => Kind::MemberRemove,
+            Self::MemberPromote(_) => Kind::MemberPromote,
+            Self::MemberUpdate(_) => Kind::MemberUpdate,
+            Self::Mark(_) => Kind::Mark,
+            Self::Authenticate(_) => Kind::Authenticate,
+            Self::UserAdd(_) => Kind::UserAdd,
+            Self::UserDelete(_) => Kind::UserDelete,
+            Self::UserChangePassword(_) => Kind::UserChangePassword,
+            Self::UserGrantRole(_) => Kind::UserGrantRole,
+            Self::UserRevokeRole(_) => Kind::UserRevokeRole,
+            Self::RoleAdd(_) => Kind::RoleAdd,
+            Self::RoleDelete(_) => Kind::RoleDelete,
+            Self::RoleGrantPermission(_) => Kind::RoleGrantPermission,
+            Self::RoleRevokePermission(_) => Kind::RoleRevokePermission,
+            Self::AuthEnable => Kind::AuthEnable,
+            Self::AuthDisable => Kind::AuthDisable,
+        }
+    }
+}
+
 /// A command with its envelope.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Decoded {

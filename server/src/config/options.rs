@@ -616,8 +616,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     option(Behaviour, "downgrade-check-time", Kind::Duration, "5s", "Time between checks of a downgrade.")
         .warned("downgrades are not served yet"),
-    option(Behaviour, "warning-apply-duration", Kind::Duration, "100ms", "Warn when applying takes longer.")
-        .warned("slow applies are not logged yet"),
+    option(Behaviour, "warning-apply-duration", Kind::Duration, "100ms", "Warn when applying takes longer."),
     option(
         Behaviour,
         "warning-unary-request-duration",

@@ -131,6 +131,8 @@ pub struct Config {
     pub initial_corrupt_check: bool,
     /// A slower unary request is logged.
     pub warning_unary_request_duration: Duration,
+    /// A command that takes longer to apply is logged.
+    pub warning_apply_duration: Duration,
     /// Lines below it are not written.
     pub log_level: LogLevel,
     /// Shape of log lines.
@@ -535,6 +537,8 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
             .any(|&(name, _, is_on)| name == "InitialCorruptCheck" && is_on),
         warning_unary_request_duration: positive(settings.duration_ns("warning-unary-request-duration"))
             .unwrap_or(Duration::from_millis(300)),
+        warning_apply_duration: positive(settings.duration_ns("warning-apply-duration"))
+            .unwrap_or(Duration::from_millis(100)),
         log_level,
         log_format,
         log_outputs,

@@ -91,6 +91,9 @@ impl LeaseKeeper {
             Question::Remaining => self.leases.remaining(lease),
             Question::Renew => {
                 let ttl = self.leases.renew(lease, self.pipeline.options().timeout).await?;
+                if ttl > 0 {
+                    self.pipeline.timing().renewed();
+                }
                 (ttl > 0).then_some(Remaining { ttl, granted_ttl: ttl })
             }
         }))

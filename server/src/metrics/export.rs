@@ -2,7 +2,9 @@
 //!
 //! **Contract.** [`MetricSource`] is asked once for each scrape; it must not block on a disk or a network. Process numbers come from
 //! `/proc/self`; where that cannot be read their series keep their last value.
-use super::{HistogramSample, Metrics, Registrar, SampledCounter, SampledHistogram};
+use super::{
+    HistogramSample, Metrics, Registrar, SampledCounter, SampledFamily, SampledHistogram, SampledValue,
+};
 use prometheus::{Encoder, Gauge, GaugeVec, TextEncoder};
 use std::time::SystemTime;
 
@@ -77,6 +79,35 @@ pub struct Sample {
     pub answer_bytes: u64,
     /// Requests refused for that.
     pub answers_refused: u64,
+    /// Writing the superblock, in seconds, over the bounds of `etcd_disk_backend_commit_duration_seconds`.
+    pub commits: HistogramSample,
+    /// Another member's state is fetched.
+    pub is_fetching: bool,
+    /// Ids of all members, this one too.
+    pub members: Vec<u64>,
+    /// The other members.
+    pub peers: Vec<PeerSample>,
+}
+
+/// What was sent to and received from another member.
+#[derive(Clone, Debug, Default)]
+pub struct PeerSample {
+    /// Its id.
+    pub id: u64,
+    /// It can be sent to.
+    pub is_connected: bool,
+    /// Bytes to it.
+    pub sent_bytes: u64,
+    /// Bytes from it.
+    pub received_bytes: u64,
+    /// Frames for it that were given up, and attempts to connect that failed.
+    pub send_failures: u64,
+    /// Of those the frames of the control lane.
+    pub control_failures: u64,
+    /// Connections that ended by themselves.
+    pub losses: u64,
+    /// Round trips in seconds, over the bounds of `etcd_network_peer_round_trip_time_seconds`.
+    pub round_trips: HistogramSample,
 }
 
 /// Who knows the numbers of a [`Sample`].
@@ -122,6 +153,21 @@ pub(super) struct Sampled {
     inflight_bytes: Gauge,
     answer_bytes: Gauge,
     answers_refused: SampledCounter,
+    commits: SampledHistogram,
+    is_fetching: Gauge,
+    heartbeat_failures: SampledCounter,
+    known_peers: SampledFamily,
+    active_peers: SampledFamily,
+    peer_losses: SampledFamily,
+    peer_sent_bytes: SampledFamily,
+    peer_received_bytes: SampledFamily,
+    peer_send_failures: SampledFamily,
+    peer_round_trips: SampledFamily,
+    used_fds: Gauge,
+    fds_limit: Gauge,
+    virtual_bytes_max: Gauge,
+    received_bytes: SampledCounter,
+    transmitted_bytes: SampledCounter,
     cpu_s: SampledCounter,
     open_fds: Gauge,
     max_fds: Gauge,
@@ -170,6 +216,21 @@ impl Sampled {
             inflight_bytes: r.gauge("sternpost_request_inflight_bytes"),
             answer_bytes: r.gauge("sternpost_answer_bytes"),
             answers_refused: r.sampled_counter("sternpost_answer_refused_total"),
+            commits: r.sampled_histogram("etcd_disk_backend_commit_duration_seconds"),
+            is_fetching: r.gauge("etcd_server_snapshot_apply_in_progress_total"),
+            heartbeat_failures: r.sampled_counter("etcd_server_heartbeat_send_failures_total"),
+            known_peers: r.sampled_family("etcd_network_known_peers"),
+            active_peers: r.sampled_family("etcd_network_active_peers"),
+            peer_losses: r.sampled_family("etcd_network_disconnected_peers_total"),
+            peer_sent_bytes: r.sampled_family("etcd_network_peer_sent_bytes_total"),
+            peer_received_bytes: r.sampled_family("etcd_network_peer_received_bytes_total"),
+            peer_send_failures: r.sampled_family("etcd_network_peer_sent_failures_total"),
+            peer_round_trips: r.sampled_family("etcd_network_peer_round_trip_time_seconds"),
+            used_fds: r.gauge("os_fd_used"),
+            fds_limit: r.gauge("os_fd_limit"),
+            virtual_bytes_max: r.gauge("process_virtual_memory_max_bytes"),
+            received_bytes: r.sampled_counter("process_network_receive_bytes_total"),
+            transmitted_bytes: r.sampled_counter("process_network_transmit_bytes_total"),
             cpu_s: r.sampled_counter("process_cpu_seconds_total"),
             open_fds: r.gauge("process_open_fds"),
             max_fds: r.gauge("process_max_fds"),
@@ -227,7 +288,35 @@ impl Sampled {
         self.inflight_bytes.set(number(sample.inflight_bytes));
         self.answer_bytes.set(number(sample.answer_bytes));
         self.answers_refused.0.set(number(sample.answers_refused));
+        self.commits.set(sample.commits);
+        self.is_fetching.set(f64::from(u8::from(sample.is_fetching)));
+        self.set_peers(sample.member_id, &sample.peers);
+        let known = sample.members.iter().map(|id| {
+            (vec![format!("{:x}", sample.member_id), format!("{id:x}")], SampledValue::Number(1.0))
+        });
+        self.known_peers.set(known.collect());
         self.set_process();
+    }
+
+    fn set_peers(&self, member_id: u64, peers: &[PeerSample]) {
+        let hex = |id: u64| format!("{id:x}");
+        let by_peer = |family: &SampledFamily, value: &dyn Fn(&PeerSample) -> SampledValue| {
+            family.set(peers.iter().map(|peer| (vec![hex(peer.id)], value(peer))).collect());
+        };
+        let by_pair = |family: &SampledFamily, value: &dyn Fn(&PeerSample) -> u64| {
+            let series = peers
+                .iter()
+                .map(|peer| (vec![hex(member_id), hex(peer.id)], SampledValue::Number(number(value(peer)))));
+            family.set(series.collect());
+        };
+        let of = |value: u64| SampledValue::Number(number(value));
+        by_pair(&self.active_peers, &|peer| u64::from(peer.is_connected));
+        by_pair(&self.peer_losses, &|peer| peer.losses);
+        by_peer(&self.peer_sent_bytes, &|peer| of(peer.sent_bytes));
+        by_peer(&self.peer_received_bytes, &|peer| of(peer.received_bytes));
+        by_peer(&self.peer_send_failures, &|peer| of(peer.send_failures));
+        by_peer(&self.peer_round_trips, &|peer| SampledValue::Histogram(peer.round_trips.clone()));
+        self.heartbeat_failures.0.set(number(peers.iter().map(|peer| peer.control_failures).sum()));
     }
 
     fn set_process(&self) {
@@ -237,10 +326,26 @@ impl Sampled {
         self.cpu_s.0.set(cpu.tv_sec as f64 + cpu.tv_nsec as f64 / 1e9);
         if let Ok(entries) = std::fs::read_dir("/proc/self/fd") {
             // The directory's own descriptor is among them.
-            self.open_fds.set(number(entries.count().saturating_sub(1) as u64));
+            let used = number(entries.count().saturating_sub(1) as u64);
+            self.open_fds.set(used);
+            self.used_fds.set(used);
         }
         if let Some(limit) = getrlimit(Resource::Nofile).current {
             self.max_fds.set(number(limit));
+            self.fds_limit.set(number(limit));
+        }
+        self.virtual_bytes_max.set(getrlimit(Resource::As).current.map_or(-1.0, number));
+        // Names in one line, values in the next.
+        let netstat = std::fs::read_to_string("/proc/self/net/netstat").unwrap_or_default();
+        let mut of_ip = netstat.lines().filter_map(|line| line.strip_prefix("IpExt: "));
+        if let (Some(names), Some(values)) = (of_ip.next(), of_ip.next()) {
+            for (name, value) in names.split(' ').zip(values.split(' ')) {
+                match (name, value.parse::<u64>()) {
+                    ("InOctets", Ok(bytes)) => self.received_bytes.0.set(number(bytes)),
+                    ("OutOctets", Ok(bytes)) => self.transmitted_bytes.0.set(number(bytes)),
+                    _ => {}
+                }
+            }
         }
         if let Ok(status) = std::fs::read_to_string("/proc/self/status") {
             for (name, gauge) in [("VmRSS:", &self.resident_bytes), ("VmSize:", &self.virtual_bytes)] {
@@ -311,13 +416,22 @@ pub fn document() -> String {
             spec.help
         );
     }
+    text.push_str(
+        "\n## Not here\n\nMetrics of etcd 3.7.3 that have no counterpart. `*` stands for any ending.\n\n| Name | Why |\n|---|---|\n",
+    );
+    for (name, why) in super::names::ABSENT {
+        let _ = writeln!(text, "| `{name}` | {why} |");
+    }
     text
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::names::METRICS;
+    use super::super::timing::Timed;
     use super::*;
+    use crate::apply::command::Kind;
+    use std::time::Duration;
 
     struct Fixed;
 
@@ -331,6 +445,8 @@ mod tests {
                 alarms: vec![(0xabc, "NOSPACE")],
                 compact_revision: -1,
                 leader_changes: 1,
+                members: vec![0xabc, 0xdef],
+                peers: vec![PeerSample { id: 0xdef, is_connected: true, ..PeerSample::default() }],
                 wal_sync: resample(
                     "etcd_disk_wal_fsync_duration_seconds",
                     [(900, 3), (1_500, 2), (99_000_000, 1)],
@@ -352,6 +468,11 @@ mod tests {
         metrics.healthcheck.with_label_values(&["livez", "serializable_read"]).set(1.0);
         metrics.healthchecks.with_label_values(&["livez", "serializable_read", "success"]).inc();
         metrics.certificates.with_label_values(&["--cert-file"]).set(1.0);
+        metrics.scrapes.with_label_values(&["200"]).inc();
+        metrics.timing.request(Timed::Range).end(true);
+        metrics.timing.range(true, Duration::ZERO);
+        metrics.timing.of_applies(Duration::ZERO).applied(Kind::Put, true, 0);
+        metrics.timing.promoted(Err("etcdserver: can only promote a learner member"));
         let text = text(&metrics);
         for spec in METRICS {
             assert!(text.contains(&format!("# TYPE {} {}\n", spec.name, spec.kind.name())), "{}", spec.name);

@@ -2,7 +2,7 @@
 //!
 //! **Contract.** N1: a metric is registered only through its row here, and every row is registered, so that `docs/metrics.md`, generated
 //! from this table, is what the endpoint shows. N2: every metric has a true source; a name that etcd has and that would be a constant here
-//! is absent.
+//! is absent, and [`ABSENT`] says why.
 //!
 //! **Source**: names, labels and buckets are those of etcd 3.7.3 and of go-grpc-middleware's Prometheus provider, because dashboards and
 //! alerts are written against them. Names that start with `sternpost_` are ours.
@@ -111,10 +111,39 @@ pub static METRICS: &[MetricSpec] = &[
     counter("etcd_server_health_failures", "Answers of /health that said unhealthy."),
     gauge("etcd_server_healthcheck", "Last result of a check of /livez or /readyz.").by(&["type", "name"]),
     counter("etcd_server_healthchecks_total", "Checks of /livez and /readyz by result.").by(&["type", "name", "status"]),
+    MetricSpec {
+        name: "etcd_server_request_duration_seconds",
+        kind: Kind::Histogram { start: 0.001, factor: 2.0, count: 14 },
+        labels: &["type", "success"],
+        help: "Time of a request from its checks to its result, by what it asks for.",
+    },
+    MetricSpec {
+        name: "etcd_server_apply_duration_seconds",
+        kind: Kind::Histogram { start: 0.0001, factor: 2.0, count: 20 },
+        labels: &["version", "op", "success"],
+        help: "Time of applying a command of the log.",
+    },
+    counter("etcd_server_slow_apply_total", "Commands whose application took longer than --warning-apply-duration."),
+    MetricSpec {
+        name: "etcd_server_range_duration_seconds",
+        kind: Kind::Histogram { start: 0.0001, factor: 2.0, count: 20 },
+        labels: &["success"],
+        help: "Time of reading a range from the store; of one that is too large to be held, of measuring it.",
+    },
+    counter("etcd_server_read_indexes_failed_total", "Barriers of linearizable reads that failed."),
+    counter("etcd_server_slow_read_indexes_total", "Barriers of linearizable reads that took longer than half a second."),
+    counter("etcd_server_heartbeat_send_failures_total", "Frames of the control lane that could not be sent."),
+    gauge("etcd_server_snapshot_apply_in_progress_total", "1 while this member fetches the state of another one."),
+    counter("etcd_server_learner_promote_successes", "Learners made voters while this member led."),
+    counter("etcd_server_learner_promote_failures", "Learners that were not, by etcd's text.").by(&["Reason"]),
     gauge("etcd_debugging_server_alarms", "1 for a raised alarm.").by(&["server_id", "alarm_type"]),
     counter("etcd_debugging_server_lease_expired_total", "Leases that expired."),
     // Disk.
     histogram("etcd_disk_wal_fsync_duration_seconds", 0.001, 2.0, 14, "Time of a durable write of the log, from submission to completion."),
+    histogram("etcd_disk_backend_commit_duration_seconds", 0.001, 2.0, 14, "Time of making a checkpoint count: the superblock and its syncs."),
+    histogram("etcd_disk_backend_snapshot_duration_seconds", 0.01, 2.0, 17, "Time of sending a snapshot to a client."),
+    histogram("etcd_disk_backend_defrag_duration_seconds", 0.1, 2.0, 13, "Time of answering Defragment, which has nothing to do."),
+    gauge("etcd_disk_defrag_inflight", "1 while Defragment is being answered."),
     gauge("etcd_disk_wal_write_bytes_total", "Bytes written to the log."),
     gauge("sternpost_disk_reserve_bytes", "Room kept back on disk so that a full one can be made less full; less than wanted: given up because the disk is full, or there was never enough room."),
     gauge("sternpost_disk_reserve_wanted_bytes", "The size that the reserve on disk shall have."),
@@ -129,6 +158,9 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("etcd_debugging_mvcc_keys_total", "Live keys."),
     gauge("etcd_debugging_mvcc_current_revision", "Current revision."),
     gauge("etcd_debugging_mvcc_compact_revision", "Compact revision."),
+    gauge("etcd_debugging_mvcc_db_compaction_last", "When a compaction was applied last, seconds since 1970; 0: not since the start."),
+    histogram("etcd_mvcc_hash_duration_seconds", 0.01, 2.0, 15, "Time of answering Hash."),
+    histogram("etcd_mvcc_hash_rev_duration_seconds", 0.01, 2.0, 15, "Time of answering HashKV."),
     gauge("etcd_debugging_auth_revision", "Revision of users and roles."),
     // Watch.
     gauge("etcd_debugging_mvcc_watch_stream_total", "Open watch streams."),
@@ -141,11 +173,25 @@ pub static METRICS: &[MetricSpec] = &[
     // Lease.
     counter("etcd_debugging_lease_granted_total", "Leases granted."),
     counter("etcd_debugging_lease_revoked_total", "Leases revoked."),
+    counter("etcd_debugging_lease_renewed_total", "Leases renewed by this member as leader."),
+    histogram("etcd_debugging_lease_ttl_total", 1.0, 2.0, 24, "TTLs of leases when they were granted, in seconds."),
     // Comparison of the members.
     counter("sternpost_comparison_agreed_total", "Comparisons in which most members had the same data as this one."),
     gauge("sternpost_comparison_agreed_index", "Index of the log up to which that is known."),
     gauge("sternpost_comparison_differing_members", "Members whose data differed from that of most at the newest comparison; 1 on a member that differs itself."),
     // Network.
+    gauge("etcd_network_known_peers", "1 for a member of the cluster, this one too.").by(&["Local", "Remote"]),
+    gauge("etcd_network_active_peers", "1 for a member that can be sent to.").by(&["Local", "Remote"]),
+    counter("etcd_network_disconnected_peers_total", "Connections with a member that ended by themselves.").by(&["Local", "Remote"]),
+    counter("etcd_network_peer_sent_bytes_total", "Bytes sent to a member, log and control.").by(&["To"]),
+    counter("etcd_network_peer_received_bytes_total", "Bytes received from a member, log and control.").by(&["From"]),
+    counter("etcd_network_peer_sent_failures_total", "Frames for a member that were given up, and attempts to connect to it that failed.").by(&["To"]),
+    MetricSpec {
+        name: "etcd_network_peer_round_trip_time_seconds",
+        kind: Kind::Histogram { start: 0.0001, factor: 2.0, count: 16 },
+        labels: &["To"],
+        help: "Round trips of pings to a member.",
+    },
     counter("etcd_network_client_grpc_received_bytes_total", "Bytes of gRPC messages from clients."),
     counter("etcd_network_client_grpc_sent_bytes_total", "Bytes of gRPC messages to clients."),
     gauge("sternpost_client_connections", "Open client connections."),
@@ -172,7 +218,45 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("process_max_fds", "Limit of open file descriptors."),
     gauge("process_resident_memory_bytes", "Resident memory."),
     gauge("process_virtual_memory_bytes", "Virtual memory."),
+    gauge("process_virtual_memory_max_bytes", "Limit of virtual memory; -1 if there is none."),
+    counter("process_network_receive_bytes_total", "Bytes received by this network namespace."),
+    counter("process_network_transmit_bytes_total", "Bytes sent by this network namespace."),
+    gauge("os_fd_used", "Open file descriptors."),
+    gauge("os_fd_limit", "Limit of open file descriptors."),
+    counter("promhttp_metric_handler_requests_total", "Answers of /metrics, by code.").by(&["code"]),
+    gauge("promhttp_metric_handler_requests_in_flight", "Answers of /metrics that are being made."),
     gauge("process_start_time_seconds", "Start of the process, seconds since 1970."),
+];
+
+/// Metrics of etcd that are not here, and why; a name that ends with `*` stands for all that begin so.
+pub static ABSENT: &[(&str, &str)] = &[
+    ("go_*", "of Go's runtime"),
+    ("etcd_server_go_version", "of Go's runtime"),
+    ("etcd_grpc_proxy_*", "of etcd's gRPC proxy, which does not exist here"),
+    ("etcd_debugging_store_*", "of the API of version 2"),
+    ("etcd_debugging_disk_backend_commit_*", "of bbolt: the steps of its commits"),
+    ("etcd_mvcc_db_open_read_transactions", "of bbolt: reads here hold no transaction open"),
+    ("etcd_debugging_mvcc_index_compaction_pause_duration_milliseconds", "compactions pause nobody here"),
+    ("etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds", "compactions pause nobody here"),
+    (
+        "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds",
+        "a compaction is swept by later checkpoints, together with others",
+    ),
+    (
+        "etcd_debugging_mvcc_db_compaction_keys_total",
+        "a compaction is swept by later checkpoints, together with others",
+    ),
+    ("etcd_debugging_mvcc_total_put_size_in_bytes", "not counted yet"),
+    (
+        "etcd_debugging_server_watch_send_loop_*",
+        "there is no such loop: what is sent waits in queues, whose sizes are shown",
+    ),
+    ("etcd_debugging_snap_save_*", "of etcd's snapshot files of raft: checkpoints take their place"),
+    ("etcd_snap_*", "of etcd's snapshot files of raft: checkpoints take their place"),
+    (
+        "etcd_disk_wal_write_duration_seconds",
+        "a write of the log and its sync are one operation here: etcd_disk_wal_fsync_duration_seconds",
+    ),
 ];
 
 /// How messages flow in a method.

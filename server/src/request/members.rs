@@ -83,7 +83,12 @@ impl Pipeline {
     /// Makes a voter of a learner: all members.
     pub async fn member_promote(&self, id: u64, who: &Credential) -> Result<Members, ApiError> {
         self.check_root(who).await?;
-        Ok(self.change_members(Wanted::Promote(id)).await?.members)
+        let promoted = self.change_members(Wanted::Promote(id)).await;
+        if self.replicator.status().leader == self.member_id {
+            let reason = promoted.as_ref().map(|_| ()).map_err(ToString::to_string);
+            self.timing.promoted(reason.as_ref().copied().map_err(String::as_str));
+        }
+        Ok(promoted?.members)
     }
 
     /// Gives a member other peer URLs: all members. etcd does not look at the URLs here.

@@ -5,6 +5,7 @@ use crate::auth::check::Access;
 use crate::auth::origin::Credential;
 use crate::first_turn;
 use crate::large_answer::size_of;
+use crate::metrics::timing::Timed;
 use crate::wire::etcdserverpb::{RangeRequest, TxnRequest};
 use crate::wire::status::ApiError;
 use std::cmp::Ordering as Order;
@@ -26,12 +27,14 @@ impl Pipeline {
     /// Waits until the store holds everything that was acknowledged before the call.
     pub async fn read_barrier(&self) -> Result<(), ApiError> {
         let mut barrier = pin!(self.replicator.read_barrier());
-        // A single node's barrier is ready at once: no timer for it.
+        // A single node's barrier is ready at once: no timer for it, and no time.
         let first = poll_fn(|context| Poll::Ready(barrier.as_mut().poll(context))).await;
         let reached = match first {
             Poll::Ready(reached) => reached,
             Poll::Pending => {
+                let begun = tokio::time::Instant::now();
                 let reached = tokio::time::timeout(self.options.timeout, barrier).await;
+                self.timing.barrier(matches!(reached, Ok(Ok(_))), begun.elapsed());
                 reached.map_err(|_| ApiError::Timeout)?
             }
         };
@@ -60,6 +63,7 @@ impl Pipeline {
         bytes_max: u64,
     ) -> Result<BoundedRange, ApiError> {
         limits::check_range(&request)?;
+        let timer = self.timing.request(Timed::Range);
         if !request.serializable {
             self.read_barrier().await?;
         }
@@ -67,13 +71,24 @@ impl Pipeline {
         self.view().auth().check_range(&origin, Access::Read, &request.key, &request.range_end)?;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let range = Range::from(request);
+        let read = || {
+            let begun = tokio::time::Instant::now();
+            let outcome = if range.range.end.is_empty() {
+                self.store.range(&range).map(BoundedRange::Whole)
+            } else {
+                self.store.range_bounded(&range, bytes_max, size_of)
+            };
+            self.timing.range(outcome.is_ok(), begun.elapsed());
+            outcome
+        };
         let outcome = if range.range.end.is_empty() {
-            BoundedRange::Whole(self.store.range(&range)?)
+            read()?
         } else {
             first_turn::leave().await;
-            read_many(&self.store, || self.store.range_bounded(&range, bytes_max, size_of))?
+            read_many(&self.store, read)?
         };
         self.still_current(&origin)?;
+        timer.end(true);
         Ok(outcome)
     }
 
@@ -83,6 +98,7 @@ impl Pipeline {
         request: TxnRequest,
         who: &Credential,
     ) -> Result<TxnOutcome, ApiError> {
+        let timer = self.timing.request(Timed::ReadOnlyTxn);
         if !limits::is_serializable(&request) {
             self.read_barrier().await?;
         }
@@ -107,6 +123,7 @@ impl Pipeline {
             ReadTxnError::Overtaken => ApiError::Compacted,
         })?;
         self.still_current(&origin)?;
+        timer.end(true);
         Ok(outcome)
     }
 }

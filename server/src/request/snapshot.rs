@@ -47,8 +47,9 @@ impl Pipeline {
         let turn = turn.map_err(|_| ApiError::TooManyRequests)?;
         let (sender, pieces) = mpsc::channel(QUEUE_MAX);
         let store = self.store.clone();
+        let lasting = self.timing.snapshot();
         tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let (_turn, _lasting) = (turn, lasting);
             if let Err(error) = stream(&store, sender.clone()) {
                 tracing::warn!(error = %error, "failed to send database snapshot to client");
                 let _ = sender.blocking_send(Err(error));

@@ -88,6 +88,7 @@ impl Maintenance for MaintenanceService {
         request: Request<DefragmentRequest>,
     ) -> Result<Response<DefragmentResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
+        let _lasting = self.pipeline.timing().defragment();
         self.pipeline.check_root(&credential(&request)).await?;
         Ok(Response::new(DefragmentResponse { header: None }))
     }
@@ -95,6 +96,7 @@ impl Maintenance for MaintenanceService {
     async fn hash(&self, request: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         self.pipeline.check_root(&credential(&request)).await?;
+        let _lasting = self.pipeline.timing().hash();
         let store = self.pipeline.store().clone();
         let hash = tokio::task::spawn_blocking(move || kv_hash::hash_all(&store)).await;
         let hash = hash.map_err(|_| ApiError::Stopped)?.map_err(ApiError::from)?;
