@@ -18,6 +18,7 @@
 //!   scheduler it would wake another thread, which takes the connection over.
 //!
 //! A flush of the connection is therefore a promise that [`Uncorking`] keeps, and a write that failed afterwards shows at the next one.
+//! Once the connection is over, whoever goes on with the stream (a websocket) flushes for itself.
 //!
 //! **Does not know** what is written.
 use std::future::Future;
@@ -46,6 +47,8 @@ struct Cork<S> {
     written: usize,
     /// How letting the bytes out failed, after the connection had been told that they were written.
     failed: Option<io::ErrorKind>,
+    /// The connection is over, so that nobody lets bytes out but a flush.
+    is_left: bool,
 }
 
 impl<S: AsyncWrite + Unpin> Cork<S> {
@@ -128,8 +131,13 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Corked<S> {
         true
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(lock(&self.cork).health())
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut cork = lock(&self.cork);
+        cork.health()?;
+        match cork.is_left {
+            true => cork.drain(cx),
+            false => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -164,7 +172,8 @@ impl Drop for Answering {
 
 /// Puts a buffer in front of a stream. The second value drives the connection over the first.
 pub fn cork<S>(stream: S, answers: Answers) -> (Corked<S>, Uncork<S>) {
-    let cork = Arc::new(Mutex::new(Cork { stream, waiting: Vec::new(), written: 0, failed: None }));
+    let cork =
+        Arc::new(Mutex::new(Cork { stream, waiting: Vec::new(), written: 0, failed: None, is_left: false }));
     (Corked { cork: cork.clone() }, Uncork { cork, answers })
 }
 
@@ -255,7 +264,11 @@ impl<S: AsyncWrite + Unpin, C: Future + Unpin> Future for Uncorking<S, C> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<C::Output> {
         let this = self.get_mut();
         if let Poll::Ready(outcome) = this.turn(cx) {
-            // It shut the stream down, which let everything out; or it failed, and nobody reads.
+            // It shut the stream down, which let everything out; or it failed, and nobody reads; or it gave the stream away.
+            let mut cork = lock(&this.uncork.cork);
+            cork.is_left = true;
+            // Whoever has the stream may have flushed a moment too early.
+            let _ = cork.drain(cx);
             return Poll::Ready(outcome);
         }
         let mut cork = lock(&this.uncork.cork);

@@ -132,7 +132,8 @@ impl Shutdown {
         self.alive.closed().await;
     }
 
-    fn hold(&self) -> watch::Receiver<()> {
+    /// Not drained while this lives: for what goes on behind the end of its connection's service, a websocket.
+    pub fn hold(&self) -> watch::Receiver<()> {
         self.alive.subscribe()
     }
 }
@@ -400,8 +401,8 @@ impl Connections {
         let (stream, uncork) = cork(stream, answers.clone());
         let share = self.served.grpc.as_ref().map(|grpc| grpc.share());
         let service = Requests { connections: self.clone(), remote: remote.into(), security, answers, share };
-        let mut connection =
-            uncork.drive(Box::pin(self.builder.serve_connection(TokioIo::new(stream), service)));
+        let mut connection = uncork
+            .drive(Box::pin(self.builder.serve_connection_with_upgrades(TokioIo::new(stream), service)));
         let outcome = tokio::select! {
             outcome = &mut connection => outcome,
             () = self.shutdown.begun() => {
