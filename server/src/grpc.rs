@@ -37,9 +37,46 @@ use tower::Service;
 const SERVER_STOPPED: &str = "etcdserver: server stopped";
 
 /// What a service is called with.
-pub type GrpcRequest = Request<RequestBody<Incoming>>;
+pub type GrpcRequest = Request<RequestBody<ClientBody>>;
 type GrpcFuture = Pin<Box<dyn Future<Output = Response<tonic::body::Body>> + Send>>;
 type Handler = Arc<dyn Fn(GrpcRequest) -> GrpcFuture + Send + Sync>;
+
+/// Where the messages of a request come from.
+pub enum ClientBody {
+    /// A connection.
+    Incoming(Incoming),
+    /// The JSON gateway, of this process.
+    Gateway(tonic::body::Body),
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match self.get_mut() {
+            Self::Incoming(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+            Self::Gateway(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Incoming(body) => body.is_end_stream(),
+            Self::Gateway(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Incoming(body) => body.size_hint(),
+            Self::Gateway(body) => body.size_hint(),
+        }
+    }
+}
 
 /// The services of a server.
 #[derive(Clone, Default)]
@@ -163,10 +200,25 @@ impl Grpc {
         self.answers.share()
     }
 
+    /// Largest message that a client may send.
+    pub fn message_bytes_max(&self) -> usize {
+        self.bounds.message_bytes_max
+    }
+
+    /// Room for the bodies of requests.
+    pub fn budget(&self) -> Arc<InflightBudget> {
+        self.budget.clone()
+    }
+
+    /// The end of serving.
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
     /// Answers one request of a connection.
     pub async fn call(
         &self,
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
         remote: &(dyn Display + Sync),
         share: &Arc<AnswerShare>,
     ) -> Response<GrpcBody> {
