@@ -74,6 +74,10 @@ impl HealthSource for Diagnostics {
     fn cluster_version(&self) -> Option<String> {
         Some(ETCD_CLUSTER_VERSION.into())
     }
+
+    fn is_auth_enabled(&self) -> bool {
+        self.pipeline.view().auth().is_enabled()
+    }
 }
 
 impl MetricSource for Diagnostics {

@@ -1,18 +1,20 @@
-//! The HTTP side of the client port: health, readiness, version, metrics. Everything else is 404.
+//! The HTTP side of the client port: health, readiness, version, metrics, and the JSON gateway ([`crate::gateway`]). Everything else is 404.
 //!
 //! **Contract.** Paths, methods, codes, bodies and texts are etcd's, because probes and scripts compare them. Checks run in the order of
 //! their table (etcd's order is random). What the checks ask comes from [`HealthSource`]; this file holds no state.
 //!
 //! **Source**: `server/etcdserver/api/etcdhttp` of etcd 3.7.3.
+pub mod access;
+
 use crate::config::{ETCD_VERSION, Url};
+use crate::gateway::Gateway;
 use crate::metrics::Metrics;
 use crate::metrics::export::MetricSource;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
-use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
+use axum::http::header::{ALLOW, CONTENT_TYPE};
 use axum::http::{HeaderValue, Method, StatusCode};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use std::fmt::Write;
@@ -55,11 +57,17 @@ pub trait HealthSource: Send + Sync + 'static {
     fn read(&self, linearizable: bool) -> ReadCheck;
     /// The cluster's version, none while it is not decided.
     fn cluster_version(&self) -> Option<String>;
+    /// Whether users have to say who they are.
+    fn is_auth_enabled(&self) -> bool;
 }
 
 /// Marks requests that came by TLS.
 #[derive(Clone, Copy, Debug)]
 pub struct ByTls;
+
+/// Where a request comes from, for the log.
+#[derive(Clone, Debug)]
+pub struct ClientAddress(pub Arc<str>);
 
 /// What the handlers share.
 pub struct HttpState {
@@ -71,12 +79,16 @@ pub struct HttpState {
     pub samples: Arc<dyn MetricSource>,
     /// Host names that requests may use; none for any.
     pub host_whitelist: Option<Vec<String>>,
+    /// Origins of pages that may read answers; none for any.
+    pub origins: Option<Vec<String>>,
+    /// The JSON gateway, if it is served.
+    pub gateway: Option<Arc<Gateway>>,
 }
 
 /// Routes of a client URL.
 pub fn client_routes(state: Arc<HttpState>) -> Router {
-    let guard = axum::middleware::from_fn_with_state(state.clone(), check_host);
-    monitor_paths().route("/version", any(version)).with_state(state).layer(guard)
+    let others = monitor_paths().route("/version", any(version)).with_state(state.clone());
+    Router::new().fallback(move |request: Request| access::answer(state, others, request))
 }
 
 /// Routes of a URL of `--listen-metrics-urls`.
@@ -96,7 +108,7 @@ fn monitor_paths() -> Router<Arc<HttpState>> {
 }
 
 /// As Go's `http.Error`.
-fn error(status: StatusCode, text: &str) -> Response {
+pub(crate) fn plain_error(status: StatusCode, text: &str) -> Response {
     let mut response = (status, format!("{text}\n")).into_response();
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -105,41 +117,13 @@ fn error(status: StatusCode, text: &str) -> Response {
 }
 
 async fn not_found() -> Response {
-    error(StatusCode::NOT_FOUND, "404 page not found")
+    plain_error(StatusCode::NOT_FOUND, "404 page not found")
 }
 
 fn method_not_allowed() -> Response {
-    let mut response = error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    let mut response = plain_error(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
     response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
     response
-}
-
-/// A request without TLS must name a host of the whitelist: the defence against DNS rebinding that etcd calls CVE-2018-5702.
-async fn check_host(State(state): State<Arc<HttpState>>, request: Request, next: Next) -> Response {
-    let is_by_tls = request.extensions().get::<ByTls>().is_some();
-    if let Some(allowed) = state.host_whitelist.as_ref().filter(|_| !is_by_tls) {
-        let host = request
-            .uri()
-            .host()
-            .or_else(|| request.headers().get(HOST).and_then(|host| host.to_str().ok()))
-            .unwrap_or("");
-        let name = match host.rsplit_once(':') {
-            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-            _ => host,
-        };
-        if !allowed.iter().any(|allowed| allowed == name) {
-            tracing::warn!(host, "rejecting HTTP request from untrusted host");
-            return error(
-                StatusCode::MISDIRECTED_REQUEST,
-                "etcd received your request, but the Host header was unrecognized.\n\n\
-                 To fix this, choose one of the following options:\n\
-                 - Enable TLS, then any HTTPS request will be allowed.\n\
-                 - Add the hostname you want to use to the whitelist in settings.\n  - e.g. etcd --host-whitelist \"<host>\"\n\n\
-                 This requirement has been added to help prevent \"DNS Rebinding\" attacks (CVE-2018-5702).",
-            );
-        }
-    }
-    next.run(request).await
 }
 
 async fn version(State(state): State<Arc<HttpState>>, request: Request) -> Response {
@@ -170,6 +154,14 @@ fn parameters<'a>(request: &'a Request, name: &'a str) -> impl Iterator<Item = S
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(key) == name).then(|| decode(value))
     })
+}
+
+/// Undoes the encoding of a path: `%xx` is a byte; what is no such escape stays.
+pub(crate) fn decode_path(path: &str) -> String {
+    match path.contains('%') {
+        true => decode(&path.replace('+', "%2B")),
+        false => path.to_owned(),
+    }
 }
 
 /// Undoes the encoding of a query: `+` is a space, `%xx` a byte; what is no such escape stays.
@@ -211,7 +203,7 @@ async fn health(State(state): State<Arc<HttpState>>, request: Request) -> Respon
             state.metrics.health_failures.inc();
             let body = format!("{{\"health\":\"false\",\"reason\":{}}}", json_text(&reason));
             tracing::warn!(output = body, status_code = 503, "/health error");
-            error(StatusCode::SERVICE_UNAVAILABLE, &body)
+            plain_error(StatusCode::SERVICE_UNAVAILABLE, &body)
         }
     }
 }
@@ -314,7 +306,7 @@ async fn answer_checks(state: &HttpState, kind: &'static str, names: &[&str], re
     }
     if failed {
         tracing::error!(path = kind, reason = detail, status_code = 503, "Health check error");
-        return error(StatusCode::SERVICE_UNAVAILABLE, &detail);
+        return plain_error(StatusCode::SERVICE_UNAVAILABLE, &detail);
     }
     let body = if verbose { format!("{detail}ok\n") } else { "ok\n".into() };
     let mut response = body.into_response();

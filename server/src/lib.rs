@@ -13,6 +13,7 @@ pub mod diagnostics;
 pub mod discovery;
 pub mod etcd_snapshot;
 pub mod first_turn;
+pub mod gateway;
 pub mod grpc;
 pub mod grpc_limits;
 pub mod http;

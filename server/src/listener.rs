@@ -17,7 +17,7 @@ use crate::config::{Config, Url};
 use crate::corked::{Answering, Answers, cork};
 use crate::first_turn::FirstTurn;
 use crate::grpc::{ClientBody, Grpc, GrpcBody};
-use crate::http::ByTls;
+use crate::http::{ByTls, ClientAddress};
 use crate::metrics::Metrics;
 use crate::tls::accept::ClientTls;
 use axum::Router;
@@ -465,6 +465,10 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
             }
             (_, _, Some(http)) => {
                 let http = http.clone();
+                request.extensions_mut().insert(ClientAddress(self.remote.clone()));
+                if let Some(share) = &self.share {
+                    request.extensions_mut().insert(share.clone());
+                }
                 Box::pin(async move {
                     let response = http.oneshot(request.map(axum::body::Body::new)).await;
                     let response = response.unwrap_or_else(|never| match never {});
@@ -580,6 +584,9 @@ mod tests {
         fn cluster_version(&self) -> Option<String> {
             Some("3.7.0".into())
         }
+        fn is_auth_enabled(&self) -> bool {
+            false
+        }
     }
 
     impl MetricSource for Health {
@@ -610,6 +617,8 @@ mod tests {
             metrics: metrics.clone(),
             samples: health.clone(),
             host_whitelist: whitelist,
+            origins: None,
+            gateway: None,
         };
         let http = Some(client_routes(Arc::new(state)));
         let served = Served { grpc: Some(Arc::new(grpc)), http, tls: None };

@@ -18,6 +18,7 @@ use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
 use crate::diagnostics::Diagnostics;
 use crate::discovery::{self, Discovery};
+use crate::gateway::Gateway;
 use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
 use crate::grpc_limits::InflightBudget;
 use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
@@ -422,13 +423,16 @@ impl Sockets {
         };
         let (inflight, answers) = (diagnostics.inflight.clone(), diagnostics.answers.clone());
         let grpc = Grpc::new(&services, bounds, inflight, answers, metrics.clone(), shutdown.clone());
-        let grpc = Some(Arc::new(grpc));
+        let grpc = Arc::new(grpc);
         let state = Arc::new(HttpState {
             health: diagnostics.clone(),
             metrics: metrics.clone(),
             samples: diagnostics,
             host_whitelist: config.host_whitelist.clone(),
+            origins: config.cors.clone(),
+            gateway: config.has_gateway.then(|| Gateway::new(grpc.clone())),
         });
+        let grpc = Some(grpc);
         let client_http = Some(client_routes(state.clone()));
         let beside_grpc = if self.http.is_empty() { client_http.clone() } else { None };
         // Those who scrape come from an address of their certificate, as in etcd; clients from anywhere.

@@ -515,8 +515,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     option(Security, "tls-min-version", Kind::Text, "TLS1.2", "Lowest TLS version: TLS1.2 or TLS1.3."),
     option(Security, "tls-max-version", Kind::Text, "", "Highest TLS version: TLS1.2, TLS1.3 or empty."),
-    option(Security, "cors", Kind::UrlsOrAny, "*", "Origins that browsers may call from.")
-        .warned("the JSON gateway is not served yet"),
+    option(Security, "cors", Kind::UrlsOrAny, "*", "Origins that browsers may call from; empty or * is any."),
     option(Security, "host-whitelist", Kind::List, "*", "Host names that HTTP requests may use."),
     // Auth.
     option(
@@ -581,8 +580,7 @@ pub static OPTIONS: &[OptionSpec] = &[
     option(Logging, "distributed-tracing-sampling-rate", Kind::Int, "0", "Samples per million spans.")
         .warned(NO_TRACING),
     // Behaviour.
-    option(Behaviour, "enable-grpc-gateway", Kind::Flag, "true", "Serve the JSON gateway.")
-        .warned("the JSON gateway is not served yet"),
+    option(Behaviour, "enable-grpc-gateway", Kind::Flag, "true", "Serve the JSON gateway."),
     option(
         Behaviour,
         "corrupt-check-time",

@@ -143,6 +143,10 @@ pub struct Config {
     pub metrics_extensive: bool,
     /// Host names that HTTP requests may use; none for any.
     pub host_whitelist: Option<Vec<String>>,
+    /// Origins of pages that may read answers over HTTP; none for any.
+    pub cors: Option<Vec<String>>,
+    /// Whether the JSON gateway is served.
+    pub has_gateway: bool,
     /// Feature gates in effect: name, stage, on.
     pub feature_gates: Vec<(&'static str, &'static str, bool)>,
     /// `auto`, `ring` or `syscall`.
@@ -547,6 +551,11 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
             "" | "*" => None,
             _ => Some(settings.list("host-whitelist")).filter(|hosts| !hosts.iter().any(|host| host == "*")),
         },
+        cors: match settings.text("cors") {
+            "" | "*" => None,
+            _ => Some(urls("cors")?.iter().map(ToString::to_string).collect()),
+        },
+        has_gateway: settings.flag("enable-grpc-gateway"),
         feature_gates,
         io_backend: settings.text("io-backend").to_string(),
         wal_sync: settings.text("wal-sync").to_string(),
