@@ -4,6 +4,8 @@
 //! servers get the same requests in the same order on an empty store, and must give the same answers, byte for byte but for
 //! what `session.rs` puts in order. The format is told in `api/README.md`.
 //!
+//! The same files are run once more through the JSON gateway of both (`gateway_client.rs` says what is held against what).
+//!
 //! - `STERNPOST_API=watch` runs only files whose name contains that word.
 //! - `STERNPOST_RECORD=1` writes the answers of the real etcd into the files. There is no way to record our own.
 //! - `STERNPOST_REQUIRE_PEERS=1` makes a missing etcd a failure; without it the test says so and passes.
@@ -11,12 +13,14 @@
 mod support;
 
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 
 use support::case_file::CaseFile;
+use support::gateway_client::ASKED;
 use support::process::{Program, required};
 use support::raw_client::descriptors;
-use support::session::Session;
+use support::session::{Session, Way};
 
 /// Servers that run at the same time: starting etcd is mostly waiting.
 const FILES_AT_ONCE: usize = 4;
@@ -26,6 +30,8 @@ const DIFFERENCES_SHOWN_MAX: usize = 12;
 const NOT_SERVED_YET: [&str; 1] = ["downgrade.txt"];
 /// What the issue asks for; the suite may grow, not shrink.
 const REQUESTS_MIN: usize = 200;
+/// Of those, what must have gone through a gateway when it was asked for: nearly all but streams of ranges and broken messages.
+const GATEWAY_REQUESTS_MIN: usize = 400;
 
 #[test]
 fn sternpost_answers_as_recorded() {
@@ -33,12 +39,12 @@ fn sternpost_answers_as_recorded() {
         eprintln!("skipped: {missing}");
         return;
     }
-    check_all(Program::Sternpost);
+    check_all(Program::Sternpost, Way::Grpc);
 }
 
 #[test]
 fn sternpost_answers_as_recorded_from_its_disk() {
-    check_all(Program::SternpostOnDisk);
+    check_all(Program::SternpostOnDisk, Way::Grpc);
 }
 
 #[test]
@@ -48,7 +54,19 @@ fn etcd_answers_as_recorded() {
         eprintln!("skipped: {missing}");
         return;
     }
-    check_all(Program::Etcd);
+    check_all(Program::Etcd, Way::Grpc);
+}
+
+#[test]
+fn sternpost_answers_as_recorded_through_its_gateway() {
+    check_all(Program::Sternpost, Way::Gateway);
+}
+
+#[test]
+fn etcd_answers_as_recorded_through_its_gateway() {
+    if Program::Etcd.binary().is_ok() {
+        check_all(Program::Etcd, Way::Gateway);
+    }
 }
 
 #[test]
@@ -81,9 +99,10 @@ fn files(filter: &str) -> Vec<CaseFile> {
 /// One program at a time: a dozen servers on two processors answer in pieces where they answer at once, the real one too.
 static ONE_PROGRAM: Mutex<()> = Mutex::new(());
 
-fn check_all(program: Program) {
+fn check_all(program: Program, way: Way) {
     let _alone = ONE_PROGRAM.lock().unwrap_or_else(PoisonError::into_inner);
-    let record = required("STERNPOST_RECORD") && program == Program::Etcd;
+    let record = required("STERNPOST_RECORD") && program == Program::Etcd && way == Way::Grpc;
+    let asked_before = ASKED.load(Ordering::Relaxed);
     let mut queue = files(&std::env::var("STERNPOST_API").unwrap_or_default());
     queue.reverse();
     let (queue, failures) = (Mutex::new(queue), Mutex::new(Vec::new()));
@@ -93,7 +112,7 @@ fn check_all(program: Program) {
             let Some(file) = queue.lock().expect("no panic under the lock").pop() else { return };
             // A panic of one file is its failure; the other files still run.
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                runtime.block_on(check_file(program, &file, record))
+                runtime.block_on(check_file(program, way, &file, record))
             }));
             let failure = match result {
                 Ok(None) => continue,
@@ -110,12 +129,22 @@ fn check_all(program: Program) {
     });
     let mut failures = failures.into_inner().expect("no panic under the lock");
     failures.sort();
-    assert!(failures.is_empty(), "{program:?} answers otherwise than recorded\n\n{}", failures.join("\n"));
+    assert!(
+        failures.is_empty(),
+        "{program:?} answers otherwise than recorded, by {way:?}\n\n{}",
+        failures.join("\n")
+    );
+    let asked = ASKED.load(Ordering::Relaxed) - asked_before;
+    if way == Way::Gateway && std::env::var_os("STERNPOST_API").is_none() {
+        assert!(asked >= GATEWAY_REQUESTS_MIN, "{asked} requests went through the gateway");
+    }
 }
 
 /// Runs one file; `None` if all its answers are as recorded (or now recorded).
-async fn check_file(program: Program, file: &CaseFile, record: bool) -> Option<String> {
-    let mut session = Session::new(program, descriptors());
+async fn check_file(program: Program, way: Way, file: &CaseFile, record: bool) -> Option<String> {
+    let closes = file.requests().any(|step| step.request.iter().any(|line| line.ends_with(" close")));
+    let way = if closes && way == Way::Gateway { Way::GatewayWithoutStreams } else { way };
+    let mut session = Session::new(program, way, descriptors());
     let (mut answers, mut differences) = (Vec::new(), Vec::new());
     for step in file.requests() {
         let answer = match session.run(step).await {

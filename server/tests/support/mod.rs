@@ -6,6 +6,7 @@ pub mod changes;
 pub mod cluster;
 pub mod command;
 pub mod forge;
+pub mod gateway_client;
 pub mod history;
 pub mod latency;
 pub mod process;

@@ -101,6 +101,8 @@ pub enum Incoming {
     Opening(tokio::task::JoinHandle<Result<Streaming<Bytes>, Status>>),
     /// Messages come.
     Open(Box<Streaming<Bytes>>),
+    /// Messages come out of the JSON gateway.
+    Gateway(tokio::sync::mpsc::Receiver<Result<Bytes, Status>>),
 }
 
 impl Incoming {
@@ -112,6 +114,7 @@ impl Incoming {
         }
         match self {
             Incoming::Open(stream) => stream.message().await,
+            Incoming::Gateway(answers) => answers.recv().await.transpose(),
             Incoming::Opening(_) => unreachable!("opened above"),
         }
     }

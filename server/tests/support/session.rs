@@ -19,13 +19,67 @@ use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::case_file::Step;
+use super::gateway_client::{GatewayClient, unspaced};
 use super::process::{Program, Server};
 use super::raw_client::{ANSWER_WITHIN, Incoming, RawClient, method_named};
 use super::text::{self, Line, Names};
 
+/// How requests get to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// gRPC.
+    Grpc,
+    /// The JSON gateway.
+    Gateway,
+    /// The same, but gRPC for streams of requests.
+    GatewayWithoutStreams,
+}
+
+/// A client that goes one of the ways.
+#[derive(Clone)]
+enum Client {
+    Grpc(RawClient),
+    Gateway(GatewayClient),
+}
+
+impl Client {
+    fn new(endpoint: &str, way: Way, pool: &DescriptorPool) -> Client {
+        match way {
+            Way::Grpc => Client::Grpc(RawClient::new(endpoint)),
+            _ => {
+                Client::Gateway(GatewayClient::new(endpoint, pool.clone(), way == Way::GatewayWithoutStreams))
+            }
+        }
+    }
+
+    async fn call(
+        &self,
+        path: &str,
+        request: Bytes,
+        metadata: &[(String, Vec<u8>)],
+    ) -> Result<Vec<Bytes>, Status> {
+        match self {
+            Client::Grpc(client) => client.call(path, request, metadata).await,
+            Client::Gateway(client) => client.call(path, request, metadata).await,
+        }
+    }
+
+    async fn open(
+        &self,
+        path: &str,
+        metadata: &[(String, Vec<u8>)],
+    ) -> Result<(mpsc::Sender<Bytes>, Incoming), Status> {
+        match self {
+            Client::Grpc(client) => client.open(path, metadata).await,
+            Client::Gateway(client) => client.open(path, metadata).await,
+        }
+    }
+}
+
 /// One server and all that the steps so far left open on it.
 pub struct Session {
     program: Program,
+    way: Way,
     pool: DescriptorPool,
     names: Names,
     flags: Vec<String>,
@@ -34,7 +88,7 @@ pub struct Session {
 
 struct Running {
     server: Server,
-    client: RawClient,
+    client: Client,
     streams: BTreeMap<String, Stream>,
 }
 
@@ -67,8 +121,8 @@ struct Options {
 
 impl Session {
     /// A session that starts its server at the first request.
-    pub fn new(program: Program, pool: DescriptorPool) -> Session {
-        Session { program, pool, names: Names::default(), flags: Vec::new(), running: None }
+    pub fn new(program: Program, way: Way, pool: DescriptorPool) -> Session {
+        Session { program, way, pool, names: Names::default(), flags: Vec::new(), running: None }
     }
 
     /// The answer to one step, as lines.
@@ -94,7 +148,7 @@ impl Session {
                 Ok(vec!["ready".to_owned()])
             }
             "restart" => self.restart(rest).await,
-            "http" => self.http(rest).await,
+            "http" => self.http(rest, &options).await,
             "raw" => self.raw(rest, &options).await,
             _ => {
                 let method = method_named(&self.pool, word).ok_or_else(|| format!("no method {word}"))?;
@@ -121,7 +175,7 @@ impl Session {
             let server = tokio::task::spawn_blocking(move || Server::start(program, &flags)).await;
             let server = server.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
             self.names.endpoint = server.endpoint();
-            let client = RawClient::new(&server.endpoint());
+            let client = Client::new(&server.endpoint(), self.way, &self.pool);
             self.running = Some(Running { server, client, streams: BTreeMap::new() });
             self.wait_for_versions().await;
             self.learn_ids().await;
@@ -136,7 +190,8 @@ impl Session {
             loop {
                 let address = address.clone();
                 let answer =
-                    tokio::task::spawn_blocking(move || http_request(&address, "GET", "/version", &[])).await;
+                    tokio::task::spawn_blocking(move || http_request(&address, "GET", "/version", "", &[]))
+                        .await;
                 let answer = answer.expect("no panic").unwrap_or_default();
                 if String::from_utf8_lossy(&answer).contains("\"storage\":\"3.7.0\"") {
                     return;
@@ -191,7 +246,7 @@ impl Session {
             server
         });
         let server = server.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let client = RawClient::new(&server.endpoint());
+        let client = Client::new(&server.endpoint(), self.way, &self.pool);
         self.running = Some(Running { server, client, streams: BTreeMap::new() });
         self.wait_for_versions().await;
         self.learn_ids().await;
@@ -298,16 +353,22 @@ impl Session {
         }
     }
 
-    async fn http(&mut self, words: &[String]) -> Result<Vec<String>, String> {
+    async fn http(&mut self, words: &[String], options: &Options) -> Result<Vec<String>, String> {
+        self.running().await;
         let (method, path, body) = match words {
             [method, path] => (method.clone(), path.clone(), Vec::new()),
             [method, path, body] => (method.clone(), path.clone(), text::read_bytes(body, &self.names)?),
             _ => return Err("http METHOD /path \"body\"".to_owned()),
         };
+        let mut headers = String::new();
+        for (name, value) in &options.metadata {
+            headers.push_str(&format!("{name}: {}\r\n", String::from_utf8_lossy(value)));
+        }
         let address = self.running().await.server.address();
-        let answer = tokio::task::spawn_blocking(move || http_request(&address, &method, &path, &body));
-        let answer = answer.await.expect("no panic").map_err(|error| error.to_string())?;
-        Ok(print_http(&answer))
+        let asking =
+            tokio::task::spawn_blocking(move || http_request(&address, &method, &path, &headers, &body));
+        let answer = asking.await.expect("no panic").map_err(|error| error.to_string())?;
+        Ok(print_http(&answer, &self.names))
     }
 }
 
@@ -466,13 +527,19 @@ fn split_options(below: &[Line], names: &Names) -> Result<(Options, Vec<Line>), 
 }
 
 /// One HTTP/1.1 request on a connection of its own: the whole answer.
-fn http_request(address: &str, method: &str, path: &str, body: &[u8]) -> std::io::Result<Vec<u8>> {
+fn http_request(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: &[u8],
+) -> std::io::Result<Vec<u8>> {
     let mut connection = std::net::TcpStream::connect(address)?;
     connection.set_read_timeout(Some(ANSWER_WITHIN))?;
     let length = body.len();
     write!(
         connection,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Length: {length}\r\n{headers}\r\n"
     )?;
     connection.write_all(body)?;
     let mut answer = Vec::new();
@@ -480,22 +547,59 @@ fn http_request(address: &str, method: &str, path: &str, body: &[u8]) -> std::io
     Ok(answer)
 }
 
-/// Status, content type and the lines of the body that are not empty.
-fn print_http(answer: &[u8]) -> Vec<String> {
+/// Status, content type and the lines of the body that are not empty; of the headers those that say where to go or who may read. JSON is put as
+/// it comes out of any build of Go, and the server's own numbers have names.
+fn print_http(answer: &[u8], names: &Names) -> Vec<String> {
     let text = String::from_utf8_lossy(answer);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let mut head = head.lines();
     let status = head.next().and_then(|line| line.split_once(' ')).map_or("", |(_, status)| status);
-    let content_type = head
+    let headers: BTreeMap<String, &str> = head
         .filter_map(|line| line.split_once(':'))
-        .find(|(name, _)| name.eq_ignore_ascii_case("content-type"))
-        .map_or("", |(_, value)| value.trim());
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim()))
+        .collect();
+    let content_type = headers.get("content-type").copied().unwrap_or_default();
     let mut lines = vec![format!("{status} {content_type}").trim_end().to_owned()];
+    for name in ["location", "www-authenticate", "grpc-metadata-content-type"] {
+        if let Some(value) = headers.get(name) {
+            lines.push(format!("{name}: {value}"));
+        }
+    }
+    let body = match headers.get("transfer-encoding") {
+        Some(&"chunked") => unchunked(body),
+        _ => body.to_owned(),
+    };
     let mut body: Vec<String> = body.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    if content_type == "application/json" {
+        let (cluster, member, term) = names.header;
+        for line in &mut body {
+            *line = unspaced(line.as_bytes())
+                .replace(&format!("\"cluster_id\":\"{cluster}\""), "\"cluster_id\":\"$cluster\"")
+                .replace(&format!("\"member_id\":\"{member}\""), "\"member_id\":\"$member\"")
+                .replace(&format!("\"raft_term\":\"{term}\""), "\"raft_term\":\"$term\"")
+                // Which of two parts of grpc-go notices the end of the time first.
+                .replace(
+                    "stream terminated by RST_STREAM with error code: CANCEL",
+                    "context deadline exceeded",
+                );
+        }
+    }
     if body.iter().any(|line| line.starts_with('[')) {
         // The list of checks comes in no order.
         body.sort();
     }
     lines.extend(body);
     lines
+}
+
+/// A body out of its chunks, as far as it has come.
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size, 16).unwrap_or(0);
+        let Some((chunk, rest)) = rest.split_at_checked(size).filter(|_| size > 0) else { break };
+        whole.push_str(chunk);
+        body = rest.strip_prefix("\r\n").unwrap_or(rest);
+    }
+    whole
 }
