@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote use the server: etcdctl, and the client libraries of Go, Python, Node and Rust.
+//! Clients that nobody here wrote use the server: etcdctl, and the client libraries of Go, Python, Node and Rust; those of the JSON gateway too.
 //!
 //! `clients/install.sh` installs them, pinned, into a cache folder. A client that is not there is skipped with a word about
 //! it, or is a failure when `STERNPOST_REQUIRE_CLIENTS=1`. `STERNPOST_TESTS_AGAINST=etcd` runs the same against the real
@@ -319,6 +319,19 @@ fn python_client() {
         .map(|(host, port)| (host.to_owned(), port.to_owned()))
         .expect("a port");
     run(Command::new(python).arg(program).arg(host).arg(port), "").well();
+}
+
+#[test]
+fn python_clients_of_the_gateway() {
+    let (Some(python), Some(program)) =
+        (installed("python/bin/python"), installed("python/gateway_client.py"))
+    else {
+        return;
+    };
+    let Some(server) = server() else { return };
+    let address = server.address();
+    let (host, port) = address.split_once(':').expect("a port");
+    run(Command::new(python).arg(program).args([host, port]), "").well();
 }
 
 #[test]

@@ -34,13 +34,13 @@ else
 fi
 
 if command -v python3 >/dev/null; then
-    want=$(stamp python requirements.txt client.py)
+    want=$(stamp python requirements.txt client.py gateway_client.py)
     if ! is_made python "$want"; then
         echo "clients: installing the Python client" >&2
         rm -rf "$folder/python"
         python3 -m venv "$folder/python" >&2
         "$folder/python/bin/pip" install --quiet --disable-pip-version-check -r "$here/python/requirements.txt" >&2
-        cp "$here/python/client.py" "$folder/python/"
+        cp "$here/python/client.py" "$here/python/gateway_client.py" "$folder/python/"
         echo "$want" >"$folder/python.made"
     fi
 else
