@@ -4,6 +4,7 @@ mod blocks;
 mod checkpoint;
 mod database;
 mod etcd_snapshot;
+mod gateway;
 mod log;
 mod page;
 mod revisions;
@@ -134,6 +135,13 @@ pub(crate) const TARGETS: &[Target] = &[
         name: "etcd-snapshot",
         seeds: damage::seed,
         run: etcd_snapshot::file,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
+        name: "gateway-json",
+        seeds: gateway::json_seed,
+        run: gateway::json,
         canary: false,
         memory_bytes_max: SMALL,
     },
