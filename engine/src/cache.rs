@@ -55,7 +55,7 @@ pub enum Kind {
 pub enum Class {
     /// Inner pages of trees: a hundredth of a tree, and on the way to everything.
     Inner,
-    /// Index blocks of revision segments: on the way to every old record.
+    /// Index blocks of revision segments and leaves of the pending tree: on the way to every old record, and to every leaf.
     Index,
     /// Leaves of trees.
     Leaf,

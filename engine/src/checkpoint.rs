@@ -12,11 +12,12 @@
 //! **Steps**
 //! 1. `sweep`: which records on disk do the compaction (a part of it, if it is large) and the run make dead;
 //! 2. records of the run that are not dead → r segment; `clean`: what is left of sparse segments → fewer;
-//! 3. newest versions of the run's keys → key tree, its system changes → system tree;
+//! 3. newest versions of the run's keys → key tree or, where their leaf is not worth a page yet, pending tree (`pushes`); its system
+//!    changes → system tree;
 //! 4. liveness → segment table;
 //! 5. superblock.
 //!
-//! **Invariants.** C2: nothing is dropped or marked dead by a compaction younger than the run's own. D5: see the segment
+//! **Invariants.** W4: the newest cell of a key that is pending is in the pending tree and in no other; see `disk_state/pending.rs`. C2: nothing is dropped or marked dead by a compaction younger than the run's own. D5: see the segment
 //! table. D6: see `sweep`. P1: a segment loses its name only when all four copies of the superblock do without it.
 //!
 //! **Failure.** An error leaves the old state in force and the run to be tried again; segment ids of the failed attempt
@@ -29,6 +30,8 @@ mod dead;
 mod key_edits;
 mod pacing;
 mod planted;
+mod push_policy;
+mod pushes;
 pub(crate) mod rebuild;
 mod rest;
 #[cfg(feature = "sim")]
@@ -48,8 +51,8 @@ use planted::PlantedBug;
 
 use crate::base::ids::SegmentId;
 use crate::disk_state::{
-    DiskState, KeyCells, PagesInfo, PlainCells, Positions, RevisionsFile, RevisionsInfo, Roots, SegmentFile,
-    Shelf, TreeId, encode_pages, encode_revisions, segment_key,
+    DiskState, PagesInfo, PlainCells, Positions, RevisionsFile, RevisionsInfo, Roots, SegmentFile, Shelf,
+    TreeId, encode_pages, encode_revisions, segment_key,
 };
 use crate::error::{Error, Result};
 use crate::io::disk::run as run_io;
@@ -61,10 +64,12 @@ use crate::segment::{self, SegmentKind, SegmentWriter};
 use crate::space::{Reserve, Space};
 use crate::superblock::SharedSuperblock;
 use crate::tree::{MergeOptions, MergeOutcome, PageRef, Pages, merge};
+use bytes::Bytes;
 use clean::Thresholds;
 use dead::DeadRecords;
-use key_edits::{KeyEdits, MapEdits};
+use key_edits::{KeyEdits, MapEdits, Touches};
 use planted::Planted;
+use pushes::Pushes;
 use sink::Sink;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -88,6 +93,16 @@ pub struct CheckpointReport {
     pub cleaned_bytes: u64,
     /// Bytes of new pages.
     pub page_bytes: u64,
+    /// Those of them in the key tree.
+    pub key_page_bytes: u64,
+    /// Those of them in the pending tree.
+    pub pending_page_bytes: u64,
+    /// Changes that went to the pending tree.
+    pub changes_waiting: u64,
+    /// Changes that were pending and went down to their leaf.
+    pub changes_pushed: u64,
+    /// Bytes of the run's memtables: keys, values and 64 bytes for each record.
+    pub run_bytes: u64,
     /// Segments that lost their name.
     pub segments_removed: u64,
     /// From the beginning to the durable superblock, in microseconds of the device's clock.
@@ -105,6 +120,11 @@ impl CheckpointReport {
         self.revision_bytes += other.revision_bytes;
         self.cleaned_bytes += other.cleaned_bytes;
         self.page_bytes += other.page_bytes;
+        self.key_page_bytes += other.key_page_bytes;
+        self.pending_page_bytes += other.pending_page_bytes;
+        self.changes_waiting += other.changes_waiting;
+        self.changes_pushed += other.changes_pushed;
+        self.run_bytes += other.run_bytes;
         self.segments_removed += other.segments_removed;
         self.duration_us += other.duration_us;
         self.commit_us += other.commit_us;
@@ -151,6 +171,8 @@ pub(crate) struct Checkpoints {
     pub(crate) sweep_changes_max: usize,
     /// See [`CheckpointOptions::dictionary_records_min`].
     pub(crate) dictionary_records_min: usize,
+    /// See [`CheckpointOptions::pending_percent_max`].
+    pub(crate) pending_percent_max: u32,
     pub(crate) planted: Planted,
     /// The next checkpoint copies at most so much of the revision log out of sparse segments, and a quarter of that in pages.
     pub(crate) clean_bytes_max: u64,
@@ -198,7 +220,9 @@ pub(crate) fn make(
             let mut report = attempt.report;
             let repaired = std::mem::take(&mut attempt.repaired);
             let freed = std::mem::take(&mut attempt.freed);
-            checkpoints.shelf.repairs.rewritten(&repaired);
+            for (tree, fences) in &repaired {
+                checkpoints.shelf.repairs.rewritten(*tree, fences);
+            }
             report.duration_us = io.now_us().saturating_sub(begun_us);
             checkpoints.superseded.add(base, freed);
             let gone = unreferenced(base, &state);
@@ -230,10 +254,11 @@ struct Attempt<'a> {
     report: CheckpointReport,
     /// Pages of the old trees that the new ones do without.
     freed: Vec<PageRef>,
-    /// Fences of leaves that are written anew because their page was lost.
-    repaired: Vec<bytes::Bytes>,
+    /// By tree, fences of leaves that are written anew because their page was lost.
+    repaired: Vec<(TreeId, Vec<Bytes>)>,
     sweep_changes_max: usize,
     dictionary_records_min: usize,
+    pending_percent_max: u32,
     clean_bytes_max: u64,
     thresholds: Thresholds,
     planted: Planted,
@@ -247,6 +272,7 @@ impl<'a> Attempt<'a> {
         run: &'a Run,
     ) -> Self {
         let sequence = checkpoints.superblock.read().sequence() + 1;
+        let is_short = checkpoints.space.is_short();
         Self {
             shelf: checkpoints.shelf.clone(),
             superblock: checkpoints.superblock.clone(),
@@ -261,8 +287,10 @@ impl<'a> Attempt<'a> {
             repaired: Vec::new(),
             sweep_changes_max: checkpoints.sweep_changes_max.max(1),
             dictionary_records_min: checkpoints.dictionary_records_min,
+            // What waits to be deleted keeps its room until its leaf is written.
+            pending_percent_max: if is_short { 0 } else { checkpoints.pending_percent_max },
             clean_bytes_max: checkpoints.clean_bytes_max,
-            thresholds: Thresholds::on(checkpoints.space.is_short()),
+            thresholds: Thresholds::on(is_short),
             planted: checkpoints.planted,
         }
     }
@@ -276,6 +304,7 @@ impl<'a> Attempt<'a> {
         let (killed, mut table_edits) = dead.apply(&self.shelf, &mut revisions)?;
         self.report.records_killed = killed;
 
+        self.report.run_bytes = self.run.tables.iter().map(|table| table.record_bytes()).sum();
         let mut fresh = self.write_records()?;
         let settled = self.settled_count(&revisions, &swept);
         // What is left behind them is put back: segments stay in the order of their revisions.
@@ -286,7 +315,7 @@ impl<'a> Attempt<'a> {
 
         let mut sink = Sink::new(self.shelf.clone(), self.sequence);
         let merged = self.merge_trees(&mut sink, swept.purges);
-        let (keys, system) = match merged {
+        let [keys, pending, system] = match merged {
             Ok(merged) => merged,
             Err(error) => return self.give_up(sink, error),
         };
@@ -295,7 +324,7 @@ impl<'a> Attempt<'a> {
             let info = pages.entry(id).or_default();
             (info.written_bytes, info.live_bytes) = (bytes, bytes);
         }
-        self.freed.extend(keys.freed.iter().chain(&system.freed));
+        self.freed.extend(keys.freed.iter().chain(&pending.freed).chain(&system.freed));
         let mut freed = self.freed.iter();
         if let Err(error) =
             freed.try_for_each(|freed| release(&mut pages, freed, |info| &mut info.live_bytes))
@@ -324,9 +353,13 @@ impl<'a> Attempt<'a> {
             return self.give_up(sink, error);
         }
         pages.retain(|_, info| info.live_bytes + info.table_bytes > 0);
-        self.report.page_bytes = keys.bytes_written + system.bytes_written + table.bytes_written;
+        (self.report.key_page_bytes, self.report.pending_page_bytes) =
+            (keys.bytes_written, pending.bytes_written);
+        self.report.page_bytes =
+            keys.bytes_written + pending.bytes_written + system.bytes_written + table.bytes_written;
 
-        let roots = Roots { keys: keys.root, system: system.root, segments: table.root };
+        let roots =
+            Roots { keys: keys.root, system: system.root, segments: table.root, pending: pending.root };
         self.made.extend(sink.segments());
         if self.planted.has(PlantedBug::SuperblockFirst) {
             self.write_superblock(roots, swept.revision)?;
@@ -480,42 +513,67 @@ impl<'a> Attempt<'a> {
             tree: tree as u8,
             database: self.shelf.database,
             checkpoint: self.sequence,
+            packs: tree == TreeId::Pending,
         }
     }
 
-    fn merge_trees(
-        &mut self,
-        sink: &mut Sink,
-        purges: Vec<bytes::Bytes>,
-    ) -> Result<(MergeOutcome, MergeOutcome)> {
-        let sparse = clean::sparse_pages(self.base, &self.shelf, self.clean_bytes_max / 4, self.thresholds)?;
+    /// Merges what is new into key tree, pending tree and system tree.
+    fn merge_trees(&mut self, sink: &mut Sink, purges: Vec<Bytes>) -> Result<[MergeOutcome; 3]> {
+        let mut sparse =
+            clean::sparse_pages(self.base, &self.shelf, self.clean_bytes_max / 4, self.thresholds)?;
         let purges = if self.planted.has(PlantedBug::ForgetPurges) { Vec::new() } else { purges };
-        let mut touches = sparse.keys;
-        // Leaves that are held in memory because their page is lost.
-        self.repaired = self.shelf.repairs.fences();
-        // One that is the fence of a page above too, which is touched, waits for the next checkpoint.
-        self.repaired.retain(|fence| *touches.entry(fence.clone()).or_insert(0) == 0);
-        let mut edits = KeyEdits::new(self.run, self.base, purges, touches);
-        let options = self.merge_options(TreeId::Keys);
-        let (repaired, plain) = (self.base.key_pages(), self.shelf.pages(TreeId::Keys));
+        for (tree, touches) in [(TreeId::Keys, &mut sparse.keys), (TreeId::Pending, &mut sparse.pending)] {
+            // Leaves that are held in memory because their page is lost.
+            let mut fences = self.shelf.repairs.fences(tree);
+            // One that is the fence of a page above too, which is touched, waits for the next checkpoint.
+            fences.retain(|fence| *touches.entry(fence.clone()).or_insert(0) == 0);
+            self.repaired.push((tree, fences));
+        }
+        let sizes = (self.shelf.options.page_bytes as u64, self.pending_percent_max);
+        let pushes = Pushes::choose(self.run, self.base, &purges, &sparse.keys, sizes)?;
+        let keys = self.merge_keys(TreeId::Keys, &pushes, &purges, sparse.keys, sink)?;
+        let pending = self.merge_keys(TreeId::Pending, &pushes, &purges, sparse.pending, sink)?;
+        let system = self.merge_system(sparse.system, sink)?;
+        Ok([keys, pending, system])
+    }
+
+    /// Merges the share of the key tree or of the pending tree.
+    fn merge_keys(
+        &mut self,
+        tree: TreeId,
+        pushes: &Pushes,
+        purges: &[Bytes],
+        touches: Touches,
+        sink: &mut Sink,
+    ) -> Result<MergeOutcome> {
+        let changes = (purges, touches);
+        let mut edits = KeyEdits::new(tree, self.run, self.base, pushes, changes, self.planted)?;
+        let options = self.merge_options(tree);
+        let (repaired, plain) = (self.base.pages_of(tree), self.shelf.pages(tree));
         let pages: &dyn Pages = match &repaired {
             Some(pages) => pages,
             None => &plain,
         };
-        let keys = {
-            let mut sink = sink.over(self.io, self.ids, TreeId::Keys);
-            merge(self.base.roots.keys, pages, &KeyCells, &options, &mut edits, &mut sink)?
-        };
+        let root = tree.root(&self.base.roots);
+        let mut sink = sink.over(self.io, self.ids, tree);
+        let merged = merge(root, pages, tree.cells(), &options, &mut edits, &mut sink)?;
+        match tree {
+            TreeId::Pending => self.report.changes_waiting += edits.put_count(),
+            _ => self.report.changes_pushed += edits.pushed_count(),
+        }
+        Ok(merged)
+    }
+
+    fn merge_system(&mut self, touches: Touches, sink: &mut Sink) -> Result<MergeOutcome> {
         let keeps = self.planted.has(PlantedBug::KeepLeaseKeys);
         let changes =
             self.run.system.iter().filter(|(key, value)| !(keeps && key[0] == b'l' && value.is_none()));
         let changes = changes.map(|(key, value)| (key.clone(), value.clone()));
-        let mut edits = MapEdits::new(changes.collect(), sparse.system);
+        let mut edits = MapEdits::new(changes.collect(), touches);
         let options = self.merge_options(TreeId::System);
         let pages = self.shelf.pages(TreeId::System);
         let mut sink = sink.over(self.io, self.ids, TreeId::System);
-        let system = merge(self.base.roots.system, &pages, &PlainCells, &options, &mut edits, &mut sink)?;
-        Ok((keys, system))
+        merge(self.base.roots.system, &pages, &PlainCells, &options, &mut edits, &mut sink)
     }
 
     /// Descriptors of k segments that are new or have changed.

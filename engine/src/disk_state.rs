@@ -7,11 +7,13 @@
 //! ```text
 //! key tree (k segments)                      revision log (r segments, by revision)
 //!   key -> cell: newest version  ──revision──▶  record: key, value, metadata, revision that it replaced
+//! pending tree (k segments)
+//!   key -> newer cell, or none any more
 //! system tree (k segments)                      segment table (k segments)
 //!   the caller's records, keys of leases          segment -> summary, liveness, which records are dead
 //! ```
 //!
-//! A read of the head takes the cell and, unless the value is in the cell, one record. A read of an older revision goes
+//! A read of the head takes the cell, the pending one if there is one, and, unless the value is in the cell, one record. A read of an older revision goes
 //! from record to record by the revision that each replaced.
 //!
 //! **Invariants.** D3: what a cell names is in the revision log, unless the cell holds its value. D4: a record that a
@@ -23,7 +25,9 @@
 //!
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
+mod cursor;
 mod kept_names;
+mod pending;
 mod read_ahead;
 mod repair;
 mod scrub;
@@ -31,10 +35,14 @@ mod segment_table;
 mod shelf;
 mod verify;
 
+#[cfg(feature = "sim")]
+pub use pending::reencode_pending_change;
 pub use verify::{VerifyCounts, VerifyProgress};
 
-pub(crate) use cell::{DiskVersion, KeyCells, encode_cell, encode_cell_of, tombstone_main};
+pub(crate) use cell::{DiskVersion, INLINE_BYTES_MAX, KeyCells, encode_cell, encode_cell_of, tombstone_main};
+pub(crate) use cursor::DiskCursor;
 pub(crate) use kept_names::{NamesKept, SegmentFile};
+pub(crate) use pending::{PendingChange, Replaced, check_newer};
 pub(crate) use repair::KeyPages;
 pub(crate) use scrub::{OnBytes, ScrubPosition};
 use segment_table::decode_segments;
@@ -51,7 +59,7 @@ use crate::io::files::ReadFile;
 use crate::quarantine::Quarantine;
 use crate::revision_log::{Entry, OwnedRecord, RevisionSegment, SegmentSummary};
 pub(crate) use crate::superblock::Roots;
-use crate::tree::{CellKind, Cursor, PageRef, Tree};
+use crate::tree::{CellKind, PageRef, Tree};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -65,6 +73,33 @@ pub(crate) enum TreeId {
     System = 2,
     /// Segments.
     Segments = 3,
+    /// Key -> change of its cell that is not in the key tree yet.
+    Pending = 4,
+}
+
+impl TreeId {
+    /// All trees.
+    pub(crate) const ALL: [Self; 4] = [Self::Keys, Self::Pending, Self::System, Self::Segments];
+
+    /// As people are told of it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Keys => "keys",
+            Self::System => "system",
+            Self::Segments => "segments",
+            Self::Pending => "pending",
+        }
+    }
+
+    /// Its root.
+    pub(crate) fn root(self, roots: &Roots) -> Option<PageRef> {
+        match self {
+            Self::Keys => roots.keys,
+            Self::System => roots.system,
+            Self::Segments => roots.segments,
+            Self::Pending => roots.pending,
+        }
+    }
 }
 
 /// Called with a key and its value.
@@ -204,7 +239,8 @@ impl DiskState {
 
     /// Keys that exist.
     pub(crate) fn keys_count(&self) -> u64 {
-        self.roots.keys.map_or(0, |root| root.aggregate.live_keys)
+        let live_keys = |root: Option<PageRef>| root.map_or(0, |root| root.aggregate.live_keys);
+        live_keys(self.roots.keys).wrapping_add(live_keys(self.roots.pending))
     }
 
     /// Bytes of records that are not dead: keys, values and 64 bytes each.
@@ -212,13 +248,14 @@ impl DiskState {
         self.retained_bytes
     }
 
-    fn keys(&self) -> Option<Tree<KeyPages<'_>>> {
-        Some(Tree::new(self.roots.keys, self.key_pages()?))
+    /// The key tree or the pending tree; none before the first checkpoint.
+    pub(crate) fn tree(&self, tree: TreeId) -> Option<Tree<KeyPages<'_>>> {
+        Some(Tree::new(tree.root(&self.roots), self.pages_of(tree)?))
     }
 
-    /// Pages of the key tree; none before the first checkpoint.
-    pub(crate) fn key_pages(&self) -> Option<KeyPages<'_>> {
-        Some(KeyPages::new(self, self.shelf.as_deref()?))
+    /// Pages of the key tree or the pending tree; none before the first checkpoint.
+    pub(crate) fn pages_of(&self, tree: TreeId) -> Option<KeyPages<'_>> {
+        Some(KeyPages::new(self, self.shelf.as_deref()?, tree))
     }
 
     /// What is damaged, as far as it is known.
@@ -228,9 +265,22 @@ impl DiskState {
 
     /// The newest version of a key, a tombstone too.
     pub(crate) fn newest(&self, key: &[u8]) -> Result<Option<DiskVersion>> {
-        let Some(tree) = self.keys() else { return Ok(None) };
-        let decode = |payload| DiskVersion::decode_up_to(self.positions.revision, &payload);
-        tree.get(key)?.map(|hit| decode(hit.payload_bytes())).transpose()
+        let decode = |cell| DiskVersion::decode_up_to(self.positions.revision, &cell);
+        if self.roots.pending.is_some()
+            && let Some(tree) = self.tree(TreeId::Pending)
+            && let Some(hit) = tree.get(key)?
+        {
+            let payload = hit.payload_bytes();
+            let cell = PendingChange::decode(&payload)?.cell;
+            return cell.map(|cell| decode(payload.slice_ref(cell))).transpose();
+        }
+        self.leaf_cell(key)?.map(decode).transpose()
+    }
+
+    /// What the leaf of a key has, whatever is pending.
+    pub(crate) fn leaf_cell(&self, key: &[u8]) -> Result<Option<Bytes>> {
+        let Some(tree) = self.tree(TreeId::Keys) else { return Ok(None) };
+        Ok(tree.get(key)?.map(|hit| hit.payload_bytes()))
     }
 
     /// Says that [`Self::newest`] will be asked for this key: its leaf may be in memory by then. Reads nothing itself.
@@ -240,14 +290,23 @@ impl DiskState {
         else {
             return;
         };
-        let Some(mut reference) = self.roots.keys else { return };
-        while let Some(page) = shelf.page_in_memory(&reference) {
-            if page.level() == 0 {
-                return;
+        for root in [self.roots.pending, self.roots.keys] {
+            let Some(mut reference) = root else { continue };
+            loop {
+                let Some(page) = shelf.page_in_memory(&reference) else {
+                    ahead.submit(self, key, reference);
+                    return;
+                };
+                if page.level() == 0 {
+                    // What is pending spares the leaf.
+                    match page.search(key) {
+                        Ok(_) => return,
+                        Err(_) => break,
+                    }
+                }
+                reference = page.child(page.child_index(key));
             }
-            reference = page.child(page.child_index(key));
         }
-        ahead.submit(self, key, reference);
     }
 
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
@@ -272,15 +331,17 @@ impl DiskState {
 
     /// A cursor over all keys, tombstones included; none before the first checkpoint.
     pub(crate) fn cursor(&self) -> Option<DiskCursor<'_>> {
-        Some(DiskCursor { head: self.positions.revision, cursor: self.keys()?.cursor() })
+        DiskCursor::new(self)
     }
 
     /// How many keys in [`from`, `end`) exist.
     pub(crate) fn count(&self, from: &[u8], end: Option<&[u8]>) -> Result<u64> {
-        match self.keys() {
-            Some(tree) => Ok(tree.aggregate(&KeyCells, from, end)?.live_keys),
-            None => Ok(0),
+        let mut count: u64 = 0;
+        for tree in [TreeId::Keys, TreeId::Pending] {
+            let Some(pages) = self.tree(tree).filter(|pages| pages.root().is_some()) else { continue };
+            count = count.wrapping_add(pages.aggregate(tree.cells(), from, end)?.live_keys);
         }
+        Ok(count)
     }
 
     /// Number of the segment that has `revision`, and what its index says of it; none if it was removed.
@@ -433,49 +494,6 @@ pub(crate) fn segments_of(
     let mut ids: BTreeSet<SegmentId> = pages.into_keys().collect();
     ids.extend(table_bytes(shelf, table)?.into_keys());
     Ok((revisions.into_iter().map(|info| info.summary).collect(), ids))
-}
-
-/// A place in the key tree.
-pub(crate) struct DiskCursor<'a> {
-    /// Main revision of the state.
-    head: i64,
-    cursor: Cursor<KeyPages<'a>>,
-}
-
-impl DiskCursor<'_> {
-    /// To the first key that is not below `key`.
-    pub(crate) fn seek(&mut self, key: &[u8]) -> Result<()> {
-        self.cursor.seek(key).map(drop)
-    }
-
-    /// To the last key below `end`, or the last of all.
-    pub(crate) fn seek_before(&mut self, end: Option<&[u8]>) -> Result<()> {
-        self.cursor.seek_before(end).map(drop)
-    }
-
-    /// To the next key.
-    pub(crate) fn next(&mut self) -> Result<()> {
-        self.cursor.next().map(drop)
-    }
-
-    /// To the key before.
-    pub(crate) fn prev(&mut self) -> Result<()> {
-        self.cursor.prev().map(drop)
-    }
-
-    /// The key; none at either end.
-    #[inline]
-    pub(crate) fn key(&self) -> Option<&[u8]> {
-        self.cursor.is_valid().then(|| self.cursor.key())
-    }
-
-    /// The key's newest version.
-    ///
-    /// # Panics
-    /// If there is no key.
-    pub(crate) fn version(&self) -> Result<DiskVersion> {
-        DiskVersion::decode_up_to(self.head, &self.cursor.payload_bytes())
-    }
 }
 
 impl From<OwnedRecord> for DiskVersion {

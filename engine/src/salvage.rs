@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! superblock ─▶ positions, roots                 one valid copy of four is enough
-//! key tree, system tree ─▶ leaves and holes      spans.rs
+//! key tree, pending, system tree ─▶ leaves and holes      spans.rs, cells.rs
 //! segment table ─▶ segments, dead bits           records.rs
 //! every r segment, record by record              revision_log/salvage.rs
 //! log ─▶ states, entries without a gap           log.rs
@@ -28,6 +28,7 @@
 //! readable at the newest revision only, or, if there are none, the whole log.
 //!
 //! **Memory**: that of `spans.rs` and `records.rs`, and [`SalvageOptions::memory_bytes`] for keys whose leaf is lost.
+mod cells;
 mod log;
 mod records;
 mod report;
@@ -56,6 +57,7 @@ use crate::superblock::{self, COPIES, Mode, Roots, Stage, Superblock};
 use crate::tree::{Aggregate, CellKind, PageRef};
 use crate::wal::{Wal, WalOptions};
 use bytes::Bytes;
+use cells::KeySpans;
 use log::SavedLog;
 use records::{SavedRecords, note};
 use source::Source;
@@ -247,7 +249,7 @@ fn superblock_of(source: &mut Source<'_>, log: &SavedLog, report: &mut SalvageRe
 /// The checkpoint of the old directory, examined.
 struct Checkpoint<'a> {
     source: Source<'a>,
-    keys: Spans,
+    keys: KeySpans,
     system: Spans,
     records: SavedRecords,
     /// Records that are written anew from their cells.
@@ -266,7 +268,7 @@ impl<'a> Checkpoint<'a> {
         progress: &mut OnProgress<'_>,
     ) -> Result<Self> {
         let damages = &mut report.damages;
-        let Roots { keys, system, segments } = superblock.roots;
+        let Roots { keys, system, segments, pending } = superblock.roots;
         let mut spans = |tree, root| match is_known {
             true => Spans::read(&source, tree, root, database, damages),
             // The damage is that of the superblock.
@@ -274,6 +276,8 @@ impl<'a> Checkpoint<'a> {
         };
         let (keys, system) = (spans(TreeId::Keys, keys), spans(TreeId::System, system));
         let table = spans(TreeId::Segments, segments);
+        let pending = Spans::read(&source, TreeId::Pending, pending.filter(|_| is_known), database, damages);
+        let keys = KeySpans::new(&source, keys, pending, damages)?;
         let positions = (superblock.revision, superblock.compact_revision, superblock.swept_revision);
         let mut records = SavedRecords::open(&mut source, database, table, positions)?;
         let mut compact_revision = records.examine(&source, damages, progress)?;
@@ -348,17 +352,16 @@ impl<'a> Checkpoint<'a> {
 /// Holds each cell against what is lost: what it can repair, and the lowest compact revision above the versions it cannot.
 fn match_cells(
     source: &Source<'_>,
-    keys: &Spans,
+    keys: &KeySpans,
     records: &SavedRecords,
     damages: &mut [Damage],
 ) -> Result<(BTreeMap<Revision, OwnedRecord>, i64)> {
     let (mut repaired, mut above) = (BTreeMap::new(), -1);
-    for span in keys.spans.iter().filter(|span| span.hole.is_none()) {
-        let leaf = keys.leaf(source, span)?;
-        for index in 0..leaf.count() {
-            let version = DiskVersion::decode(&leaf.payload_bytes(index))?;
+    let whole = keys.spans().iter().enumerate().filter(|(_, span)| span.hole.is_none());
+    for (number, _) in whole {
+        for (key, payload) in keys.cells(source, number)? {
+            let version = DiskVersion::decode(&payload)?;
             let Some(damage) = records.stretch_of(version.revision) else { continue };
-            let key = Bytes::from(leaf.key(index));
             let record = whole_record(&key, &version);
             let fate = if record.is_some() { Fate::Repaired } else { Fate::ValueLost };
             note(damages, damage, version.revision, Some(key.clone()), fate);
@@ -411,7 +414,7 @@ fn whole_record(key: &Bytes, version: &DiskVersion) -> Option<OwnedRecord> {
 /// The cells of the new key tree in order: those of the leaves, and in the holes what the records say.
 struct KeyCellsOf<'a, 'b> {
     source: &'a Source<'b>,
-    keys: &'a Spans,
+    keys: &'a KeySpans,
     records: &'a SavedRecords,
     compact_revision: i64,
     memory_bytes: usize,
@@ -422,7 +425,7 @@ struct KeyCellsOf<'a, 'b> {
     gathered: BTreeMap<Bytes, OwnedRecord>,
     more: Option<Bytes>,
     /// What the cells put into each hole add up to, by number of the damage.
-    sums: BTreeMap<usize, (PageRef, Aggregate)>,
+    sums: BTreeMap<usize, Aggregate>,
     /// Leases and their keys.
     leases: BTreeSet<Bytes>,
     count: u64,
@@ -431,7 +434,7 @@ struct KeyCellsOf<'a, 'b> {
 impl<'a, 'b> KeyCellsOf<'a, 'b> {
     fn new(
         source: &'a Source<'b>,
-        keys: &'a Spans,
+        keys: &'a KeySpans,
         records: &'a SavedRecords,
         compact_revision: i64,
         memory_bytes: usize,
@@ -459,14 +462,12 @@ impl<'a, 'b> KeyCellsOf<'a, 'b> {
                 self.note_lease(&key, &payload)?;
                 return Ok(Some((key, payload)));
             }
-            let Some(span) = self.keys.spans.get(self.next_span) else { return Ok(None) };
+            let Some(span) = self.keys.spans().get(self.next_span) else { return Ok(None) };
             match span.hole {
                 None => {
-                    let leaf = self.keys.leaf(self.source, span)?;
-                    for index in 0..leaf.count() {
-                        let payload = leaf.payload_bytes(index);
+                    for (key, payload) in self.keys.cells(self.source, self.next_span)? {
                         if tombstone_main(&payload).is_none_or(|main| main >= self.compact_revision) {
-                            self.ready.push_back((leaf.key(index).into(), payload));
+                            self.ready.push_back((key, payload));
                         }
                     }
                     self.next_span += 1;
@@ -478,10 +479,9 @@ impl<'a, 'b> KeyCellsOf<'a, 'b> {
 
     /// Takes what was gathered for the hole; gathers more where that does not reach its end.
     fn fill_hole(&mut self, damage: usize, damages: &mut [Damage]) -> Result<()> {
-        let (span, next) = (&self.keys.spans[self.next_span], self.keys.spans.get(self.next_span + 1));
-        let end = next.map(|next| next.from.clone());
+        let end = self.keys.spans().get(self.next_span + 1).map(|next| next.from.clone());
         let later = end.as_ref().map(|end| self.gathered.split_off(end)).unwrap_or_default();
-        let (_, sum) = self.sums.entry(damage).or_insert((span.reference, Aggregate::default()));
+        let sum = self.sums.entry(damage).or_default();
         for (key, record) in std::mem::replace(&mut self.gathered, later) {
             if let Some(newer) = self.records.replaced_by(record.revision) {
                 // The version that replaced it is lost, and this one must not pass for the newest.
@@ -521,14 +521,15 @@ impl<'a, 'b> KeyCellsOf<'a, 'b> {
         Ok(())
     }
 
-    /// Holds what was put into each hole against what its reference says.
+    /// Holds what was put into each hole against what is left for it.
     fn prove(&self, damages: &mut [Damage]) {
-        for (&damage, (reference, found)) in &self.sums {
-            let expected = &reference.aggregate;
+        for (&damage, found) in &self.sums {
+            let expected = self.keys.expected(damage);
             if let Some(range) = damages.get_mut(damage).and_then(|damage| damage.range.as_mut()) {
                 range.keys_found = found.live_keys;
-                range.is_proven =
-                    (found.live_keys, found.hash_sum) == (expected.live_keys, expected.hash_sum);
+                range.is_proven = expected.is_some_and(|expected| {
+                    (found.live_keys, found.hash_sum) == (expected.live_keys, expected.hash_sum)
+                });
             }
         }
     }

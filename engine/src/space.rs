@@ -59,9 +59,10 @@ pub(crate) fn segment_bytes_on(device: Option<DeviceSpace>, segment_bytes: u64) 
     segment_bytes.min(share.max(SEGMENT_BYTES_MIN))
 }
 
-/// What a checkpoint may write of so many records with so many bytes, in the worst case: them, and a page for each, but no more than there are.
+/// What a checkpoint may write of so many records with so many bytes, in the worst case: them, and for each its leaf and what is left of the page
+/// of the pending tree that it waited in, but no more than there are.
 pub(crate) fn step_bytes(records: u64, bytes: u64, page_bytes: u64, pages_bytes: u64) -> u64 {
-    bytes.saturating_add(records.saturating_mul(page_bytes).min(pages_bytes))
+    bytes.saturating_add(records.saturating_mul(page_bytes).saturating_mul(2).min(pages_bytes))
 }
 
 /// How large a reserve is, both files together.

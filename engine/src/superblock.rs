@@ -35,10 +35,11 @@ use std::path::PathBuf;
 pub const FILE: &str = "super";
 /// Version of this file; a reader refuses a higher one. A state is written as the lowest version that can say it, so that an older
 /// release opens the directory as long as it can: version 1 knows no checkpoints, version 2 none that has left a part of a compaction to
-/// the next.
-pub const FORMAT_VERSION: u32 = 3;
+/// the next, version 3 no pending tree.
+pub const FORMAT_VERSION: u32 = 4;
 const FORMAT_VERSION_WITHOUT_CHECKPOINT: u32 = 1;
 const FORMAT_VERSION_SWEPT: u32 = 2;
+const FORMAT_VERSION_WITHOUT_PENDING: u32 = 3;
 /// Copies of the block in the file.
 pub const COPIES: usize = 4;
 /// Longest name of a device.
@@ -74,6 +75,15 @@ pub struct Roots {
     pub system: Option<PageRef>,
     /// Root of the segment table.
     pub segments: Option<PageRef>,
+    /// Root of the pending tree.
+    pub pending: Option<PageRef>,
+}
+
+impl Roots {
+    /// Those that every version has, in the order in which they are written.
+    pub fn first_three(&self) -> [Option<PageRef>; 3] {
+        [self.keys, self.system, self.segments]
+    }
 }
 
 /// The measured choice of how groups of the log become durable.
@@ -189,10 +199,12 @@ impl Superblock {
     pub fn format_version(&self) -> u32 {
         if !self.has_checkpoint() {
             FORMAT_VERSION_WITHOUT_CHECKPOINT
+        } else if self.roots.pending.is_some() {
+            FORMAT_VERSION
         } else if self.swept_revision == self.compact_revision {
             FORMAT_VERSION_SWEPT
         } else {
-            FORMAT_VERSION
+            FORMAT_VERSION_WITHOUT_PENDING
         }
     }
 
@@ -375,11 +387,14 @@ impl Superblock {
         out.extend_from_slice(&field);
         if self.has_checkpoint() {
             out.extend_from_slice(&self.next_segment.to_le_bytes());
-            for root in [self.roots.keys, self.roots.system, self.roots.segments] {
+            for root in self.roots.first_three() {
                 out.extend_from_slice(&root.map_or([0; PAGE_REF_BYTES], |root| root.encode()));
             }
             if self.format_version() > FORMAT_VERSION_SWEPT {
                 out.extend_from_slice(&self.swept_revision.to_le_bytes());
+            }
+            if let Some(pending) = &self.roots.pending {
+                out.extend_from_slice(&pending.encode());
             }
         }
         block.fill(0);
@@ -455,16 +470,20 @@ impl Superblock {
         if version > FORMAT_VERSION_WITHOUT_CHECKPOINT {
             next_segment = reader.u32()?;
             for root in [&mut roots.keys, &mut roots.system, &mut roots.segments] {
-                let bytes = reader.take(PAGE_REF_BYTES)?;
-                if bytes.iter().any(|&byte| byte != 0) {
-                    match PageRef::decode(bytes) {
-                        Ok(reference) => *root = Some(reference),
-                        Err(_) => return Ok(Decoded::Invalid),
-                    }
+                match decode_root(reader.take(PAGE_REF_BYTES)?) {
+                    Ok(reference) => *root = reference,
+                    Err(_) => return Ok(Decoded::Invalid),
                 }
             }
         }
         let swept_revision = if version > FORMAT_VERSION_SWEPT { reader.i64()? } else { compact_revision };
+        if version > FORMAT_VERSION_WITHOUT_PENDING {
+            match decode_root(reader.take(PAGE_REF_BYTES)?) {
+                Ok(Some(reference)) => roots.pending = Some(reference),
+                // Without such a tree a lower version is written.
+                _ => return Ok(Decoded::Invalid),
+            }
+        }
         if swept_revision > compact_revision {
             return Ok(Decoded::Invalid);
         }
@@ -489,6 +508,14 @@ impl Superblock {
             sequence,
             lone: false,
         })))
+    }
+}
+
+/// A root; none if it is zeros.
+fn decode_root(bytes: &[u8]) -> Result<Option<PageRef>, String> {
+    match bytes.iter().all(|&byte| byte == 0) {
+        true => Ok(None),
+        false => PageRef::decode(bytes).map(Some),
     }
 }
 
@@ -564,9 +591,17 @@ mod tests {
     fn a_state_is_written_as_the_lowest_version_that_can_say_it() {
         let mut disk = SimDisk::new(2);
         let mut superblock = fresh().create(&mut disk).unwrap();
-        for (applied_index, compact_revision, swept_revision, version) in
-            [(0, -1, -1, 1), (1, -1, -1, 2), (2, 90, 90, 2), (3, 90, 40, 3), (4, 90, 90, 2)]
-        {
+        let pending = Some(PageRef { level: 2, crc: 5, ..PageRef::NOWHERE });
+        for (applied_index, compact_revision, swept_revision, pending, version) in [
+            (0, -1, -1, None, 1),
+            (1, -1, -1, None, 2),
+            (2, 90, 90, None, 2),
+            (3, 90, 40, None, 3),
+            (4, 90, 40, pending, 4),
+            (5, 90, 90, pending, 4),
+            (6, 90, 90, None, 2),
+        ] {
+            superblock.roots.pending = pending;
             superblock.applied_index = applied_index;
             (superblock.compact_revision, superblock.swept_revision) = (compact_revision, swept_revision);
             superblock.write(&mut disk).unwrap();

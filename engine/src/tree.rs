@@ -13,7 +13,7 @@
 //!  8 count u32 (cells, >= 1) · prefix length u32 · raw length u32 (up to the end of the last cell)
 //! 20 stored length u32 (= raw length; later: compressed) · dictionary u32 (0)
 //! 28 database, first 8 bytes of its uuid · checkpoint sequence u64 · own segment u32 · own block u32 · 12 zeros
-//! 64 level 1 only: 32 zeros, kept free for the reference of a leaf-parent buffer
+//! 64 level 1 only: 32 zeros, once kept free for the reference of a buffer above the leaves, which became a tree
 //!    slots: offset u32 of each cell, in key order
 //!    prefix: what all keys of the page begin with
 //!    cells, without gaps, in key order; a key is the prefix and the cell's suffix:
@@ -57,7 +57,7 @@ pub use edits::{Edit, Edits, MergeOptions, MergeOutcome, Outcome, PageSink};
 pub use merge::merge;
 pub use page::Page;
 pub use page_ref::{Aggregate, PAGE_REF_BYTES, PageRef};
-pub use reader::{Hit, Tree, TreeCounts};
+pub use reader::{Hit, LeafSpan, Tree, TreeCounts};
 
 use crate::base::ids::SegmentId;
 use crate::error::{Error, Result};
@@ -69,6 +69,8 @@ pub const KEY_TREE: u8 = 1;
 pub const SYSTEM_TREE: u8 = 2;
 /// Tree id of the segment table.
 pub const SEGMENT_TABLE: u8 = 3;
+/// Tree id of the pending tree: newest revisions of keys whose leaf in the key tree is older.
+pub const PENDING_TREE: u8 = 4;
 
 /// Bytes of a block; pages begin at block boundaries and fill whole blocks.
 pub(crate) const BLOCK_BYTES: usize = crate::io::disk::BLOCK_BYTES;

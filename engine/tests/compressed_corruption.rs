@@ -155,7 +155,7 @@ fn classify(disk: &SimDisk) -> Vec<Place> {
                 classes.push(match block.starts_with(b"STPG") {
                     true => format!(
                         "{} level {}",
-                        ["", "keys", "system", "segments"][usize::from(block[6])],
+                        ["", "keys", "system", "segments", "pending"][usize::from(block[6])],
                         block[5]
                     ),
                     false => "k rest of a page".into(),

@@ -20,6 +20,8 @@ fn small() -> Options {
     options.log.segment_bytes = Some(64 << 10);
     options.checkpoint.shelf.page_bytes = 512;
     options.checkpoint.shelf.segment_bytes = 64 << 10;
+    // Much waits, so that there are pages of it.
+    options.checkpoint.pending_percent_max = 200;
     options
 }
 
@@ -159,18 +161,19 @@ fn a_damaged_block_of_records_stops_neither_a_start_nor_a_write() {
     assert!(failed > 20 && listed > 20 && unanswered > 0, "{failed} {listed} {unanswered}");
 }
 
-/// A leaf says nothing that the records do not say: no read and no write notices that it is lost, and the next checkpoint writes it
-/// anew.
+/// A leaf says nothing that the records and what is pending do not say: no read and no write notices that it is lost, and the next
+/// checkpoint writes it anew, while changes wait over it and when some of them are pushed down. The same is true of what is pending.
 #[test]
 fn a_damaged_leaf_is_made_again_from_the_records() {
     let whole = whole();
-    let mut leaves = 0;
+    let (mut leaves, mut pending) = (0, 0);
     for (name, offset, bytes) in whole.blocks(".k") {
-        // Leaves of the key tree; those that no tree refers to any more are read by nobody.
-        if !(bytes.starts_with(b"STPG") && bytes[6] == 1 && bytes[5] == 0) {
+        // Leaves of the key tree and of the pending tree; those that no tree refers to any more are read by nobody.
+        let tree = bytes[6];
+        if !(bytes.starts_with(b"STPG") && [1, 4].contains(&tree) && bytes[5] == 0) {
             continue;
         }
-        let story = format!("{name} at {offset}");
+        let story = format!("tree {tree}, {name} at {offset}");
         let disk = whole.disk.duplicate(1);
         assert!(disk.damage(&name, offset, &[0; BLOCK]));
         let mut db = SimulatedDb::open(&disk, &small(), 7).unwrap_or_else(|error| panic!("{story}: {error}"));
@@ -184,7 +187,7 @@ fn a_damaged_leaf_is_made_again_from_the_records() {
         if units.is_empty() {
             continue;
         }
-        leaves += 1;
+        *[&mut leaves, &mut pending][usize::from(tree == 4)] += 1;
         // A checkpoint writes it anew, and then nothing on disk is damaged.
         let before = db.checkpoint_stats().checkpoints_count;
         let mut operations = whole.operations.clone();
@@ -198,7 +201,7 @@ fn a_damaged_leaf_is_made_again_from_the_records() {
         db.verify().unwrap_or_else(|error| panic!("{story}: {error}"));
         assert_same(&dump(db.store()), &dump(&model(&operations)), &story);
     }
-    assert!(leaves > 5, "{leaves}");
+    assert!(leaves > 5 && pending > 2, "{leaves} {pending}");
 }
 
 /// A leaf is believed only if the sums in its reference say that it is the one: here a record of it is lost too.
@@ -207,7 +210,7 @@ fn a_leaf_of_which_a_record_is_lost_too_is_an_error_and_not_a_guess() {
     let whole = whole();
     let records = whole.blocks(".r");
     let leaf = |(_, _, bytes): &&(String, u64, Vec<u8>)| {
-        bytes.starts_with(b"STPG") && bytes[6] == 1 && bytes[5] == 0
+        bytes.starts_with(b"STPG") && [1, 4].contains(&bytes[6]) && bytes[5] == 0
     };
     let mut refused = 0;
     for (number, (name, offset, _)) in whole.blocks(".k").iter().filter(leaf).enumerate() {

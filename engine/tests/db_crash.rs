@@ -67,6 +67,8 @@ struct Reached {
     records_killed: u64,
     records_cleaned: u64,
     segments_removed: u64,
+    changes_waiting: u64,
+    changes_pushed: u64,
     log_rotations: u64,
     log_segments_recycled: u64,
 }
@@ -82,6 +84,8 @@ impl std::ops::AddAssign for Reached {
         self.records_killed += other.records_killed;
         self.records_cleaned += other.records_cleaned;
         self.segments_removed += other.segments_removed;
+        self.changes_waiting += other.changes_waiting;
+        self.changes_pushed += other.changes_pushed;
         self.log_rotations += other.log_rotations;
         self.log_segments_recycled += other.log_segments_recycled;
     }
@@ -173,6 +177,8 @@ fn run(seed: u64, planted: Option<PlantedBug>) -> Run {
         records_killed: totals.records_killed,
         records_cleaned: totals.records_cleaned,
         segments_removed: totals.segments_removed,
+        changes_waiting: totals.changes_waiting,
+        changes_pushed: totals.changes_pushed,
         log_rotations: log.rotations_count,
         log_segments_recycled: log.segments_recycled_count,
         ..Reached::default()
@@ -318,6 +324,8 @@ fn every_power_cut_leaves_a_prefix_with_all_that_was_acknowledged() {
     assert!(reached.records_skipped >= seeds, "{reached:?}");
     assert!(reached.records_cleaned >= 2 * seeds, "{reached:?}");
     assert!(reached.segments_removed >= 3 * seeds, "{reached:?}");
+    assert!(reached.changes_waiting >= seeds, "{reached:?}");
+    assert!(reached.changes_pushed >= seeds / 2, "{reached:?}");
     assert!(reached.log_rotations >= seeds, "{reached:?}");
     assert!(reached.log_segments_recycled >= seeds / 2, "{reached:?}");
 }
@@ -355,6 +363,9 @@ fn each_planted_bug_is_found() {
         PlantedBug::ForgetPurges,
         PlantedBug::DropUnswept,
         PlantedBug::NoteOneMore,
+        PlantedBug::DropPushed,
+        PlantedBug::OlderPushed,
+        PlantedBug::CountTwice,
     ];
     let found = bugs.map(|bug| (bug, find(bug, 40)));
     std::panic::set_hook(hook);

@@ -27,6 +27,7 @@ fn busy(cache_bytes: usize) -> Options {
     options.checkpoint.wal_bytes_max = 40 << 10;
     options.checkpoint.shelf.page_bytes = 512;
     options.checkpoint.shelf.segment_bytes = 32 << 10;
+    options.checkpoint.pending_percent_max = 200;
     options
 }
 

@@ -255,7 +255,7 @@ fn the_database_has_blocks_of_every_class() {
     println!("{files:?} {kinds:?}, {} blocks", whole.blocks().len());
     assert!(files["r"] >= 3, "{files:?}");
     assert!(files["k"] >= 3, "{files:?}");
-    for kind in [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (3, 1)] {
+    for kind in [(1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (3, 0), (3, 1), (4, 0), (4, 1)] {
         assert!(kinds.contains(&kind), "(tree, level) {kind:?} of {kinds:?}");
     }
 }

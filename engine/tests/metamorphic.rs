@@ -1,4 +1,4 @@
-//! The same operations under other sizes of pages, memtables, caches and segments, at other moments of checkpoints, power
+//! The same operations under other sizes of pages, memtables, caches and segments, with more or less or nothing pending, at other moments of checkpoints, power
 //! cuts and reopenings, give the same bytes: all keys at all retained revisions, events, and what HashKV runs over.
 //!
 //! The first way of each seed is a store without a disk. `cargo test` runs a share; `STERNPOST_SEEDS=200` runs so many seeds with
@@ -35,6 +35,8 @@ struct Reached {
     checkpoints: u64,
     records_killed: u64,
     records_cleaned: u64,
+    changes_waiting: u64,
+    changes_pushed: u64,
     power_cuts: u64,
     compressed_records: u64,
     dictionaries: u64,
@@ -45,6 +47,8 @@ impl std::ops::AddAssign for Reached {
         self.checkpoints += other.checkpoints;
         self.records_killed += other.records_killed;
         self.records_cleaned += other.records_cleaned;
+        self.changes_waiting += other.changes_waiting;
+        self.changes_pushed += other.changes_pushed;
         self.power_cuts += other.power_cuts;
         self.compressed_records += other.compressed_records;
         self.dictionaries += other.dictionaries;
@@ -160,7 +164,7 @@ impl Way {
         let mut pick = |sizes: [u64; 4]| sizes[rng.below(4) as usize];
         options.store.memtable_bytes = pick([1 << 10, 6 << 10, 60 << 10, 1 << 20]) as usize;
         options.checkpoint.wal_bytes_max = pick([8 << 10, 40 << 10, 200 << 10, 1 << 30]);
-        options.checkpoint.shelf.page_bytes = pick([512, 1024, 4096, 64 << 10]) as usize;
+        options.checkpoint.shelf.page_bytes = pick([200, 512, 4096, 64 << 10]) as usize;
         options.checkpoint.shelf.segment_bytes = pick([8 << 10, 32 << 10, 128 << 10, 64 << 20]);
         options.checkpoint.shelf.cache_bytes = pick([0, 16 << 10, 256 << 10, 64 << 20]) as usize;
         options.checkpoint.dictionary_records_min = pick([64, 64, 128, 4096]) as usize;
@@ -170,6 +174,8 @@ impl Way {
             1 => DurabilityLevel::Interval(Duration::from_millis(2)),
             _ => DurabilityLevel::Group,
         };
+        // Nothing ever waits, a few changes of each leaf, nearly everything.
+        options.checkpoint.pending_percent_max = [0, 25, 200, 1_000][(seed + number) as usize % 4];
         Self {
             options,
             seed: seed ^ number << 32,
@@ -241,6 +247,8 @@ fn of(db: &SimulatedDb) -> Reached {
         checkpoints: stats.checkpoints_count,
         records_killed: stats.totals.records_killed,
         records_cleaned: stats.totals.records_cleaned,
+        changes_waiting: stats.totals.changes_waiting,
+        changes_pushed: stats.totals.changes_pushed,
         ..Reached::default()
     }
 }
@@ -321,6 +329,8 @@ fn no_option_shows_in_an_answer() {
     assert!(reached.checkpoints > 10 * seeds, "{reached:?}");
     assert!(reached.records_killed > 10 * seeds, "{reached:?}");
     assert!(reached.records_cleaned > seeds, "{reached:?}");
+    assert!(reached.changes_waiting > 10 * seeds, "{reached:?}");
+    assert!(reached.changes_pushed > 5 * seeds, "{reached:?}");
     assert!(reached.power_cuts > seeds, "{reached:?}");
     if sternpost_engine::revision_log::COMPRESSION_IS_SUPPORTED {
         assert!(reached.compressed_records > 10 * seeds, "{reached:?}");
@@ -334,7 +344,14 @@ fn no_option_shows_in_an_answer() {
 /// difference between ways.
 #[test]
 fn a_bug_that_depends_on_an_option_is_found_out() {
-    let bugs = [PlantedBug::ForgetReplaced, PlantedBug::KeepLeaseKeys, PlantedBug::YoungerCompaction];
+    let bugs = [
+        PlantedBug::ForgetReplaced,
+        PlantedBug::KeepLeaseKeys,
+        PlantedBug::YoungerCompaction,
+        PlantedBug::DropPushed,
+        PlantedBug::OlderPushed,
+        PlantedBug::CountTwice,
+    ];
     let found = bugs.map(|bug| {
         (bug, (0..6).find(|&seed| std::panic::catch_unwind(|| check_seed(seed, 4, Some(bug))).is_err()))
     });

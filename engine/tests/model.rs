@@ -108,11 +108,12 @@ impl Sizes {
         rng.chance(2, 3).then(|| CheckpointOptions {
             shelf: ShelfOptions {
                 cache_bytes: [0, 64 << 10, 64 << 20][rng.below(3) as usize],
-                page_bytes: [512, 1024, 4096, 16384][rng.below(4) as usize],
+                page_bytes: [160, 512, 4096, 16384][rng.below(4) as usize],
                 segment_bytes: [16 << 10, 64 << 10, 1 << 20][rng.below(3) as usize],
             },
             sweep_changes_max: [1, 12, 1 << 18][rng.below(3) as usize],
             wal_bytes_max: [500, 5_000, 1 << 30][rng.below(3) as usize],
+            pending_percent_max: [0, 25, 200, 1_000][rng.below(4) as usize],
             ..CheckpointOptions::default()
         })
     }

@@ -29,6 +29,7 @@ fn small() -> Options {
     options.checkpoint.sweep_changes_max = 5;
     options.checkpoint.shelf.page_bytes = 512;
     options.checkpoint.shelf.segment_bytes = 64 << 10;
+    options.checkpoint.pending_percent_max = 200;
     options
 }
 
@@ -97,6 +98,7 @@ fn whole() -> Whole {
     }
     let stats = db.checkpoint_stats();
     assert!(stats.checkpoints_count > 6 && stats.totals.records_killed > 20, "{stats:?}");
+    assert!(stats.totals.changes_waiting > 50 && stats.totals.changes_pushed > 20, "{stats:?}");
     let store = model(&operations);
     let dump_expected = dump(&store);
     assert_same(&dump(db.store()), &dump_expected, "the whole database");

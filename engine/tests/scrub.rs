@@ -18,6 +18,7 @@ fn small() -> Options {
     options.log.segment_bytes = Some(64 << 10);
     options.checkpoint.shelf.page_bytes = 512;
     options.checkpoint.shelf.segment_bytes = 64 << 10;
+    options.checkpoint.pending_percent_max = 200;
     options
 }
 

@@ -287,6 +287,8 @@ struct Counts {
     disks: usize,
     new: usize,
     again: usize,
+    /// States with something pending.
+    pending: usize,
 }
 
 /// Checks the disks that a cut may leave after every `stride`-th step of a transfer.
@@ -326,7 +328,9 @@ fn every_power_cut_leaves_the_old_state_or_the_new_one() {
     let seeds = asked.unwrap_or(SEEDS_DEFAULT);
     let mut all = Counts::default();
     for seed in first..first + seeds {
-        let counts = check_story(&Story::new(seed), if asked.is_some() { 1 } else { 24 }, None);
+        let story = Story::new(seed);
+        all.pending += usize::from(story.second.manifest.roots.pending.is_some());
+        let counts = check_story(&story, if asked.is_some() { 1 } else { 24 }, None);
         all.steps += counts.steps;
         all.disks += counts.disks;
         all.new += counts.new;
@@ -337,7 +341,8 @@ fn every_power_cut_leaves_the_old_state_or_the_new_one() {
     }
     eprintln!("{all:?}");
     if seeds >= SEEDS_DEFAULT {
-        let Counts { disks, new, again, .. } = all;
+        let Counts { disks, new, again, pending, .. } = all;
+        assert!(pending > 0 && pending < seeds as usize, "{all:?}");
         assert!(new > seeds as usize && disks - new > seeds as usize && again > seeds as usize, "{all:?}");
     }
 }

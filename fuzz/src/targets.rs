@@ -68,6 +68,13 @@ pub(crate) const TARGETS: &[Target] = &[
     Target { name: "page", seeds: damage::seed, run: page::page, canary: false, memory_bytes_max: SMALL },
     Target { name: "tree", seeds: damage::seed, run: page::tree, canary: false, memory_bytes_max: IMAGES },
     Target {
+        name: "pending-change",
+        seeds: page::pending_change_seed,
+        run: page::pending_change,
+        canary: false,
+        memory_bytes_max: SMALL,
+    },
+    Target {
         name: "summary",
         seeds: revisions::summary_seed,
         run: revisions::summary,

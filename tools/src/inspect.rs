@@ -111,7 +111,7 @@ fn superblock(view: &SuperblockView) -> Report {
         view.copies.iter().map(|copy| copy.map_or("damaged".into(), |sequence| sequence.to_string()));
     let hex = view.database.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let (sync, device) = view.sync.clone().unwrap_or_default();
-    let [keys, system, table] = view.roots;
+    let [keys, system, table, pending] = view.roots;
     let fields = vec![
         ("format_version", Cell::number(view.format_version)),
         ("sequence", Cell::number(view.sequence)),
@@ -132,6 +132,7 @@ fn superblock(view: &SuperblockView) -> Report {
         ("key_tree", root_cell(keys)),
         ("system_tree", root_cell(system)),
         ("segment_table", root_cell(table)),
+        ("pending_tree", root_cell(pending)),
         ("quarantine_reason", view.quarantine_reason.map_or(Cell::None, Cell::number)),
         ("wal_sync", Cell::text(sync)),
         ("wal_sync_device", Cell::text(device)),
@@ -142,6 +143,11 @@ fn superblock(view: &SuperblockView) -> Report {
 /// `segment:block`, as `inspect page` takes it.
 fn place_text(reference: &PageRef) -> String {
     format!("{}:{}", reference.segment, reference.block)
+}
+
+/// Keys that exist, or, in the pending tree, what is to be added to those of the key tree: that may be below 0.
+fn keys_cell(live_keys: u64) -> Cell {
+    Cell::number(live_keys as i64)
 }
 
 fn root_cell(root: Option<PageRef>) -> Cell {
@@ -265,7 +271,7 @@ fn trees(inspection: &Inspection) -> Result<Report, Error> {
             Cell::number(view.bytes),
             Cell::number(percent(view.used_bytes, view.bytes)),
             Cell::number(view.cells),
-            Cell::number(view.live_keys),
+            keys_cell(view.live_keys),
             Cell::number(view.segments.len() as u64),
         ]);
     }
@@ -310,7 +316,7 @@ fn segment(inspection: &Inspection, id: u32) -> Result<Report, Error> {
             Cell::number(page.reference.blocks),
             Cell::text(page.tree),
             Cell::number(page.reference.level),
-            Cell::number(page.reference.aggregate.live_keys),
+            keys_cell(page.reference.aggregate.live_keys),
             Cell::bytes(&page.fence),
         ]
     });
@@ -331,7 +337,7 @@ fn page(inspection: &Inspection, segment: u32, block: u32) -> Result<Report, Err
         ("checkpoint", Cell::number(view.checkpoint)),
         ("checksum", Cell::text(format!("{:08x}", reference.crc))),
         ("used_bytes", Cell::number(view.used_bytes)),
-        ("live_keys", Cell::number(reference.aggregate.live_keys)),
+        ("live_keys", keys_cell(reference.aggregate.live_keys)),
         ("newest_revision", Cell::number(reference.aggregate.max_mod_revision)),
         ("hash_sum", Cell::text(format!("{:016x}", reference.aggregate.hash_sum))),
         ("fence", Cell::bytes(&view.page.fence)),
@@ -344,7 +350,7 @@ fn page(inspection: &Inspection, segment: u32, block: u32) -> Result<Report, Err
             row.extend([
                 Cell::text(place_text(child)),
                 Cell::number(child.blocks),
-                Cell::number(child.aggregate.live_keys),
+                keys_cell(child.aggregate.live_keys),
                 Cell::number(child.aggregate.max_mod_revision),
             ]);
         } else if let Some(version) = &cell.version {
@@ -356,7 +362,7 @@ fn page(inspection: &Inspection, segment: u32, block: u32) -> Result<Report, Err
     });
     let mut columns = vec!["key"];
     columns.extend_from_slice(match (reference.level, view.page.tree) {
-        (0, "keys") => VERSION_COLUMNS,
+        (0, "keys" | "pending") => VERSION_COLUMNS,
         (0, _) => &["payload"],
         _ => &["child", "blocks", "live_keys", "newest_revision"],
     });
@@ -418,17 +424,22 @@ fn records(inspection: &Inspection, revision: &str) -> Result<Report, Error> {
 
 fn key_report(inspection: &Inspection, key: &[u8]) -> Result<Report, Error> {
     let view = inspection.key(key, VERSIONS_MAX)?;
-    let path = view.path.iter().map(|reference| {
-        vec![
-            Cell::number(reference.level),
-            Cell::number(reference.segment.0),
-            Cell::number(reference.block),
-            Cell::number(reference.blocks),
-        ]
-    });
+    let path = |path: &[PageRef]| {
+        let row = |reference: &PageRef| {
+            vec![
+                Cell::number(reference.level),
+                Cell::number(reference.segment.0),
+                Cell::number(reference.block),
+                Cell::number(reference.blocks),
+            ]
+        };
+        path.iter().map(row).collect()
+    };
+    const PATH_COLUMNS: &[&str] = &["level", "segment", "block", "blocks"];
     let cell = view.cell.iter().map(version_row).collect();
     let mut sections = vec![
-        Section::list("path", &["level", "segment", "block", "blocks"], path.collect()),
+        Section::list("path", PATH_COLUMNS, path(&view.path)),
+        Section::list("pending_path", PATH_COLUMNS, path(&view.pending_path)),
         Section::list("cell", VERSION_COLUMNS, cell),
         record_section("versions", &view.versions),
     ];

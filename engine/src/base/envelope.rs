@@ -85,6 +85,11 @@ pub fn without_padding(file: &[u8]) -> Result<&[u8], EnvelopeError> {
     }
 }
 
+/// The format version that a side file says it has, unverified: what [`open`] is to be asked for.
+pub fn version_of(file: &[u8]) -> Option<u16> {
+    file.get(10..)?.first_chunk().map(|bytes| u16::from_le_bytes(*bytes))
+}
+
 /// Decodes a side file that must be of `kind` in `format_version`.
 pub fn open<T: bincode::Decode<()>>(
     kind: EnvelopeKind,

@@ -15,6 +15,7 @@
 //! **Does not know** what an entry is.
 use super::pacing::{Intake, Pacer};
 use super::planted::{Planted, PlantedBug};
+use super::push_policy::PENDING_PERCENT_MAX;
 use super::rest::Rest;
 use super::worker::{Done, Maker, OpenDevice, Worker};
 use super::{CheckpointReport, Checkpoints, SegmentIds, SupersededPages, remove_orphans};
@@ -57,6 +58,9 @@ pub struct CheckpointOptions {
     /// A run of fewer records is compressed without a dictionary, which costs up to 16 KiB of a segment and up to 100 ms to make.
     /// 4096 by default.
     pub dictionary_records_min: usize,
+    /// What may wait for a leaf of the key tree before that is written, in percent of a page: 25 by default. With 0 each checkpoint
+    /// writes all leaves in which it changes something; what waits from before then goes as its leaf is written.
+    pub pending_percent_max: u32,
     /// What is kept back on disk, so that a full disk can be made less full (`docs/full_disk.md`). `None`: [`ReserveSize::ByData`], and none on a simulated disk.
     pub reserve: Option<ReserveSize>,
     /// A bug on purpose.
@@ -73,6 +77,7 @@ impl Default for CheckpointOptions {
             rest_wal_bytes_max: 1 << 20,
             sweep_changes_max: 1 << 18,
             dictionary_records_min: 4096,
+            pending_percent_max: PENDING_PERCENT_MAX,
             reserve: None,
             #[cfg(feature = "planted-bugs")]
             planted: None,
@@ -223,6 +228,7 @@ impl Checkpointer {
             ids,
             sweep_changes_max: options.sweep_changes_max,
             dictionary_records_min: options.dictionary_records_min,
+            pending_percent_max: options.pending_percent_max,
             planted: options.planted(),
             clean_bytes_max: options.shelf.segment_bytes,
             space: space.clone(),

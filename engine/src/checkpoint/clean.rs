@@ -258,6 +258,7 @@ impl Attempt<'_> {
 #[derive(Default)]
 pub(super) struct SparsePages {
     pub(super) keys: Touches,
+    pub(super) pending: Touches,
     pub(super) system: Touches,
 }
 
@@ -274,6 +275,7 @@ pub(super) fn sparse_pages(
     }
     Ok(SparsePages {
         keys: pages_in(&victims, base.roots.keys, TreeId::Keys, shelf)?,
+        pending: pages_in(&victims, base.roots.pending, TreeId::Pending, shelf)?,
         system: pages_in(&victims, base.roots.system, TreeId::System, shelf)?,
     })
 }

@@ -1,13 +1,18 @@
 //! Edits for the trees of a checkpoint.
 //!
-//! [`KeyEdits`] merges three streams in key order: the newest versions of the run's keys, keys whose tombstone may go, and
-//! pages that are to be written again because their segment is sparse. [`MapEdits`] is a sorted list of changes, for the
-//! system tree and the segment table, with such pages.
-use crate::disk_state::{DiskState, encode_cell, tombstone_main};
+//! [`KeyEdits`] merges four streams in key order: the newest versions of the run's keys, keys whose tombstone may go, what is pending
+//! for leaves that are written, and pages that are to be written again because their segment is sparse. A key goes either to its leaf or to
+//! the pending tree (`pushes.rs`); what is pushed down is taken out of the pending tree by the same stream that puts it into the key tree.
+//! [`MapEdits`] is a sorted list of changes, for the system tree and the segment table, with such pages.
+use super::planted::{Planted, PlantedBug};
+use super::pushes::{Pushes, Walk};
+use crate::disk_state::{
+    DiskState, KeyPages, PendingChange, Replaced, TreeId, check_newer, encode_cell, tombstone_main,
+};
 use crate::error::Result;
 use crate::memtable::{Key, Keys, Version};
 use crate::mvcc::Run;
-use crate::tree::{Edit, Edits, Outcome};
+use crate::tree::{Cursor, Edit, Edits, Outcome};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::iter::Peekable;
@@ -20,31 +25,18 @@ pub(super) type Touches = BTreeMap<Bytes, u8>;
 const AHEAD_MAX: usize = 256;
 
 /// Keys of a run in order, each with its newest version.
-struct RunKeys<'a> {
+pub(super) struct RunKeys<'a> {
     /// Keys of each table, newest table first.
     lanes: Vec<Peekable<Keys<'a>>>,
 }
 
-/// See the module.
-pub(super) struct KeyEdits<'a> {
-    run: RunKeys<'a>,
-    /// The same keys, [`AHEAD_MAX`] further on, and the state whose leaves they are in.
-    ahead: RunKeys<'a>,
-    base: &'a Arc<DiskState>,
-    purges: Peekable<std::vec::IntoIter<Bytes>>,
-    touches: Peekable<std::collections::btree_map::IntoIter<Bytes, u8>>,
-    compact_revision: i64,
-    /// Version of the edit that was returned last; none if it is a purge.
-    version: Option<Version<'a>>,
-}
-
 impl<'a> RunKeys<'a> {
-    fn of(run: &'a Run) -> Self {
+    pub(super) fn of(run: &'a Run) -> Self {
         Self { lanes: run.tables.iter().rev().map(|table| table.seek(&[]).peekable()).collect() }
     }
 
     /// Takes the smallest key, with its newest version.
-    fn take(&mut self) -> Option<(&'a [u8], Version<'a>)> {
+    pub(super) fn take(&mut self) -> Option<(&'a [u8], Version<'a>)> {
         let bytes = self.peek()?;
         let mut newest = None;
         for lane in &mut self.lanes {
@@ -57,25 +49,132 @@ impl<'a> RunKeys<'a> {
         Some((bytes, newest?))
     }
 
-    fn peek(&mut self) -> Option<&'a [u8]> {
+    /// True if the run has this key. It is not below one that was asked for before.
+    pub(super) fn has(&mut self, key: &[u8]) -> bool {
+        while self.peek().is_some_and(|next| next < key) {
+            self.take();
+        }
+        self.peek() == Some(key)
+    }
+
+    pub(super) fn peek(&mut self) -> Option<&'a [u8]> {
         self.lanes.iter_mut().filter_map(|lane| lane.peek().map(Key::bytes)).min()
     }
 }
 
+/// Keys of a run that go to one of the two trees.
+struct Share<'a> {
+    keys: RunKeys<'a>,
+    walk: Walk<'a>,
+    tree: TreeId,
+}
+
+impl<'a> Share<'a> {
+    fn peek(&mut self) -> Option<&'a [u8]> {
+        while let Some(key) = self.keys.peek() {
+            if self.walk.covers(key) == (self.tree == TreeId::Keys) {
+                return Some(key);
+            }
+            self.keys.take();
+        }
+        None
+    }
+
+    fn take(&mut self) -> Option<(&'a [u8], Version<'a>)> {
+        self.peek()?;
+        self.keys.take()
+    }
+}
+
+/// What is pending in the ranges whose leaves are written, in order.
+struct PushedChanges<'a> {
+    cursor: Option<Cursor<KeyPages<'a>>>,
+    /// The range that the cursor is in, and those behind it.
+    ranges: &'a [(Vec<u8>, Option<Vec<u8>>)],
+    is_sought: bool,
+}
+
+impl<'a> PushedChanges<'a> {
+    fn new(base: &'a DiskState, pushes: &'a Pushes) -> Self {
+        let tree = base.tree(TreeId::Pending).filter(|tree| tree.root().is_some());
+        Self { cursor: tree.map(|tree| tree.cursor()), ranges: pushes.ranges(), is_sought: false }
+    }
+
+    fn next(&mut self) -> Result<Option<(Bytes, Bytes)>> {
+        let Some(cursor) = &mut self.cursor else { return Ok(None) };
+        while let Some((from, end)) = self.ranges.first() {
+            if !self.is_sought {
+                self.is_sought = true;
+                cursor.seek(from)?;
+            }
+            if cursor.is_valid() && end.as_ref().is_none_or(|end| cursor.key() < &end[..]) {
+                let change = (Bytes::copy_from_slice(cursor.key()), cursor.payload_bytes());
+                cursor.next()?;
+                return Ok(Some(change));
+            }
+            (self.ranges, self.is_sought) = (&self.ranges[1..], false);
+        }
+        Ok(None)
+    }
+}
+
+/// Edits for the key tree or the pending tree of a state: see the module.
+pub(super) struct KeyEdits<'a> {
+    tree: TreeId,
+    run: Share<'a>,
+    /// The same keys, [`AHEAD_MAX`] further on.
+    ahead: Share<'a>,
+    base: &'a Arc<DiskState>,
+    purges: Peekable<std::vec::IntoIter<Bytes>>,
+    touches: Peekable<std::collections::btree_map::IntoIter<Bytes, u8>>,
+    pushed: PushedChanges<'a>,
+    /// The next one of them.
+    next_pushed: Option<(Bytes, Bytes)>,
+    compact_revision: i64,
+    /// Version of the edit that was returned last; none if it has none.
+    version: Option<Version<'a>>,
+    /// What is pending of it, if that is pushed down.
+    change: Option<Bytes>,
+    /// Changes that were pushed down.
+    pushed_count: u64,
+    /// Changes that were put.
+    put_count: u64,
+    planted: Planted,
+}
+
 impl<'a> KeyEdits<'a> {
-    /// Edits for the key tree of `base`.
-    pub(super) fn new(run: &'a Run, base: &'a Arc<DiskState>, purges: Vec<Bytes>, touches: Touches) -> Self {
+    /// The share of `tree` in the changes of a run and in `purges`. `touches` are those of this tree.
+    pub(super) fn new(
+        tree: TreeId,
+        run: &'a Run,
+        base: &'a Arc<DiskState>,
+        pushes: &'a Pushes,
+        (purges, touches): (&[Bytes], Touches),
+        planted: Planted,
+    ) -> Result<Self> {
+        let share = || Share { keys: RunKeys::of(run), walk: pushes.walk(), tree };
+        let mut walk = pushes.walk();
+        let is_here = |key: &&Bytes| walk.covers(key) == (tree == TreeId::Keys);
+        let purges: Vec<Bytes> = purges.iter().filter(is_here).cloned().collect();
         let mut edits = Self {
-            run: RunKeys::of(run),
-            ahead: RunKeys::of(run),
+            tree,
+            run: share(),
+            ahead: share(),
             base,
             purges: purges.into_iter().peekable(),
             touches: touches.into_iter().peekable(),
+            pushed: PushedChanges::new(base, pushes),
+            next_pushed: None,
             compact_revision: run.compact_revision,
             version: None,
+            change: None,
+            pushed_count: 0,
+            put_count: 0,
+            planted,
         };
+        edits.next_pushed = edits.pushed.next()?;
         edits.read_ahead(AHEAD_MAX);
-        edits
+        Ok(edits)
     }
 
     /// Reads ahead the next `count` keys behind those that were.
@@ -85,6 +184,98 @@ impl<'a> KeyEdits<'a> {
             self.base.read_ahead(key);
         }
     }
+
+    /// How many pending changes were taken out of the pending tree, or into the leaves.
+    pub(super) fn pushed_count(&self) -> u64 {
+        self.pushed_count
+    }
+
+    /// How many changes were put.
+    pub(super) fn put_count(&self) -> u64 {
+        self.put_count
+    }
+
+    fn is_dead_tombstone(&self, cell: &[u8]) -> bool {
+        tombstone_main(cell).is_some_and(|main| main < self.compact_revision)
+    }
+
+    /// What the version of the edit leaves of its key; none if there is no version.
+    fn resolve_version(&self, new: &mut Vec<u8>) -> Option<Outcome> {
+        let version = self.version.as_ref()?;
+        if version.is_tombstone() && version.main() < self.compact_revision {
+            return Some(Outcome::Remove);
+        }
+        encode_cell(version, new);
+        Some(Outcome::Put)
+    }
+
+    /// W2: the run has nothing that is older than what is on disk.
+    fn check_newer(&self, key: &[u8], cell: Option<&[u8]>) -> Result<()> {
+        match (&self.version, cell) {
+            (Some(version), Some(cell)) => check_newer(key, version.main(), cell),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cell of a leaf that is written.
+    fn resolve_leaf(&self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
+        let change = self.change.as_deref().map(PendingChange::decode).transpose()?;
+        if let Some(change) = &change {
+            change.check(key, old)?;
+        }
+        self.check_newer(key, change.and_then(|change| change.cell))?;
+        let is_overtaken = change.is_some() && self.planted.has(PlantedBug::OlderPushed);
+        if !is_overtaken && let Some(outcome) = self.resolve_version(new) {
+            return Ok(outcome);
+        }
+        Ok(match change {
+            Some(_) if self.planted.has(PlantedBug::DropPushed) => Outcome::Keep,
+            Some(PendingChange { cell: Some(cell), .. }) if !self.is_dead_tombstone(cell) => {
+                new.extend_from_slice(cell);
+                Outcome::Put
+            }
+            Some(_) => Outcome::Remove,
+            None if old.is_some_and(|cell| self.is_dead_tombstone(cell)) => Outcome::Remove,
+            None => Outcome::Keep,
+        })
+    }
+
+    /// What is pending of a key behind the checkpoint.
+    fn resolve_pending(&self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
+        if self.change.is_some() {
+            return Ok(Outcome::Remove);
+        }
+        let leaf_cell;
+        let (newest, mut replaced) = match old {
+            Some(old) => {
+                let change = PendingChange::decode(old)?;
+                (change.cell, change.replaced)
+            }
+            None => {
+                leaf_cell = self.base.leaf_cell(key)?;
+                (leaf_cell.as_deref(), Replaced::of(leaf_cell.as_deref()))
+            }
+        };
+        self.check_newer(key, newest)?;
+        let is_dead = newest.is_some_and(|cell| self.is_dead_tombstone(cell));
+        if self.planted.has(PlantedBug::CountTwice) && matches!(replaced, Replaced::Version(_)) {
+            replaced = Replaced::Tombstone;
+        }
+        let mut cell = Vec::new();
+        let outcome = match self.resolve_version(&mut cell) {
+            Some(outcome) => outcome,
+            None if is_dead => Outcome::Remove,
+            None => return Ok(Outcome::Keep),
+        };
+        let change = match outcome {
+            Outcome::Put => PendingChange { cell: Some(&cell), replaced },
+            // Nothing is left, and nothing is in the leaf that would come back.
+            _ if replaced == Replaced::Nothing => return Ok(Outcome::Remove),
+            _ => PendingChange { cell: None, replaced },
+        };
+        change.encode(new);
+        Ok(Outcome::Put)
+    }
 }
 
 impl Edits for KeyEdits<'_> {
@@ -92,43 +283,49 @@ impl Edits for KeyEdits<'_> {
         let run_key = self.run.peek();
         let purge = self.purges.peek().map(|key| &key[..]);
         let touch = self.touches.peek().map(|(key, _)| &key[..]);
-        let Some(first) = [run_key, purge, touch].into_iter().flatten().min() else { return Ok(None) };
+        let pushed = self.next_pushed.as_ref().map(|(key, _)| &key[..]);
+        let Some(first) = [run_key, purge, touch, pushed].into_iter().flatten().min() else {
+            return Ok(None);
+        };
         if touch == Some(first) {
             return Ok(self.touches.next().map(|(key, level)| (key, Edit::Touch { level })));
         }
-        if run_key != Some(first) {
-            self.version = None;
-            return Ok(self.purges.next().map(|key| (key, Edit::Cell)));
+        let [is_run_key, is_purge, is_pushed] = [run_key, purge, pushed].map(|key| key == Some(first));
+        let first = Bytes::copy_from_slice(first);
+        (self.version, self.change) = (None, None);
+        if is_run_key {
+            self.read_ahead(1);
+            self.version = self.run.take().map(|(_, version)| version);
         }
-        if purge == Some(first) {
+        if is_purge {
             self.purges.next();
         }
-        self.read_ahead(1);
-        Ok(self.run.take().map(|(key, version)| {
-            self.version = Some(version);
-            (Bytes::copy_from_slice(key), Edit::Cell)
-        }))
-    }
-
-    fn resolve(&mut self, _key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
-        match &self.version {
-            Some(version) if version.is_tombstone() && version.main() < self.compact_revision => {
-                Ok(Outcome::Remove)
-            }
-            Some(version) => {
-                encode_cell(version, new);
-                Ok(Outcome::Put)
-            }
-            None => Ok(match old.and_then(tombstone_main) {
-                Some(main) if main < self.compact_revision => Outcome::Remove,
-                _ => Outcome::Keep,
-            }),
+        if is_pushed {
+            let following = self.pushed.next()?;
+            self.pushed_count += 1;
+            self.change = std::mem::replace(&mut self.next_pushed, following).map(|(_, change)| change);
         }
+        Ok(Some((first, Edit::Cell)))
     }
 
-    /// A tombstone that nobody can read any more goes with the page that is written anyway.
+    fn resolve(&mut self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
+        let outcome = match self.tree {
+            TreeId::Pending => self.resolve_pending(key, old, new),
+            _ => self.resolve_leaf(key, old, new),
+        }?;
+        self.put_count += u64::from(outcome == Outcome::Put);
+        Ok(outcome)
+    }
+
+    /// A tombstone that nobody can read any more goes with the page that is written anyway. One that is pending over a cell hides that.
     fn keep(&mut self, _key: &[u8], payload: &[u8]) -> bool {
-        tombstone_main(payload).is_none_or(|main| main >= self.compact_revision)
+        match self.tree {
+            TreeId::Pending => PendingChange::decode(payload).map_or(true, |change| {
+                change.replaced != Replaced::Nothing
+                    || !change.cell.is_some_and(|cell| self.is_dead_tombstone(cell))
+            }),
+            _ => !self.is_dead_tombstone(payload),
+        }
     }
 }
 

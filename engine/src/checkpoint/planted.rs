@@ -39,6 +39,12 @@ pub enum PlantedBug {
     DropUnswept,
     /// What is noted for a replay is one version more than there was.
     NoteOneMore,
+    /// What was pending for a leaf is taken out of the pending tree, and does not get into the leaf.
+    DropPushed,
+    /// What was pending for a leaf goes before what the run has of the same key.
+    OlderPushed,
+    /// A change that is pending does not say that its leaf has the key already: the sums count it twice.
+    CountTwice,
     /// An invariant does not hold when everything of a checkpoint is written but the superblock: no wrong state, but the end of
     /// the thread.
     BrokenInvariant,

@@ -11,8 +11,7 @@ use super::SegmentIds;
 use super::sink::Sink;
 use crate::base::ids::{Revision, SegmentId};
 use crate::disk_state::{
-    KeyCells, PagesInfo, PlainCells, RevisionsInfo, Roots, Shelf, TreeId, encode_pages, encode_revisions,
-    segment_key,
+    PagesInfo, RevisionsInfo, Roots, Shelf, TreeId, encode_pages, encode_revisions, segment_key,
 };
 use crate::error::{Error, Result};
 use crate::io::disk::run;
@@ -140,12 +139,13 @@ impl<'a> Rebuild<'a> {
 
     /// Makes the key tree or the system tree.
     pub(crate) fn tree(&mut self, tree: TreeId, next: &mut NextCell<'_>) -> Result<Option<PageRef>> {
-        let cells: &dyn CellKind = if tree == TreeId::Keys { &KeyCells } else { &PlainCells };
-        let root = self.merge(tree, cells, next)?.root;
+        let root = self.merge(tree, tree.cells(), next)?.root;
         match tree {
             TreeId::Keys => self.roots.keys = root,
             TreeId::System => self.roots.system = root,
             TreeId::Segments => self.roots.segments = root,
+            // Whoever builds anew writes each leaf as it is to be.
+            TreeId::Pending => self.roots.pending = root,
         }
         Ok(root)
     }
@@ -156,6 +156,7 @@ impl<'a> Rebuild<'a> {
             tree: tree as u8,
             database: self.shelf.database,
             checkpoint: self.sequence,
+            packs: false,
         };
         let mut edits = NewCells { next, payload: Bytes::new() };
         let pages = self.shelf.pages(tree);

@@ -8,6 +8,7 @@
 //! a record that verifies by itself and is not the one meant is found out.
 //!
 //! Values of up to [`INLINE_BYTES_MAX`] are inside, which spares the second read.
+use super::pending::Replaced;
 use super::undecodable;
 use crate::base::codec::{Reader, put_varint};
 use crate::base::ids::Revision;
@@ -197,6 +198,24 @@ fn encode_fields(record: &CanonicalRecord<'_>, prev: Option<Revision>, out: &mut
     }
 }
 
+/// A cell in place of one that is lost and that nobody reads, because a newer one is pending: it counts what that counted.
+pub(crate) fn stand_in(replaced: Replaced) -> Option<Vec<u8>> {
+    let (flags, hash) = match replaced {
+        Replaced::Nothing => return None,
+        Replaced::Tombstone => (TOMBSTONE, 0),
+        Replaced::Version(hash) => (0, hash),
+    };
+    let mut out = vec![flags];
+    // Revision 0.0, below every other.
+    out.extend_from_slice(&[0, 0]);
+    out.extend_from_slice(&hash.to_le_bytes());
+    if flags & TOMBSTONE == 0 {
+        // Created by itself, version 1, no lease, no value.
+        out.extend_from_slice(&[0, 1, 0, 0]);
+    }
+    Some(out)
+}
+
 /// What cells of the key tree add up to.
 pub(crate) struct KeyCells;
 
@@ -232,6 +251,16 @@ pub(crate) fn tombstone_main(payload: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_stand_in_counts_what_it_stands_for() {
+        assert_eq!(stand_in(Replaced::Nothing), None);
+        for replaced in [Replaced::Tombstone, Replaced::Version(77)] {
+            let cell = stand_in(replaced).expect("a cell");
+            assert_eq!(Replaced::of(Some(&cell)), replaced);
+            assert!(DiskVersion::decode(&cell.into()).is_ok());
+        }
+    }
 
     /// A put of a key whose cell had a revision above the checkpoint's stopped the next checkpoint (V2): the fuzzer of
     /// checkpoints vouched for such a cell with every checksum. It is damage when it is read.

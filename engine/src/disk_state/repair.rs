@@ -1,23 +1,28 @@
-//! A leaf of the key tree from the records, when its page does not verify.
+//! A leaf of the key tree or of the pending tree from the records, when its page does not verify.
 //!
-//! **Contract.** A leaf says nothing that the revision log does not say too: for each key of its range the newest version. So it is
-//! made again from the records that are alive, and believed only if it then has the number of keys and the sum of hashes in the
-//! reference to it: a record that is missing, or one too many, changes the sum. It is held in memory in place of the page until a
-//! checkpoint has written it anew, which the next one does ([`Repairs::fences`]).
+//! **Contract.** The two say nothing that the revision log does not say too: for each key the newest version. So a leaf is
+//! made again from the records that are alive and from what the other tree has, and believed only if it then has the number of keys and
+//! the sum of hashes in the reference to it: a record that is missing, or one too many, changes the sum. It is held in memory in place of
+//! the page until a checkpoint has written it anew, which the next one does ([`Repairs::fences`]).
+//!
+//! **What is pending over a lost leaf** has a newer version than the leaf had, whose record may be gone. Nobody reads that cell; a *stand-in*
+//! takes its place, with the hash that the change says it replaces.
 //!
 //! **Cost.** All live records are read once for each lost leaf, since nothing but a record knows its key. Readers of the same leaf wait
 //! for it; readers of others do not.
 //!
-//! **Not repaired**: pages above the leaves, of other trees, and a leaf in whose range a record is damaged too. Their readers get the
-//! error of the page.
+//! **Not repaired**: pages above the leaves, of other trees, and a leaf in whose range a record or the other tree's page is damaged too.
+//! Their readers get the error of the page.
 //!
 //! **Bound.** [`PAGES_MAX`] pages in memory.
-use super::{DiskState, KeyCells, Shelf, TreeId, TreePages, encode_cell_of};
+use super::cell::stand_in;
+use super::pending::{PendingChange, Replaced};
+use super::{DiskState, DiskVersion, Shelf, TreeId, TreePages, encode_cell_of};
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
 use crate::revision_log::{Entry, OwnedRecord};
 use crate::segment::{self, SegmentKind};
-use crate::tree::{Aggregate, CellKind, Page, PageRef, Pages, Tree};
+use crate::tree::{Aggregate, Page, PageRef, Pages, Tree};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -29,6 +34,7 @@ const PAGES_MAX: usize = 256;
 /// What became of a page that does not verify.
 #[derive(Clone)]
 struct Repair {
+    tree: TreeId,
     /// The page and its lower fence; none if it cannot be made.
     made: Option<(Arc<Page>, Bytes)>,
     /// A checkpoint has written it anew.
@@ -62,24 +68,24 @@ impl Repairs {
         self.pages().get(&(reference.segment, reference.block)).cloned()
     }
 
-    fn insert(&self, reference: &PageRef, made: Option<(Arc<Page>, Bytes)>) {
+    fn insert(&self, tree: TreeId, reference: &PageRef, made: Option<(Arc<Page>, Bytes)>) {
         let mut pages = self.pages();
         if pages.len() < PAGES_MAX {
-            pages.insert((reference.segment, reference.block), Repair { made, is_rewritten: false });
+            pages.insert((reference.segment, reference.block), Repair { tree, made, is_rewritten: false });
         }
         self.count.store(pages.len(), Ordering::Release);
     }
 
-    /// Keys whose leaves are to be written anew.
-    pub(crate) fn fences(&self) -> Vec<Bytes> {
+    /// Keys whose leaves in a tree are to be written anew.
+    pub(crate) fn fences(&self, tree: TreeId) -> Vec<Bytes> {
         let pages = self.pages();
-        let due = pages.values().filter(|repair| !repair.is_rewritten);
+        let due = pages.values().filter(|repair| repair.tree == tree && !repair.is_rewritten);
         due.filter_map(|repair| repair.made.as_ref().map(|(_, fence)| fence.clone())).collect()
     }
 
-    /// The leaves of these keys are on disk again; who reads an older state still needs the pages here.
-    pub(crate) fn rewritten(&self, fences: &[Bytes]) {
-        for repair in self.pages().values_mut() {
+    /// The leaves of these keys in a tree are on disk again; who reads an older state still needs the pages here.
+    pub(crate) fn rewritten(&self, tree: TreeId, fences: &[Bytes]) {
+        for repair in self.pages().values_mut().filter(|repair| repair.tree == tree) {
             let is_one = |(_, fence): &(Arc<Page>, Bytes)| fences.contains(fence);
             repair.is_rewritten |= repair.made.as_ref().is_some_and(is_one);
         }
@@ -93,17 +99,18 @@ impl Repairs {
     }
 }
 
-/// Pages of the key tree of one state, repaired where that can be done.
+/// Pages of the key tree or the pending tree of one state, repaired where that can be done.
 #[derive(Clone, Copy)]
 pub(crate) struct KeyPages<'a> {
     state: &'a DiskState,
     shelf: &'a Shelf,
+    tree: TreeId,
     pages: TreePages<'a>,
 }
 
 impl<'a> KeyPages<'a> {
-    pub(super) fn new(state: &'a DiskState, shelf: &'a Shelf) -> Self {
-        Self { state, shelf, pages: shelf.pages(TreeId::Keys) }
+    pub(super) fn new(state: &'a DiskState, shelf: &'a Shelf, tree: TreeId) -> Self {
+        Self { state, shelf, tree, pages: shelf.pages(tree) }
     }
 
     /// Makes a leaf again whose page was just found damaged, if it was not made yet.
@@ -130,9 +137,9 @@ impl<'a> KeyPages<'a> {
             return known.made.map(|(page, _)| page).ok_or(error);
         }
         // What goes wrong on the way is no news: the page is lost as before.
-        let made = self.state.make_leaf(self.shelf, reference).ok().flatten();
+        let made = self.state.make_leaf(self.shelf, self.tree, reference).ok().flatten();
         self.note(reference, made.is_some());
-        repairs.insert(reference, made.clone());
+        repairs.insert(self.tree, reference, made.clone());
         made.map(|(page, _)| page).ok_or(error)
     }
 }
@@ -151,25 +158,40 @@ impl Pages for KeyPages<'_> {
 
 impl DiskState {
     /// The leaf that `reference` names, made from the records, and its lower fence; none if it is not proven.
-    fn make_leaf(&self, shelf: &Shelf, reference: &PageRef) -> Result<Option<(Arc<Page>, Bytes)>> {
-        let Some((from, to)) = self.range_of(shelf, reference)? else { return Ok(None) };
+    fn make_leaf(
+        &self,
+        shelf: &Shelf,
+        tree: TreeId,
+        reference: &PageRef,
+    ) -> Result<Option<(Arc<Page>, Bytes)>> {
+        let Some((from, to)) = self.range_of(shelf, tree, reference)? else { return Ok(None) };
         let newest = self.newest_in(&from, to.as_deref())?;
-        let cells = cells_of(newest.into_values(), self.compact_revision());
+        // Without repairs: who makes one leaf does not wait for another.
+        let other = |tree| self.cells_in(shelf, tree, &from, to.as_deref());
+        let cells = match tree {
+            TreeId::Pending => self.changes_from(newest, other(TreeId::Keys)?)?,
+            _ => self.leaf_cells_from(newest, &other(TreeId::Pending)?)?,
+        };
         let mut found = Aggregate::default();
-        cells.iter().for_each(|(_, payload)| found.add(&KeyCells.aggregate(payload)));
+        cells.iter().for_each(|(_, payload)| found.add(&tree.cells().aggregate(payload)));
         let expected = &reference.aggregate;
         if (found.live_keys, found.hash_sum) != (expected.live_keys, expected.hash_sum) || cells.is_empty() {
             return Ok(None);
         }
-        let page = Page::of_leaf_cells(&cells, reference, TreeId::Keys as u8, shelf.database);
+        let page = Page::of_leaf_cells(&cells, reference, tree as u8, shelf.database);
         Ok(page.ok().map(|page| (Arc::new(page), from)))
     }
 
     /// Fences of a leaf: no key of it is below the first, all are below the second.
-    fn range_of(&self, shelf: &Shelf, reference: &PageRef) -> Result<Option<(Bytes, Option<Bytes>)>> {
+    fn range_of(
+        &self,
+        shelf: &Shelf,
+        tree: TreeId,
+        reference: &PageRef,
+    ) -> Result<Option<(Bytes, Option<Bytes>)>> {
         let (mut from, mut to): (Option<Bytes>, Option<Bytes>) = (None, None);
         let place = |reference: &PageRef| (reference.segment, reference.block);
-        Tree::new(self.roots.keys, shelf.pages(TreeId::Keys)).visit_references(&mut |fence, found| {
+        Tree::new(tree.root(&self.roots), shelf.pages(tree)).visit_references(&mut |fence, found| {
             if from.is_some() && to.is_none() && found.level == 0 {
                 to = Some(Bytes::copy_from_slice(fence));
             }
@@ -179,6 +201,82 @@ impl DiskState {
             Ok(found.level > 0 && to.is_none())
         })?;
         Ok(from.map(|from| (from, to)))
+    }
+
+    /// The cells of a range as they are in one tree.
+    fn cells_in(
+        &self,
+        shelf: &Shelf,
+        tree: TreeId,
+        from: &[u8],
+        to: Option<&[u8]>,
+    ) -> Result<BTreeMap<Bytes, Bytes>> {
+        let mut cells = BTreeMap::new();
+        let mut cursor = Tree::new(tree.root(&self.roots), shelf.pages(tree)).cursor();
+        cursor.seek(from)?;
+        while cursor.is_valid() && to.is_none_or(|to| cursor.key() < to) {
+            cells.insert(Bytes::copy_from_slice(cursor.key()), cursor.payload_bytes());
+            cursor.next()?;
+        }
+        Ok(cells)
+    }
+
+    /// The cells of a leaf of the key tree. Of a delete that nobody can read any more nothing is left.
+    fn leaf_cells_from(
+        &self,
+        mut newest: BTreeMap<Bytes, OwnedRecord>,
+        pending: &BTreeMap<Bytes, Bytes>,
+    ) -> Result<Vec<(Bytes, Vec<u8>)>> {
+        let mut cells: BTreeMap<Bytes, Vec<u8>> = BTreeMap::new();
+        for (key, payload) in pending {
+            newest.remove(key);
+            if let Some(cell) = stand_in(PendingChange::decode(payload)?.replaced) {
+                cells.insert(key.clone(), cell);
+            }
+        }
+        for record in newest.into_values().filter(|record| self.is_left(record)) {
+            let mut payload = Vec::new();
+            encode_cell_of(&record, &mut payload);
+            cells.insert(record.key, payload);
+        }
+        Ok(cells.into_iter().collect())
+    }
+
+    /// The cells of a leaf of the pending tree: of each key whose newest version its leaf in the key tree does not have.
+    fn changes_from(
+        &self,
+        newest: BTreeMap<Bytes, OwnedRecord>,
+        mut leaves: BTreeMap<Bytes, Bytes>,
+    ) -> Result<Vec<(Bytes, Vec<u8>)>> {
+        let mut changes: BTreeMap<Bytes, Vec<u8>> = BTreeMap::new();
+        let mut change = |key: Bytes, cell: Option<&[u8]>, leaf: Option<&Bytes>| {
+            let replaced = Replaced::of(leaf.map(|cell| &cell[..]));
+            // A version that is gone, records and all, was deleted and purged. A tombstone of which the same is true counts nothing.
+            if cell.is_some() || matches!(replaced, Replaced::Version(_)) {
+                PendingChange { cell, replaced }.encode(changes.entry(key).or_default());
+            }
+        };
+        for (key, record) in newest {
+            let leaf = leaves.remove(&key);
+            let in_leaf = leaf.as_ref().map(DiskVersion::decode).transpose()?.map(|cell| cell.revision);
+            if in_leaf == Some(record.revision) {
+                continue;
+            }
+            let mut cell = Vec::new();
+            if self.is_left(&record) {
+                encode_cell_of(&record, &mut cell);
+            }
+            change(key, Some(&cell[..]).filter(|cell| !cell.is_empty()), leaf.as_ref());
+        }
+        for (key, leaf) in leaves {
+            change(key, None, Some(&leaf));
+        }
+        Ok(changes.into_iter().collect())
+    }
+
+    /// False of a delete that nobody can read any more.
+    fn is_left(&self, record: &OwnedRecord) -> bool {
+        record.version != 0 || record.revision.main >= self.compact_revision()
     }
 
     /// The newest record of each key of a range.
@@ -198,15 +296,4 @@ impl DiskState {
         }
         Ok(newest)
     }
-}
-
-/// The cells of a leaf: keys and payloads. Of a delete that nobody can read any more nothing is left.
-fn cells_of(newest: impl Iterator<Item = OwnedRecord>, compact_revision: i64) -> Vec<(Bytes, Vec<u8>)> {
-    let is_left = |record: &OwnedRecord| record.version != 0 || record.revision.main >= compact_revision;
-    let cell = |record: OwnedRecord| {
-        let mut payload = Vec::new();
-        encode_cell_of(&record, &mut payload);
-        (record.key, payload)
-    };
-    newest.filter(is_left).map(cell).collect()
 }

@@ -31,7 +31,8 @@ impl ScrubPosition {
     /// Behind the last slice of a tree; none at the end of a pass.
     fn behind(tree: TreeId) -> Option<Self> {
         match tree {
-            TreeId::Keys => Some(Self::Pages(TreeId::System, Bytes::new())),
+            TreeId::Keys => Some(Self::Pages(TreeId::Pending, Bytes::new())),
+            TreeId::Pending => Some(Self::Pages(TreeId::System, Bytes::new())),
             TreeId::System => Some(Self::Pages(TreeId::Segments, Bytes::new())),
             TreeId::Segments => None,
         }
@@ -63,11 +64,7 @@ impl DiskState {
                 (findings, Some(next))
             }
             ScrubPosition::Pages(tree, from) => {
-                let root = match tree {
-                    TreeId::Keys => self.roots.keys,
-                    TreeId::System => self.roots.system,
-                    TreeId::Segments => self.roots.segments,
-                };
+                let root = tree.root(&self.roots);
                 let mut slice =
                     Slice { state: self, shelf, tree: *tree, left: SLICE_BYTES, findings: 0, on_bytes };
                 let flow = root.map_or(ControlFlow::Continue(()), |root| slice.page(&root, Some(from)));
@@ -168,11 +165,11 @@ impl Slice<'_, '_> {
         ControlFlow::Continue(())
     }
 
-    /// Who needs a leaf of the key tree makes it again: now rather than when a client waits for it.
+    /// Who needs a leaf of the key tree, or what is pending, makes it again: now rather than when a client waits for it.
     fn repair(&self, reference: &PageRef) {
-        if self.tree == TreeId::Keys
+        if matches!(self.tree, TreeId::Keys | TreeId::Pending)
             && reference.level == 0
-            && let Some(pages) = self.state.key_pages()
+            && let Some(pages) = self.state.pages_of(self.tree)
         {
             pages.repair_found(reference);
         }

@@ -37,8 +37,13 @@ fn page_key(reference: &PageRef) -> CacheKey {
     CacheKey { segment: reference.segment, block: u64::from(reference.block) }
 }
 
-fn class_of(reference: &PageRef) -> Class {
-    if reference.level > 0 { Class::Inner } else { Class::Leaf }
+/// What is pending is on the way to every leaf, and a tenth of the leaves: kept before those.
+fn class_of(tree: TreeId, reference: &PageRef) -> Class {
+    match (tree, reference.level) {
+        (_, 1..) => Class::Inner,
+        (TreeId::Pending, 0) => Class::Index,
+        (_, 0) => Class::Leaf,
+    }
 }
 
 /// Where a value is kept: by its revision, which means the same in whatever segment it is. Records are moved when segments are cleaned, and
@@ -163,7 +168,7 @@ impl Shelf {
             return Ok(page);
         }
         let page = self.read_page(tree, reference)?;
-        self.cache.insert(page_key(reference), class_of(reference), page.clone());
+        self.cache.insert(page_key(reference), class_of(tree, reference), page.clone());
         Ok(page)
     }
 
@@ -182,7 +187,7 @@ impl Shelf {
         let bytes = AlignedBytes::from(bytes).into_bytes();
         // One that does not decode would be met when it is read.
         if let Ok(page) = Page::decode_content(bytes, reference, tree as u8, &self.database) {
-            self.cache.insert_used(page_key(reference), class_of(reference), Arc::new(page), uses);
+            self.cache.insert_used(page_key(reference), class_of(tree, reference), Arc::new(page), uses);
         }
     }
 

@@ -1,7 +1,8 @@
 //! Verification of a whole checkpoint: every page, every record, and what they say of one another.
 //!
 //! Checked: checksums and structure of all pages that a tree refers to, order and sums of the trees; all bytes of the
-//! revision log; that every cell's record is there and is the one meant (D3), that it is not dead (D4); that the sums of the
+//! revision log; that every cell's record is there and is the one meant (D3), that it is not dead (D4); that what is pending is a
+//! change of what the leaf has (W1, W2); that the sums of the
 //! segment table are those of its dead bits and of the pages that the trees refer to (D5).
 //!
 //! Not checked: pages that no tree refers to any more. Nobody knows their checksum, and nobody reads them.
@@ -9,12 +10,13 @@
 //! **Failure.** The first damage found, with file, offset, what was expected and what was found. Where two places contradict each
 //! other, the file is that of the place which is described.
 use super::shelf::revisions_name;
-use super::{DiskState, DiskVersion, KeyCells, PlainCells, Shelf, TreeId};
+use super::{DiskState, DiskVersion, PendingChange, Shelf, TreeId};
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
 use crate::memtable::record_bytes;
 use crate::segment::{self, SegmentKind};
-use crate::tree::Tree;
+use crate::tree::{PageRef, Tree};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 
 /// How far a verification is.
@@ -41,7 +43,7 @@ pub struct VerifyCounts {
     pub records: u64,
     /// Bytes of these files.
     pub revision_bytes: u64,
-    /// Cells of the key tree, each held against its record.
+    /// Cells of the key tree and of the pending tree, each held against its record.
     pub cells: u64,
 }
 
@@ -51,6 +53,14 @@ fn damage(file: String, offset: u64, what: String) -> Error {
 
 fn pages_name(id: SegmentId) -> String {
     segment::path(id, SegmentKind::Pages).display().to_string()
+}
+
+fn damage_at(reference: &PageRef, index: usize, error: &Error) -> Error {
+    damage(pages_name(reference.segment), reference.offset(), format!("cell {index}: {error}"))
+}
+
+fn cell_at(reference: &PageRef, index: usize, cell: &Bytes) -> Result<DiskVersion> {
+    DiskVersion::decode(cell).map_err(|error| damage_at(reference, index, &error))
 }
 
 fn is_set(bits: &[u8], ordinal: u32) -> bool {
@@ -84,9 +94,9 @@ impl DiskState {
     /// All pages of all trees, each read once and past the cache, and nothing else: what no file can say of itself.
     pub(crate) fn verify_pages(&self) -> Result<()> {
         let Some(shelf) = self.shelf.as_deref() else { return Ok(()) };
-        Tree::new(self.roots.keys, shelf.pages_on_disk(TreeId::Keys)).check(&KeyCells)?;
-        Tree::new(self.roots.system, shelf.pages_on_disk(TreeId::System)).check(&PlainCells)?;
-        Tree::new(self.roots.segments, shelf.pages_on_disk(TreeId::Segments)).check(&PlainCells)?;
+        for tree in TreeId::ALL {
+            Tree::new(tree.root(&self.roots), shelf.pages_on_disk(tree)).check(tree.cells())?;
+        }
         Ok(())
     }
 
@@ -98,11 +108,8 @@ impl DiskState {
     ) -> Result<()> {
         let mut live: BTreeMap<SegmentId, (u64, u64)> = BTreeMap::new();
         let bytes_total = self.pages.values().map(|info| info.live_bytes + info.table_bytes).sum();
-        for (tree, root) in [
-            (TreeId::Keys, self.roots.keys),
-            (TreeId::System, self.roots.system),
-            (TreeId::Segments, self.roots.segments),
-        ] {
+        for tree in TreeId::ALL {
+            let root = tree.root(&self.roots);
             let view = Tree::new(root, shelf.pages(tree));
             // The walk reads what is on disk now; what the cache may have of a page since is the same bytes then.
             Tree::new(root, shelf.pages_on_disk(tree)).visit_pages(&mut |reference, _| {
@@ -114,10 +121,7 @@ impl DiskState {
                 progress(VerifyProgress { part: "pages", bytes_done: counts.page_bytes, bytes_total });
                 Ok(())
             })?;
-            match tree {
-                TreeId::Keys => view.check(&KeyCells)?,
-                _ => view.check(&PlainCells)?,
-            };
+            view.check(tree.cells())?;
         }
         for (&id, info) in &self.pages {
             shelf.verify_header(id)?;
@@ -186,7 +190,7 @@ impl DiskState {
         Ok(all)
     }
 
-    /// Every cell leads to its record.
+    /// Every change that is pending is one of what its leaf has, and leads to its record; so does every cell of which none is pending.
     fn verify_cells(
         &self,
         shelf: &Shelf,
@@ -196,20 +200,45 @@ impl DiskState {
     ) -> Result<()> {
         let bytes_total = self.pages.values().map(|info| info.live_bytes).sum();
         let mut bytes_done = 0;
+        let pending = Tree::new(self.roots.pending, shelf.pages(TreeId::Pending));
         Tree::new(self.roots.keys, shelf.pages(TreeId::Keys)).visit_pages(&mut |reference, page| {
             bytes_done += reference.bytes() as u64;
             if page.level() > 0 {
                 return Ok(());
             }
+            let mut changes = pending.cursor();
+            changes.seek(&page.key(0))?;
             for index in 0..page.count() {
-                let version = DiskVersion::decode(&page.payload_bytes(index)).map_err(|error| {
-                    damage(
-                        pages_name(reference.segment),
-                        reference.offset(),
-                        format!("cell {index}: {error}"),
-                    )
-                })?;
-                self.verify_cell(&page.key(index), version, dead)?;
+                let key = page.key(index);
+                while changes.is_valid() && changes.key() < &key[..] {
+                    changes.next()?;
+                }
+                // What it replaced may be gone, record and all.
+                if !(changes.is_valid() && changes.key() == key) {
+                    let version = cell_at(reference, index, &page.payload_bytes(index))?;
+                    self.verify_cell(&key, version, dead)?;
+                }
+                counts.cells += 1;
+            }
+            progress(VerifyProgress { part: "cells", bytes_done, bytes_total });
+            Ok(())
+        })?;
+        let leaves = Tree::new(self.roots.keys, shelf.pages(TreeId::Keys));
+        pending.visit_pages(&mut |reference, page| {
+            bytes_done += reference.bytes() as u64;
+            if page.level() > 0 {
+                return Ok(());
+            }
+            for index in 0..page.count() {
+                let (key, payload) = (page.key(index), page.payload_bytes(index));
+                let here = |error| damage_at(reference, index, &error);
+                let change = PendingChange::decode(&payload).map_err(here)?;
+                let leaf = leaves.get(&key)?.map(|hit| hit.payload_bytes());
+                change.check(&key, leaf.as_deref()).map_err(here)?;
+                if let Some(cell) = change.cell {
+                    let version = cell_at(reference, index, &payload.slice_ref(cell))?;
+                    self.verify_cell(&key, version, dead)?;
+                }
                 counts.cells += 1;
             }
             progress(VerifyProgress { part: "cells", bytes_done, bytes_total });

@@ -1,7 +1,7 @@
 //! What of a directory can be shown, as plain structs.
 use super::Inspection;
 use crate::base::ids::{Revision, SegmentId};
-use crate::disk_state::{DiskVersion, TreeId, TreePages};
+use crate::disk_state::{DiskVersion, PendingChange, TreeId, TreePages};
 use crate::error::{Error, Result};
 use crate::revision_log::{Entry, OwnedRecord};
 use crate::segment::{self, SegmentKind};
@@ -33,8 +33,8 @@ pub struct SuperblockView {
     /// Up to which revision what the compaction made dead is marked; the compact revision, unless a part is left.
     pub swept_revision: i64,
     pub next_segment: u32,
-    /// Key tree, system tree, segment table.
-    pub roots: [Option<PageRef>; 3],
+    /// Key tree, system tree, segment table, pending tree.
+    pub roots: [Option<PageRef>; 4],
     pub quarantine_reason: Option<u32>,
     /// Measured way to make groups durable, and the device.
     pub sync: Option<(String, String)>,
@@ -70,7 +70,7 @@ pub struct SegmentView {
 /// One tree.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TreeView {
-    /// `keys`, `system` or `segments`.
+    /// `keys`, `pending`, `system` or `segments`.
     pub name: &'static str,
     /// Levels; 0 for an empty tree.
     pub height: u32,
@@ -82,7 +82,7 @@ pub struct TreeView {
     pub used_bytes: u64,
     /// Cells of the leaves.
     pub cells: u64,
-    /// Keys that exist; 0 but in the key tree.
+    /// Keys that exist in the key tree; what is pending makes of that in the pending tree, modulo 2^64; else 0.
     pub live_keys: u64,
     /// Segments that hold pages of it.
     pub segments: Vec<u32>,
@@ -191,7 +191,7 @@ pub struct CellView {
     pub payload: Bytes,
     /// The child, above the leaves.
     pub child: Option<PageRef>,
-    /// The version, in a leaf of the key tree.
+    /// The version, in a leaf of the key tree or the pending tree; none of a key that has no cell any more.
     pub version: Option<RecordView>,
 }
 
@@ -240,22 +240,18 @@ pub struct RecordView {
 /// A key: where it is, what its cell says, and its versions.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeyView {
-    /// Pages from the root to the leaf.
+    /// Pages of the key tree from the root to the leaf.
     pub path: Vec<PageRef>,
+    /// The same of the pending tree; empty if nothing is pending.
+    pub pending_path: Vec<PageRef>,
+    /// The cell is in the pending tree, or will be gone: it goes before that of the leaf.
+    pub is_pending: bool,
     /// The cell; none if there is none.
     pub cell: Option<RecordView>,
     /// Records, newest first.
     pub versions: Vec<RecordView>,
     /// True if the oldest of them names another one, which a compaction has removed.
     pub is_cut: bool,
-}
-
-fn tree_name(tree: TreeId) -> &'static str {
-    match tree {
-        TreeId::Keys => "keys",
-        TreeId::System => "system",
-        TreeId::Segments => "segments",
-    }
 }
 
 impl RecordView {
@@ -315,7 +311,8 @@ impl Inspection {
             compact_revision: superblock.compact_revision,
             swept_revision: superblock.swept_revision,
             next_segment: superblock.next_segment,
-            roots: [superblock.roots.keys, superblock.roots.system, superblock.roots.segments],
+            roots: [TreeId::Keys, TreeId::System, TreeId::Segments, TreeId::Pending]
+                .map(|tree| tree.root(&superblock.roots)),
             quarantine_reason: superblock.quarantine.map(|quarantine| quarantine.reason),
             sync: sync.map(|it| (format!("{:?}", it.method).to_lowercase(), it.device.clone())),
         }
@@ -363,10 +360,8 @@ impl Inspection {
         Ok(views)
     }
 
-    fn each_tree(&self) -> [(TreeId, Tree<TreePages<'_>>); 3] {
-        let roots = &self.state.roots;
-        [(TreeId::Keys, roots.keys), (TreeId::System, roots.system), (TreeId::Segments, roots.segments)]
-            .map(|(tree, root)| (tree, Tree::new(root, self.shelf.pages(tree))))
+    fn each_tree(&self) -> [(TreeId, Tree<TreePages<'_>>); 4] {
+        TreeId::ALL.map(|tree| (tree, Tree::new(tree.root(&self.state.roots), self.shelf.pages(tree))))
     }
 
     /// The trees. Reads all of their pages.
@@ -377,7 +372,7 @@ impl Inspection {
         let mut views = Vec::new();
         for (tree, pages) in self.each_tree() {
             let mut view = TreeView {
-                name: tree_name(tree),
+                name: tree.name(),
                 height: pages.root().map_or(0, |root| u32::from(root.level) + 1),
                 level_pages: vec![0; pages.root().map_or(0, |root| usize::from(root.level) + 1)],
                 bytes: 0,
@@ -408,7 +403,7 @@ impl Inspection {
             pages.visit_references(&mut |fence, reference| {
                 if wanted(reference) {
                     let fence = Bytes::copy_from_slice(fence);
-                    found.push((tree, LivePageView { tree: tree_name(tree), reference: *reference, fence }));
+                    found.push((tree, LivePageView { tree: tree.name(), reference: *reference, fence }));
                 }
                 Ok(true)
             })?;
@@ -517,17 +512,36 @@ impl Inspection {
     /// # Errors
     /// Damage on the way.
     pub fn key(&self, key: &[u8], versions_max: usize) -> Result<KeyView> {
-        let mut view = KeyView { path: Vec::new(), cell: None, versions: Vec::new(), is_cut: false };
-        let mut next = self.state.roots.keys;
-        while let Some(reference) = next {
-            view.path.push(reference);
-            let page = self.shelf.pages(TreeId::Keys).load(&reference)?;
-            next = (page.level() > 0).then(|| page.child(page.child_index(key)));
-            if page.level() == 0
-                && let Ok(index) = page.search(key)
-            {
-                view.cell = Some(RecordView::of_cell(&page.payload_bytes(index))?);
+        let mut view = KeyView {
+            path: Vec::new(),
+            pending_path: Vec::new(),
+            is_pending: false,
+            cell: None,
+            versions: Vec::new(),
+            is_cut: false,
+        };
+        let mut payloads = Vec::new();
+        for (tree, path) in [(TreeId::Keys, &mut view.path), (TreeId::Pending, &mut view.pending_path)] {
+            let mut next = tree.root(&self.state.roots);
+            while let Some(reference) = next {
+                path.push(reference);
+                let page = self.shelf.pages(tree).load(&reference)?;
+                next = (page.level() > 0).then(|| page.child(page.child_index(key)));
+                if page.level() == 0
+                    && let Ok(index) = page.search(key)
+                {
+                    payloads.push((tree, page.payload_bytes(index)));
+                }
             }
+        }
+        // What is pending comes last, and counts.
+        for (tree, payload) in payloads {
+            view.is_pending = tree == TreeId::Pending;
+            let cell = match tree {
+                TreeId::Pending => PendingChange::decode(&payload)?.cell.map(|cell| payload.slice_ref(cell)),
+                _ => Some(payload),
+            };
+            view.cell = cell.as_ref().map(RecordView::of_cell).transpose()?;
         }
         let mut revision = view.cell.as_ref().map(|cell| cell.revision);
         while let Some(wanted) = revision.filter(|_| view.versions.len() < versions_max) {
@@ -557,10 +571,14 @@ impl Inspection {
 
 fn cell_view(tree: TreeId, page: &Page, index: usize) -> Result<CellView> {
     let payload = page.payload_bytes(index);
-    let version = match tree == TreeId::Keys && page.level() == 0 {
-        true => Some(RecordView::of_cell(&payload)?),
-        false => None,
+    let cell = match tree {
+        TreeId::Keys if page.level() == 0 => Some(payload.clone()),
+        TreeId::Pending if page.level() == 0 => {
+            PendingChange::decode(&payload)?.cell.map(|cell| payload.slice_ref(cell))
+        }
+        _ => None,
     };
+    let version = cell.as_ref().map(RecordView::of_cell).transpose()?;
     let child = (page.level() > 0).then(|| page.child(index));
     Ok(CellView { key: page.key(index).into(), payload, child, version })
 }

@@ -5,6 +5,7 @@
 //! such a key was deleted before the compact revision nobody knows any more, unless the sums in the reference to the lost page say so.
 //!
 //! **Memory**: one segment, its entries, the dead bits; where the table is lost and segments overlap, these segments.
+use super::cells::KeySpans;
 use super::report::{Damage, Fate, LostRecord};
 use super::source::Source;
 use super::spans::Spans;
@@ -301,7 +302,7 @@ impl SavedRecords {
     pub(super) fn each_alive(
         &self,
         source: &Source<'_>,
-        keys: &Spans,
+        keys: &KeySpans,
         visit: &mut dyn FnMut(OwnedRecord) -> Result<()>,
     ) -> Result<()> {
         let mut rest = &self.files[..];
@@ -337,7 +338,7 @@ impl SavedRecords {
     fn lives_on(
         &self,
         source: &Source<'_>,
-        keys: &Spans,
+        keys: &KeySpans,
         record: &OwnedRecord,
         dead: Option<bool>,
     ) -> Result<bool> {
@@ -351,14 +352,7 @@ impl SavedRecords {
             return Ok(true);
         }
         // Without dead bits: a key without a cell was deleted, and the delete forgotten.
-        match keys.of(&record.key) {
-            Some(span) if span.hole.is_none() => {
-                let leaf = keys.leaf(source, span)?;
-                Ok(leaf.search(&record.key).is_ok())
-            }
-            Some(_) => Ok(true),
-            None => Ok(false),
-        }
+        keys.may_have(source, &record.key)
     }
 
     /// The newest version of each key that lies in a hole of `keys` and is not below `from`, the lowest keys first, as many as
@@ -366,7 +360,7 @@ impl SavedRecords {
     pub(super) fn newest_in_holes(
         &self,
         source: &Source<'_>,
-        keys: &Spans,
+        keys: &KeySpans,
         from: &[u8],
         bytes_max: usize,
     ) -> Result<(BTreeMap<Bytes, OwnedRecord>, Option<Bytes>)> {

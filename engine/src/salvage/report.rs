@@ -52,13 +52,13 @@ pub struct LostRecord {
 /// Keys of a tree whose page does not verify.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LostRange {
-    /// `keys`, `system` or `segments`.
+    /// `keys`, `pending`, `system` or `segments`.
     pub tree: &'static str,
     /// First key.
     pub from: Bytes,
     /// The key behind the last one; none at the end of the tree.
     pub to: Option<Bytes>,
-    /// Keys that exist, as the reference to the page counts them; of the key tree only.
+    /// Keys that exist, as far as other pages say; of the key tree and the pending tree only.
     pub keys_expected: Option<u64>,
     /// Keys that were found for the range in other places.
     pub keys_found: u64,

@@ -30,14 +30,6 @@ pub(super) struct Spans {
     pub(super) spans: Vec<Span>,
 }
 
-fn name(tree: TreeId) -> &'static str {
-    match tree {
-        TreeId::Keys => "keys",
-        TreeId::System => "system",
-        TreeId::Segments => "segments",
-    }
-}
-
 impl Spans {
     /// Walks the tree; what does not verify goes to `damages`.
     pub(super) fn read(
@@ -76,7 +68,7 @@ impl Spans {
             Err((file, what)) => {
                 let keys_expected = (self.tree == TreeId::Keys).then_some(reference.aggregate.live_keys);
                 let range = LostRange {
-                    tree: name(self.tree),
+                    tree: self.tree.name(),
                     from: from.clone(),
                     to,
                     keys_expected,

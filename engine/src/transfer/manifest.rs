@@ -7,6 +7,7 @@
 //! applied index u64 · term u64 · revision i64 · compact revision i64 · swept revision i64
 //! roots of key tree, system tree, segment table: page reference [48] each, zeros for none
 //! number of the next segment u32 · segments u32, then for each: number u32 · kind u8 (1 r, 2 k) · bytes u64 · r: summary [72]
+//! version 2: root of the pending tree: page reference [48]
 //! ```
 //!
 //! **Failure.** It comes from outside: what does not verify, is longer than [`BYTES_MAX`], names a segment twice or cannot be a state is
@@ -27,8 +28,10 @@ use crate::wal::format::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// Version of the body; a reader refuses another one.
-const FORMAT_VERSION: u16 = 1;
+/// Version of the body; a reader refuses a higher one. A state without a pending tree is written as version 1, which the releases before
+/// know.
+const FORMAT_VERSION: u16 = 2;
+const FORMAT_VERSION_WITHOUT_PENDING: u16 = 1;
 /// Longest manifest: of some ten terabytes in segments of 64 MiB.
 pub(super) const BYTES_MAX: usize = 16 << 20;
 /// No file is longer.
@@ -158,7 +161,7 @@ impl Manifest {
         for revision in [self.revision, self.compact_revision, self.swept_revision] {
             body.extend_from_slice(&revision.to_le_bytes());
         }
-        for root in [self.roots.keys, self.roots.system, self.roots.segments] {
+        for root in self.roots.first_three() {
             body.extend_from_slice(&root.map_or([0; PAGE_REF_BYTES], |root| root.encode()));
         }
         body.extend_from_slice(&self.next_segment.to_le_bytes());
@@ -172,7 +175,14 @@ impl Manifest {
                 summary.encode(&mut body);
             }
         }
-        let bytes = envelope::seal(EnvelopeKind::TransferManifest, FORMAT_VERSION, &body);
+        let version = match &self.roots.pending {
+            Some(root) => {
+                body.extend_from_slice(&root.encode());
+                FORMAT_VERSION
+            }
+            None => FORMAT_VERSION_WITHOUT_PENDING,
+        };
+        let bytes = envelope::seal(EnvelopeKind::TransferManifest, version, &body);
         match bytes.len() <= BYTES_MAX {
             true => Ok(bytes),
             false => Err(Error::Refused(format!(
@@ -196,11 +206,19 @@ impl Manifest {
         if bytes.len() > BYTES_MAX {
             return Err(format!("at most {BYTES_MAX} bytes expected, {} found", bytes.len()));
         }
-        let body: Vec<u8> = envelope::open(EnvelopeKind::TransferManifest, FORMAT_VERSION, bytes)
+        let version = envelope::version_of(bytes)
+            .unwrap_or(FORMAT_VERSION)
+            .clamp(FORMAT_VERSION_WITHOUT_PENDING, FORMAT_VERSION);
+        let body: Vec<u8> = envelope::open(EnvelopeKind::TransferManifest, version, bytes)
             .map_err(|error| error.to_string())?;
         let mut reader = Reader::new(&body);
-        let manifest =
+        let mut manifest =
             Self::read_fields(&mut reader).unwrap_or_else(|Truncated| Err("it is cut short".into()))?;
+        if version > FORMAT_VERSION_WITHOUT_PENDING {
+            let root = reader.take(PAGE_REF_BYTES).map_err(|Truncated| "it is cut short".to_string())?;
+            let root = PageRef::decode(root).map_err(|what| format!("a root: {what}"))?;
+            manifest.roots.pending = Some(root);
+        }
         if !reader.is_empty() {
             return Err(format!("{} bytes behind its end", reader.rest().len()));
         }
@@ -304,8 +322,9 @@ impl Manifest {
         }
         let pages: BTreeSet<SegmentId> =
             self.files.iter().filter(|file| file.summary.is_none()).map(|file| file.id).collect();
-        let roots = [self.roots.keys, self.roots.system, self.roots.segments];
-        match roots.iter().flatten().find(|root| !pages.contains(&root.segment)) {
+        let roots = self.roots.first_three();
+        match roots.iter().chain([&self.roots.pending]).flatten().find(|root| !pages.contains(&root.segment))
+        {
             Some(root) => Err(format!("a root in k segment {}, which it does not name", root.segment)),
             None => Ok(()),
         }
@@ -348,7 +367,7 @@ mod tests {
             revision: 10,
             compact_revision: 4,
             swept_revision: 3,
-            roots: Roots { keys: Some(root(1)), system: None, segments: Some(root(5)) },
+            roots: Roots { keys: Some(root(1)), segments: Some(root(5)), ..Roots::default() },
             next_segment: 5,
             files: vec![
                 SegmentEntry { id: SegmentId(1), bytes: 64 << 10, summary: Some(summary) },
@@ -361,6 +380,28 @@ mod tests {
         let mut manifest = manifest();
         change(&mut manifest);
         Manifest::decode(&manifest.encode().expect("it is short")).expect_err("it is no state").to_string()
+    }
+
+    /// A state without a pending tree is sent as the releases before know it.
+    #[test]
+    fn a_pending_tree_is_sent_in_a_version_of_its_own() {
+        let mut manifest = manifest();
+        let bytes = manifest.encode().expect("it is short");
+        assert_eq!(envelope::version_of(&bytes), Some(1));
+        manifest.roots.pending = manifest.roots.keys.map(|root| PageRef { block: 9, ..root });
+        let bytes = manifest.encode().expect("it is short");
+        assert_eq!(envelope::version_of(&bytes), Some(2));
+        assert_eq!(Manifest::read(&bytes), Ok(manifest.clone()));
+        let body: Vec<u8> = envelope::open(EnvelopeKind::TransferManifest, 2, &bytes).expect("it is whole");
+        for cut in 0..body.len() {
+            let sealed = envelope::seal(EnvelopeKind::TransferManifest, 2, &body[..cut].to_vec());
+            assert!(Manifest::decode(&sealed).is_err(), "cut {cut}");
+        }
+        let later = envelope::seal(EnvelopeKind::TransferManifest, 3, &body);
+        assert!(Manifest::decode(&later).expect_err("a later one").to_string().contains("version 3"));
+        manifest.roots.pending = manifest.roots.keys.map(|root| PageRef { segment: SegmentId(1), ..root });
+        let error = Manifest::decode(&manifest.encode().expect("it is short")).expect_err("no page file");
+        assert!(error.to_string().contains("a root"), "{error}");
     }
 
     #[test]

@@ -71,6 +71,9 @@ pub struct MergeOptions {
     pub database: [u8; 16],
     /// Sequence of the checkpoint that the merge belongs to.
     pub checkpoint: u64,
+    /// Leaves beside one another in which something changes are filled anew together. For a tree of which a merge changes nearly all leaves: they
+    /// would be half empty where much was taken out, and are written anyway. One in which an edit changes nothing is written too.
+    pub packs: bool,
 }
 
 /// The new tree.

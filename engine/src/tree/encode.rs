@@ -8,15 +8,15 @@ pub(super) const MAGIC: u32 = u32::from_le_bytes(*b"STPG");
 pub(super) const FORMAT_VERSION: u8 = 1;
 /// Bytes of the header of every page.
 pub(super) const HEADER_BYTES: usize = 64;
-/// Bytes kept free behind the header of a page of level 1.
-pub(super) const BUFFER_REF_BYTES: usize = 32;
+/// Bytes of zeros behind the header of a page of level 1, which were kept for buffers and are kept for good.
+pub(super) const LEVEL_1_ZEROS_BYTES: usize = 32;
 /// Offset of the page's own segment and block in the header.
 const ADDRESS_AT: usize = 44;
 const RAW_LENGTH_AT: usize = 16;
 
 /// Bytes before the slots.
 pub(super) const fn head_bytes(level: u8) -> usize {
-    if level == 1 { HEADER_BYTES + BUFFER_REF_BYTES } else { HEADER_BYTES }
+    if level == 1 { HEADER_BYTES + LEVEL_1_ZEROS_BYTES } else { HEADER_BYTES }
 }
 
 /// What every page of one merge has in common.

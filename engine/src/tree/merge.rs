@@ -8,7 +8,7 @@
 //!
 //! **Builders** turn cells into pages, one for each level; a page that is written becomes a cell of the level above.
 //! A builder runs from the first rewritten page to the end of its last underfull sibling, always under one parent;
-//! while it is not empty no page of that level is passed by unchanged.
+//! while it is not empty no page of that level is passed by unchanged. Of leaves that are packed it runs on to the next one with an edit.
 //!
 //! **Bounds.** Memory is a few pages for each level and one edit, however many edits there are; only pages that are
 //! rewritten, their ancestors and the leaves that edits look at are loaded.
@@ -41,13 +41,14 @@ pub fn merge(
     edits: &mut dyn Edits,
     sink: &mut dyn PageSink,
 ) -> Result<MergeOutcome> {
-    let MergeOptions { page_bytes, tree, database, checkpoint } = *options;
+    let MergeOptions { page_bytes, tree, database, checkpoint, packs } = *options;
     let edit = edits.next()?;
     let mut merge = Merge {
         pages,
         cells,
         identity: Identity { tree, database, checkpoint },
         page_bytes,
+        packs,
         edits,
         sink,
         edit,
@@ -75,6 +76,7 @@ struct Merge<'a> {
     cells: &'a dyn CellKind,
     identity: Identity,
     page_bytes: usize,
+    packs: bool,
     edits: &'a mut dyn Edits,
     sink: &'a mut dyn PageSink,
     /// The next edit; its key is not below anything that was passed.
@@ -197,13 +199,22 @@ impl Merge<'_> {
             if self.merge_page(&child, bounds, forced)? {
                 self.frames[depth].child = next + 1;
                 let is_last = next + 1 == count;
-                if is_last || !self.builders[usize::from(level - 1)].is_underfull() {
+                let goes_on = self.builders[usize::from(level - 1)].is_underfull()
+                    || (self.packs && level == 1 && self.changes_child(depth, next + 1));
+                if is_last || !goes_on {
                     self.close(level - 1)?;
                 }
             } else {
                 self.pass_children(next + 1)?;
             }
         }
+    }
+
+    /// True if the next edit is of a cell in child `index` of a frame.
+    fn changes_child(&self, depth: usize, index: usize) -> bool {
+        let frame = &self.frames[depth];
+        index < frame.page.count()
+            && matches!(self.edit_in(&frame.child_bounds(index)), Some((_, Edit::Cell)))
     }
 
     /// Passes by the children of the last frame before `next` unchanged.

@@ -89,7 +89,7 @@ impl Page {
             return Err(format!("{padding} bytes behind the last cell are not the padding of a block"));
         }
         if bytes[HEADER_BYTES..slots_at] != ZEROS[..slots_at - HEADER_BYTES] {
-            return Err("a leaf-parent buffer, which this version does not know".to_string());
+            return Err("bytes behind the header of a page of level 1 that no version writes".to_string());
         }
         let cells_at = prefix_at.checked_add(header.prefix as usize).filter(|&it| it < raw);
         let Some(cells_at) = cells_at else {

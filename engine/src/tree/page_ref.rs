@@ -9,7 +9,7 @@ pub const PAGE_REF_BYTES: usize = 48;
 /// Sums over the cells of a range or subtree. The default is the sum over nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Aggregate {
-    /// Keys that exist, as the [`CellKind`] counts them; saturates.
+    /// Keys that exist, as the [`CellKind`] counts them, modulo 2^64: where cells stand for differences, the sum may be below 0.
     pub live_keys: u64,
     /// The largest main revision of a change; 0 if there is none, never negative.
     pub max_mod_revision: i64,
@@ -20,7 +20,7 @@ pub struct Aggregate {
 impl Aggregate {
     /// Adds `other`.
     pub fn add(&mut self, other: &Self) {
-        self.live_keys = self.live_keys.saturating_add(other.live_keys);
+        self.live_keys = self.live_keys.wrapping_add(other.live_keys);
         self.max_mod_revision = self.max_mod_revision.max(other.max_mod_revision);
         self.hash_sum = self.hash_sum.wrapping_add(other.hash_sum);
     }

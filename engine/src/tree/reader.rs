@@ -1,4 +1,5 @@
 //! Reading a tree: single keys, sums over ranges, and walks over all of it.
+use super::builder::common_prefix;
 use super::{Aggregate, CellKind, Cursor, Page, PageRef, Pages, damaged, load};
 use crate::error::Result;
 use bytes::Bytes;
@@ -32,6 +33,32 @@ impl<P: Pages> Tree<P> {
             page = load(&self.pages, &page.child(page.child_index(key)))?;
         }
         Ok(page.search(key).ok().map(|index| Hit { page, index }))
+    }
+
+    /// The leaf that covers `key`, which is not loaded; none in an empty tree. Ranges of different leaves have no key in common.
+    ///
+    /// # Errors
+    /// [`Error::Corruption`](crate::Error::Corruption) if a page has fences beyond those that its parent has for it (T2).
+    pub fn leaf_of(&self, key: &[u8]) -> Result<Option<LeafSpan>> {
+        let Some(root) = self.root else { return Ok(None) };
+        let mut span = LeafSpan { leaf: root, from: Vec::new(), end: None };
+        while span.leaf.level > 0 {
+            let page = load(&self.pages, &span.leaf)?;
+            let index = page.child_index(key);
+            let from = (index > 0).then(|| page.key(index));
+            let end = (index + 1 < page.count()).then(|| page.key(index + 1));
+            let is_beyond = from.as_ref().is_some_and(|from| *from < span.from)
+                || end.as_ref().zip(span.end.as_ref()).is_some_and(|(end, bound)| end > bound);
+            if is_beyond {
+                return Err(damaged(
+                    &span.leaf,
+                    "its fences are beyond those of its parent (T2)".to_string(),
+                ));
+            }
+            span =
+                LeafSpan { leaf: page.child(index), from: from.unwrap_or(span.from), end: end.or(span.end) };
+        }
+        Ok(Some(span))
     }
 
     /// A cursor on nothing; seek it.
@@ -186,6 +213,24 @@ impl<P: Pages> Tree<P> {
 pub(super) fn child_index_before(page: &Page, end: &[u8]) -> usize {
     let (Ok(at) | Err(at)) = page.search(end);
     at.saturating_sub(1)
+}
+
+/// A leaf and the range of keys that it covers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeafSpan {
+    /// Its reference.
+    pub leaf: PageRef,
+    /// Its lower fence.
+    pub from: Vec<u8>,
+    /// The lower fence of the next leaf; none for the last one.
+    pub end: Option<Vec<u8>>,
+}
+
+impl LeafSpan {
+    /// How many bytes all keys in the range begin with in common.
+    pub fn shared_bytes(&self) -> usize {
+        self.end.as_ref().map_or(0, |end| common_prefix(&self.from, end))
+    }
 }
 
 /// What [`Tree::check`] saw.

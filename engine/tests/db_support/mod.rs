@@ -23,9 +23,11 @@ pub(crate) fn options(seed: u64) -> Options {
     options.checkpoint.rest_us = pick([1, 2_000, 5_000_000]);
     options.checkpoint.rest_wal_bytes_max = pick([0, 6 << 10, 1 << 20]);
     options.checkpoint.sweep_changes_max = pick([1, 5, 1 << 18]) as usize;
-    options.checkpoint.shelf.page_bytes = pick([512, 4096, 16 << 10]) as usize;
+    // So small that a few dozen keys have leaves for something to wait over.
+    options.checkpoint.shelf.page_bytes = pick([160, 512, 16 << 10]) as usize;
     options.checkpoint.shelf.segment_bytes = pick([16 << 10, 64 << 10, 1 << 20]);
     options.checkpoint.shelf.cache_bytes = pick([0, 64 << 10, 8 << 20]) as usize;
+    options.checkpoint.pending_percent_max = pick([25, 400, 1_000]) as u32;
     options
 }
 

@@ -50,7 +50,12 @@ fn image(number: u64) -> Image {
             superblock.applied_index = step;
             superblock.revision = step as i64 + 1;
             superblock.next_segment = step as u32 + 1;
-            superblock.roots = Roots { keys: Some(root), system: None, segments: Some(root) };
+            superblock.roots = Roots {
+                keys: Some(root),
+                system: None,
+                segments: Some(root),
+                pending: rng.chance(1, 2).then_some(root),
+            };
         }
         superblock.write(&mut disk).expect("there is space");
         states.push(superblock.clone());

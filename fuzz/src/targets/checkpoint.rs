@@ -14,8 +14,10 @@ use sternpost_engine::mvcc::encoding::LogOperation;
 use sternpost_engine::tree::{Aggregate, CellKind, PAGE_REF_BYTES, PageRef};
 use sternpost_engine::{Bytes, Error, Options};
 
-/// Offsets of the three roots in a copy of the superblock, and of what describes the checkpoint.
-const ROOTS: [usize; 3] = [188, 236, 284];
+/// Offsets of the roots in a copy of the superblock: key tree, system tree, segment table, pending tree.
+const ROOTS: [usize; 4] = [188, 236, 284, 340];
+/// Where they end.
+const ROOTS_END: usize = 388;
 
 /// Files by name.
 type Directory = BTreeMap<String, Vec<u8>>;
@@ -35,6 +37,8 @@ fn options(cache_bytes: usize) -> Options {
     options.checkpoint.wal_bytes_max = 30 << 10;
     options.checkpoint.shelf.page_bytes = 512;
     options.checkpoint.shelf.segment_bytes = 32 << 10;
+    // Enough for a pending tree of more than one page.
+    options.checkpoint.pending_percent_max = 100;
     options
 }
 
@@ -68,6 +72,30 @@ impl CellKind for KeyCells {
             Some((_, main, _)) => Aggregate { max_mod_revision: main, ..Aggregate::default() },
             None => Aggregate::default(),
         }
+    }
+}
+
+/// Cells of the pending tree, likewise: what they make of the sums of their leaf.
+struct PendingCells;
+
+impl CellKind for PendingCells {
+    fn aggregate(&self, payload: &[u8]) -> Aggregate {
+        let Some((&flags, rest)) = payload.split_first() else { return Aggregate::default() };
+        let (replaced, cell) = match flags & !1 {
+            0 | 2 => (None, Some(rest)),
+            6 => (seals::u64_at(rest, 0), rest.get(8..)),
+            _ => (None, None),
+        };
+        let is_purge = flags & 1 != 0;
+        let Some(cell) = cell.filter(|cell| cell.is_empty() == is_purge && flags != 1) else {
+            return Aggregate::default();
+        };
+        let mut sum = if is_purge { Aggregate::default() } else { KeyCells.aggregate(cell) };
+        if let Some(hash) = replaced {
+            sum.live_keys = sum.live_keys.wrapping_sub(1);
+            sum.hash_sum = sum.hash_sum.wrapping_sub(hash);
+        }
+        sum
     }
 }
 
@@ -117,6 +145,8 @@ fn image(seed: u64) -> Image {
         collect(&directory, &root, &mut pages);
     }
     assert!(pages.len() > 20, "{} pages", pages.len());
+    let pending = root(&directory["super"], ROOTS[3]).expect("something is pending");
+    assert!(pending.level > 0, "it has several pages");
     Image { directory, dump, operations: all, pages }
 }
 
@@ -162,7 +192,7 @@ fn seal(directory: &mut Directory, image: &Image, changed: &str) {
     }
     let Some(superblock) = directory.get("super").cloned() else { return };
     let mut sealed = superblock;
-    for (at, cells) in ROOTS.into_iter().zip([&KeyCells as &dyn CellKind, &NoSums, &NoSums]) {
+    for (at, cells) in ROOTS.into_iter().zip([&KeyCells as &dyn CellKind, &NoSums, &NoSums, &PendingCells]) {
         // Damage in the superblock itself stays; else the true roots lead.
         let Some(root) = root(&sealed, at) else { continue };
         let root = seals::seal_tree(&mut pages, root, cells, true).encode();
@@ -198,7 +228,7 @@ fn seal(directory: &mut Directory, image: &Image, changed: &str) {
 fn dense(image: &Image, name: &str) -> Vec<usize> {
     let file = &image.directory[name];
     if name == "super" {
-        return (8..340).collect();
+        return (8..ROOTS_END).collect();
     }
     let mut dense: Vec<usize> = (0..48).collect();
     if name.ends_with(".k") {

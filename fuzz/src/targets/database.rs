@@ -44,6 +44,9 @@ pub(crate) fn each_planted(mut run: impl FnMut(&str)) {
         KeepLeaseKeys,
         ForgetPurges,
         DropUnswept,
+        DropPushed,
+        OlderPushed,
+        CountTwice,
     ] {
         PLANTED.set(Some(bug));
         run(&format!("{bug:?}"));

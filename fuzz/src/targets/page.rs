@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock};
 use sternpost_engine::base::checksum::crc32;
 use sternpost_engine::base::ids::SegmentId;
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::disk_state::reencode_pending_change;
 use sternpost_engine::tree::{
     Aggregate, CellKind, Edit, Edits, KEY_TREE, MergeOptions, Outcome, PAGE_REF_BYTES, Page, PageRef,
     PageSink, Pages, Tree, merge,
@@ -99,8 +100,8 @@ impl Edits for Changes {
     }
 }
 
-fn options(page_bytes: usize) -> MergeOptions {
-    MergeOptions { page_bytes, tree: KEY_TREE, database: DATABASE, checkpoint: 4 }
+fn options(page_bytes: usize, packs: bool) -> MergeOptions {
+    MergeOptions { page_bytes, tree: KEY_TREE, database: DATABASE, checkpoint: 4, packs }
 }
 
 fn image(number: u64) -> Image {
@@ -122,8 +123,8 @@ fn image(number: u64) -> Image {
     let mut sink = Sink { pages: &mut pages, segment: SegmentId(number as u32 + 1), block: 1 };
     let none = Damaged { pages: &PageStore::new() };
     let mut changes = Changes::new(changes, 0);
-    let outcome =
-        merge(None, &none, &Cells, &options(700), &mut changes, &mut sink).expect("nothing is damaged");
+    let outcome = merge(None, &none, &Cells, &options(700, false), &mut changes, &mut sink)
+        .expect("nothing is damaged");
     let root = outcome.root.expect("there are cells");
     let mut references = Vec::new();
     Tree::new(Some(root), Damaged { pages: &pages })
@@ -155,6 +156,32 @@ impl Pages for Damaged<'_> {
 }
 
 /// A reference: 48 bytes that come back as they were, or are refused.
+/// A change as the pending tree has it: flags, hash of what it replaces, cell.
+pub(crate) fn pending_change_seed(rng: &mut Rng) -> Vec<u8> {
+    let mut input = vec![[0, 2, 6, 3, 7][rng.below(5) as usize]];
+    if input[0] & 4 != 0 {
+        input.extend_from_slice(&rng.next_u64().to_le_bytes());
+    }
+    if input[0] & 1 == 0 {
+        let mut cell = vec![0; 12 + rng.below(80) as usize];
+        rng.fill(&mut cell);
+        input.extend(cell);
+    }
+    input
+}
+
+/// What is read as a change says the same when it is written again: there are no two payloads of one meaning.
+pub(crate) fn pending_change(input: &[u8]) {
+    let Some(again) = reencode_pending_change(input) else { return };
+    assert!(again == input, "{input:02x?} is read, and written as {again:02x?}");
+    let (flags, replaces) = (input[0], input[0] & 6);
+    assert!([0, 2, 6].contains(&replaces) && flags < 8, "flags {flags:#x}");
+    let head = if replaces == 6 { 9 } else { 1 };
+    // W3: a purge replaces a cell, and has none.
+    assert_eq!(flags & 1 != 0, input.len() == head, "{input:02x?}");
+    assert!(flags != 1, "a purge of nothing");
+}
+
 pub(crate) fn reference(input: &[u8]) {
     if let Ok(r) = PageRef::decode(input) {
         assert_eq!(r.encode(), input, "a page reference changes when it is read and written");
@@ -337,7 +364,7 @@ fn use_tree(root: PageRef, pages: &PageStore, image: &Image, rng: &mut Rng) {
     let mut written = PageStore::new();
     let mut sink = Sink { pages: &mut written, segment: SegmentId(99), block: 1 };
     let mut changes = Changes::new(changes, 5);
-    if let Ok(outcome) = merge(Some(root), &damaged, &Cells, &options(700), &mut changes, &mut sink) {
+    if let Ok(outcome) = merge(Some(root), &damaged, &Cells, &options(700, true), &mut changes, &mut sink) {
         written.extend(pages.iter().map(|(at, bytes)| (*at, bytes.clone())));
         let merged = Tree::new(outcome.root, Damaged { pages: &written });
         let merged = merged.check(&Cells);

@@ -13,7 +13,14 @@ use sternpost_engine::tree::PageRef;
 
 /// Refused, or what its sender wrote and can be a state.
 pub(crate) fn manifest(input: &[u8]) {
-    let sealed = seal(EnvelopeKind::TransferManifest, 1, &input.to_vec());
+    // The second is the first and one root more.
+    for version in [1, 2] {
+        manifest_of(version, input);
+    }
+}
+
+fn manifest_of(version: u16, input: &[u8]) {
+    let sealed = seal(EnvelopeKind::TransferManifest, version, &input.to_vec());
     let mut damaged = sealed.clone();
     let at = crc32(input) as usize % damaged.len();
     damaged[at] ^= 1 << (input.len() % 8);
@@ -31,6 +38,7 @@ pub(crate) fn manifest(input: &[u8]) {
     assert!(manifest.bytes() >= 4096 * manifest.files.len() as u64);
     assert!(manifest.applied.0 > 0, "an empty state: {manifest:?}");
     assert!(manifest.compact_revision <= manifest.revision, "{manifest:?}");
+    assert_eq!(manifest.roots.pending.is_some(), version == 2, "{manifest:?}");
 }
 
 /// The body of a state with some segments of both kinds, by the layout that is written down.
@@ -70,6 +78,9 @@ pub(crate) fn manifest_seed(rng: &mut Rng) -> Vec<u8> {
         out.extend_from_slice(&it.file_bytes.to_le_bytes());
         out.extend_from_slice(&summary);
     }
+    if rng.chance(1, 2) {
+        out.extend_from_slice(&root);
+    }
     out
 }
 
@@ -82,8 +93,10 @@ mod tests {
     fn mutation_starts_from_manifests() {
         let mut rng = Rng::new(1);
         for _ in 0..200 {
-            let sealed = seal(EnvelopeKind::TransferManifest, 1, &manifest_seed(&mut rng));
-            Manifest::decode(&sealed).expect("a state can be so");
+            let body = manifest_seed(&mut rng);
+            let is_one =
+                |version| Manifest::decode(&seal(EnvelopeKind::TransferManifest, version, &body)).is_ok();
+            assert!(is_one(1) != is_one(2), "a state can be so");
         }
     }
 }

@@ -295,12 +295,12 @@ fn bytes_behind_the_last_cell_are_zero_and_less_than_a_block() {
 }
 
 #[test]
-fn aggregates_are_sums_that_never_overflow() {
+fn aggregates_are_sums_modulo_two_to_the_64() {
     let mut sum = Aggregate { live_keys: u64::MAX - 1, max_mod_revision: 5, hash_sum: u64::MAX };
     sum.add(&Aggregate { live_keys: 1, max_mod_revision: 3, hash_sum: 7 });
     assert_eq!(sum, Aggregate { live_keys: u64::MAX, max_mod_revision: 5, hash_sum: 6 });
     sum.add(&Aggregate { live_keys: 1, max_mod_revision: 8, hash_sum: 0 });
-    assert_eq!(sum, Aggregate { live_keys: u64::MAX, max_mod_revision: 8, hash_sum: 6 });
+    assert_eq!(sum, Aggregate { live_keys: 0, max_mod_revision: 8, hash_sum: 6 });
 }
 
 /// The bytes of a page are a promise to every later version.

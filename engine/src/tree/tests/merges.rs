@@ -69,6 +69,27 @@ fn one_changed_cell_writes_its_leaf_and_the_path_above() {
     assert_eq!(outcome.freed.iter().collect::<HashSet<_>>(), before.iter().collect());
 }
 
+/// Of each leaf more than half is left, so none is underfull; packed they become fewer, and only where something changes.
+#[test]
+fn leaves_that_are_packed_are_filled_anew_together() {
+    let leaves_with = |packs: bool, end: u64| {
+        let (mut store, mut model) = grown(2048, 3000);
+        store.packs = packs;
+        let before = pages_of_level(&store, 0).len();
+        let removed =
+            (0..end).filter(|number| number % 10 < 4).map(|number| (key(2 * number), Change::Remove));
+        let outcome = store.apply(&mut model, removed.collect());
+        (before, pages_of_level(&store, 0).len(), outcome.pages_written)
+    };
+    let (before, loose, _) = leaves_with(false, 3000);
+    assert_eq!(loose, before);
+    let (_, packed, _) = leaves_with(true, 3000);
+    assert!(packed * 100 < before * 70, "{packed} of {before}");
+    // One leaf in which something changes is written alone.
+    let (_, _, written) = leaves_with(true, 3);
+    assert!(written <= 4, "{written}");
+}
+
 #[test]
 fn untouched_leaves_are_not_even_loaded() {
     let (mut store, model) = grown(512, 3000);

@@ -1,7 +1,7 @@
 //! Rounds of random edits, after each of which tree and `BTreeMap` agree in everything that can be read.
 use super::store::{Change, Model, Script, Store, TestCells, change_model};
 use crate::base::rng::Rng;
-use crate::tree::{Aggregate, CellKind, PageRef};
+use crate::tree::{Aggregate, CellKind, PageRef, Pages};
 use std::collections::HashSet;
 
 /// How keys look.
@@ -147,6 +147,16 @@ fn check_ranges(store: &Store, model: &Model, keys: Keys, space: u64, rng: &mut 
             );
             cursor.prev().unwrap();
         }
+        if let Some(span) = tree.leaf_of(&from).unwrap() {
+            assert!(span.from <= from && span.end.as_ref().is_none_or(|end| from < *end), "{span:?}");
+            let leaf = store.load(&span.leaf).unwrap();
+            let keys = model
+                .keys()
+                .filter(|key| **key >= span.from && span.end.as_ref().is_none_or(|end| *key < end));
+            assert!(keys.eq((0..leaf.count()).map(|index| leaf.key(index)).collect::<Vec<_>>().iter()));
+            let shared = span.shared_bytes();
+            assert!((0..leaf.count()).all(|index| leaf.key(index).starts_with(&span.from[..shared])));
+        }
         // Back and forth from one place.
         if cursor.seek(&from).unwrap() {
             let (hit, mut steps) = (cursor.hit(), 0);
@@ -184,6 +194,7 @@ fn run(seed: u64, page_bytes: usize, keys: Keys, edits_per_round: u64) -> u32 {
     const SHRINK: Mix = Mix { put: 4, remove: 88, existing: 95 };
     let mut rng = Rng::new(seed);
     let (mut store, mut model) = (Store::new(page_bytes), Model::new());
+    store.packs = seed % 2 == 1;
     let space = edits_per_round * 8;
     let mut height = 0;
     for round in 0..36 {

@@ -37,6 +37,7 @@ pub(super) struct Store {
     pub(super) pages: HashMap<Address, Bytes>,
     pub(super) root: Option<PageRef>,
     pub(super) page_bytes: usize,
+    pub(super) packs: bool,
     pub(super) loads: AtomicU64,
     merges: u32,
 }
@@ -52,7 +53,14 @@ impl Pages for Store {
 
 impl Store {
     pub(super) fn new(page_bytes: usize) -> Self {
-        Self { pages: HashMap::new(), root: None, page_bytes, loads: AtomicU64::new(0), merges: 0 }
+        Self {
+            pages: HashMap::new(),
+            root: None,
+            page_bytes,
+            packs: false,
+            loads: AtomicU64::new(0),
+            merges: 0,
+        }
     }
 
     pub(super) fn tree(&self) -> Tree<&Self> {
@@ -65,6 +73,7 @@ impl Store {
             tree: TREE,
             database: DATABASE,
             checkpoint: self.merges.into(),
+            packs: self.packs,
         }
     }
 
