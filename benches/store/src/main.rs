@@ -6,14 +6,16 @@
 //! | `restart` | how long from `exec` to the first get, after a close and after `kill -9`? |
 //! | `pause` | how long does a writer wait at worst while a million versions are compacted and cleaned? |
 //! | `reads` | which part of the reads that the device can do do gets reach? |
+//! | `pages` | how much of the trees do checkpoints write for scattered changes, and what does it cost reads? |
 //!
 //! `load` leaves its directory for the others. To run it under a limit of memory: `benches/store/limited.sh 1024 load …`.
 //!
-//! Reading order: `load`, `restart`, `pause`, `reads`; `data` (keys and values), `process` (what the kernel counts).
+//! Reading order: `load`, `restart`, `pause`, `reads`, `pages`; `data` (keys and values), `process` (what the kernel counts).
 #![forbid(unsafe_code)]
 
 mod data;
 mod load;
+mod pages;
 mod pause;
 mod process;
 mod reads;
@@ -35,6 +37,8 @@ enum Command {
     Pause(pause::Pause),
     /// Random gets at a queue depth against raw random reads
     Reads(reads::Reads),
+    /// Bytes of pages that checkpoints write for scattered changes, by tree, and lookups that gets miss
+    Pages(pages::Pages),
     /// Opens, gets one key, says so and ends (what `restart` starts)
     #[command(hide = true)]
     FirstGet(restart::FirstGet),
@@ -77,6 +81,7 @@ fn main() -> ExitCode {
         Command::Restart(command) => command.run(),
         Command::Pause(command) => command.run(),
         Command::Reads(command) => command.run(),
+        Command::Pages(command) => command.run(),
         Command::FirstGet(command) => command.run(),
         Command::WriteOn(command) => command.run(),
     };
