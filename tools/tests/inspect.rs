@@ -57,7 +57,9 @@ fn fill(db: &Db) {
 
 fn directory_with_checkpoints() -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a directory");
-    let db = Db::open(directory.path(), options()).expect("a new database");
+    let mut options = options();
+    options.checkpoint.pending_percent_max = 0;
+    let db = Db::open(directory.path(), options).expect("a new database");
     fill(&db);
     db.close().expect("a close");
     directory
@@ -103,6 +105,41 @@ fn contents(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     }
     files.sort();
     files
+}
+
+#[test]
+fn what_waits_for_its_leaf_is_shown_before_it() {
+    let directory = directory_with_checkpoints();
+    let directory = directory.path();
+    let mut options = options();
+    // A close makes a checkpoint of whatever there is.
+    options.checkpoint.rest_wal_bytes_max = 0;
+    let db = Db::open(directory, options).expect("it opens");
+    [7, 250, 490].into_iter().for_each(|number| put(&db, number));
+    db.close().expect("a close");
+
+    let superblock = &json(directory, &["inspect", "super"])["superblock"];
+    assert_eq!(superblock["format_version"], 4);
+    assert!(superblock["pending_tree"].is_string(), "{superblock}");
+    let trees = json(directory, &["inspect", "tree"]);
+    let (keys, pending) = (&trees["trees"][0], &trees["trees"][1]);
+    assert_eq!((&keys["live_keys"], &pending["tree"]), (&500.into(), &"pending".into()));
+    // They replace keys that exist. A leaf that is cleaned takes what waits for it.
+    let cells = number(&pending["cells"]);
+    assert!(cells > 0 && pending["live_keys"] == 0, "{trees}");
+    let place = superblock["pending_tree"].as_str().expect("a place").split_once(':').expect("segment:block");
+    let page = json(directory, &["inspect", "page", place.0, place.1]);
+    let shown = page["cells"].as_array().expect("a list");
+    assert_eq!((&page["page"]["tree"], shown.len() as u64), (&"pending".into(), cells));
+    let mut waiting = 0;
+    for name in (0..500).map(|number| format!("key/{number:04}")) {
+        let key = json(directory, &["inspect", "key", &name]);
+        assert_eq!(key["cell"][0]["revision"], key["versions"][0]["revision"], "{name}: {key}");
+        assert_eq!(key["pending_path"].as_array().map(Vec::len), Some(1), "{name}: {key}");
+        waiting += u64::from(shown.iter().any(|cell| cell["revision"] == key["cell"][0]["revision"]));
+    }
+    assert_eq!(waiting, cells, "what waits goes before the leaf");
+    assert!(text(directory, &["verify"]).contains("500 keys"));
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub struct VerifyCounts {
     pub records: u64,
     /// Bytes of these files.
     pub revision_bytes: u64,
-    /// Cells of the key tree and of the pending tree, each held against its record.
+    /// The newest cell of each key, in the key tree or the pending tree, held against its record.
     pub cells: u64,
 }
 
@@ -217,8 +217,8 @@ impl DiskState {
                 if !(changes.is_valid() && changes.key() == key) {
                     let version = cell_at(reference, index, &page.payload_bytes(index))?;
                     self.verify_cell(&key, version, dead)?;
+                    counts.cells += 1;
                 }
-                counts.cells += 1;
             }
             progress(VerifyProgress { part: "cells", bytes_done, bytes_total });
             Ok(())
@@ -238,8 +238,8 @@ impl DiskState {
                 if let Some(cell) = change.cell {
                     let version = cell_at(reference, index, &payload.slice_ref(cell))?;
                     self.verify_cell(&key, version, dead)?;
+                    counts.cells += 1;
                 }
-                counts.cells += 1;
             }
             progress(VerifyProgress { part: "cells", bytes_done, bytes_total });
             Ok(())
