@@ -384,7 +384,16 @@ fn a_transfer_goes_on_where_it_was_cut_and_damage_is_asked_for_again() {
 /// what the other has. They have applied the same entries, and made their checkpoints at other moments.
 #[test]
 fn segments_of_another_member_with_the_same_names_are_found_out() {
-    let options = member_options(13);
+    // Whether two segments get the same number and length depends on when checkpoints clean: in nearly all runs some do.
+    let found_out: usize = [(10, 14), (9, 15), (11, 13), (8, 12)].map(found_out).iter().sum();
+    assert!(found_out > 0, "no segment of the two had one number, kind and length");
+}
+
+/// How many segments of one member were taken for the other's and found out; `middles` is how much each writes before its checkpoint.
+fn found_out(middles: (usize, usize)) -> usize {
+    let mut options = member_options(13);
+    // Each change writes its leaf, so that the two write segments of the same lengths.
+    options.checkpoint.pending_percent_max = 0;
     let first = tempfile::tempdir().expect("a directory");
     let mut member = Member::start(first.path(), 1, &options).expect("a new directory");
     member.write_all(&puts(1, 20));
@@ -397,7 +406,7 @@ fn segments_of_another_member_with_the_same_names_are_found_out() {
     drop((staging, place, held));
     let mut other = install(second.path(), 2, &options);
     let later: Vec<_> = (2..8).flat_map(|value| puts(value, 4)).collect();
-    for (member, middle) in [(&mut member, 10), (&mut other, 14)] {
+    for (member, middle) in [(&mut member, middles.0), (&mut other, middles.1)] {
         member.write_all(&later[..middle]);
         member.checkpoint();
         member.write_all(&later[middle..]);
@@ -421,7 +430,6 @@ fn segments_of_another_member_with_the_same_names_are_found_out() {
         }
         assert!(wrong < 100, "each time a segment less is wrong");
     }
-    assert!(wrong > 0, "no segment of the two had one number, kind and length");
     drop((staging, place));
     let third = install(receiver.path(), 3, &options);
     assert_same(&third.dump(), &other.dump(), "of the other member");
@@ -431,6 +439,7 @@ fn segments_of_another_member_with_the_same_names_are_found_out() {
     drop((held, others));
     other.close();
     member.close();
+    wrong
 }
 
 #[test]
