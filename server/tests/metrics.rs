@@ -175,34 +175,28 @@ fn what_was_done_is_counted() {
 fn what_a_member_says_of_the_others() {
     runtime().block_on(async {
         let cluster = Cluster::start(3, &[]);
-        cluster.leader().await;
-        let member = &cluster.members[0];
+        // A follower may have nothing to say to another one.
+        let member = &cluster.members[cluster.leader().await];
         member.put("key", "value").await.unwrap();
         let address = format!("{}:{}", member.address, member.client_address().1);
-        // A ping a second tells the round trips.
-        let text = until("round trips with both", async || {
+        // A ping a second tells the round trips; frames of the group come with whatever is said first.
+        let text = until("something of both others", async || {
             let text = scrape(&address)?;
-            let counted = text.lines().filter(|line| {
-                line.starts_with("etcd_network_peer_round_trip_time_seconds_count{To=")
-                    && !line.ends_with(" 0")
-            });
-            (counted.count() == 2).then_some(text)
+            let has_both = |name: &str| {
+                let series = text.lines().filter(|line| line.starts_with(name));
+                series.filter(|line| !line.ends_with(" 0")).count() == 2
+            };
+            let names = [
+                "etcd_network_peer_round_trip_time_seconds_count{To=",
+                "etcd_network_active_peers{",
+                "etcd_network_peer_sent_bytes_total{To=",
+                "etcd_network_peer_received_bytes_total{From=",
+            ];
+            names.into_iter().all(has_both).then_some(text)
         })
         .await;
         let known = text.lines().filter(|line| line.starts_with("etcd_network_known_peers{"));
         assert_eq!(known.count(), 3);
-        for name in [
-            "etcd_network_active_peers{",
-            "etcd_network_peer_sent_bytes_total{To=",
-            "etcd_network_peer_received_bytes_total{From=",
-        ] {
-            let series: Vec<&str> = text.lines().filter(|line| line.starts_with(name)).collect();
-            assert_eq!(series.len(), 2, "{name}: {series:?}");
-            for line in series {
-                let value: f64 = line.rsplit_once(' ').unwrap().1.parse().unwrap();
-                assert!(value >= 1.0, "{line}");
-            }
-        }
         assert!(
             text.contains("etcd_network_peer_sent_failures_total{To="),
             "there from the start, for alerts"
