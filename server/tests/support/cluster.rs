@@ -21,7 +21,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 /// Far longer than anything takes; what is waited for is a state.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const LOG_LINES_KEPT: usize = 60;
 
