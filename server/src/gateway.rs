@@ -27,10 +27,11 @@ use crate::answers::AnswerShare;
 use crate::grpc::Grpc;
 use crate::http::{ClientAddress, decode_path};
 use bytes::Bytes;
-use call::{Answers, JsonBody, JsonRequests, OneMessage};
+use call::{Answers, JsonBody, JsonRequests};
 use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
+use http_body_util::Full;
 use routes::{Route, routes};
 use std::convert::Infallible;
 use std::future::Future;
@@ -96,7 +97,7 @@ impl Gateway {
             }
             false => call::first_message(&self.grpc, &route.input, asked.body, asked.is_read_to_end)
                 .await
-                .map(|message| tonic::body::Body::new(OneMessage(Some(message)))),
+                .map(|message| tonic::body::Body::new(Full::new(message))),
         };
         let requests = match requests {
             // No time at all is no matter of who is faster.

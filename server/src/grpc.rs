@@ -19,6 +19,7 @@ use crate::metrics::{MethodMetrics, Metrics};
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -41,42 +42,8 @@ pub type GrpcRequest = Request<RequestBody<ClientBody>>;
 type GrpcFuture = Pin<Box<dyn Future<Output = Response<tonic::body::Body>> + Send>>;
 type Handler = Arc<dyn Fn(GrpcRequest) -> GrpcFuture + Send + Sync>;
 
-/// Where the messages of a request come from.
-pub enum ClientBody {
-    /// A connection.
-    Incoming(Incoming),
-    /// The JSON gateway, of this process.
-    Gateway(tonic::body::Body),
-}
-
-impl Body for ClientBody {
-    type Data = Bytes;
-    type Error = Box<dyn std::error::Error + Send + Sync>;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match self.get_mut() {
-            Self::Incoming(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
-            Self::Gateway(body) => Pin::new(body).poll_frame(context).map_err(Into::into),
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        match self {
-            Self::Incoming(body) => body.is_end_stream(),
-            Self::Gateway(body) => body.is_end_stream(),
-        }
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        match self {
-            Self::Incoming(body) => body.size_hint(),
-            Self::Gateway(body) => body.size_hint(),
-        }
-    }
-}
+/// Where the messages of a request come from: a connection, or the JSON gateway of this process.
+pub type ClientBody = Either<Incoming, tonic::body::Body>;
 
 /// The services of a server.
 #[derive(Clone, Default)]
@@ -165,6 +132,8 @@ pub struct Grpc {
 struct Method {
     metrics: Arc<MethodMetrics>,
     class: AnswerClass,
+    /// It looks at the connection's share before it reads.
+    asks_for_room: bool,
     handler: Handler,
 }
 
@@ -189,7 +158,9 @@ impl Grpc {
                 let handles =
                     metrics.grpc.method(&path).expect("metrics were made for these services").clone();
                 let class = AnswerClass::of(name, method);
-                methods.insert(path, Method { metrics: handles, class, handler: handler.clone() });
+                let asks_for_room = (*name, *method) == ("etcdserverpb.KV", "Range");
+                let handler = handler.clone();
+                methods.insert(path, Method { metrics: handles, class, asks_for_room, handler });
             }
         }
         Self { methods, bounds, budget, answers, metrics, shutdown }
@@ -239,7 +210,7 @@ impl Grpc {
             }
         };
         let (mut parts, body) = request.into_parts();
-        if let Some(held) = &held {
+        if let Some(held) = held.as_ref().filter(|_| method.asks_for_room) {
             parts.extensions.insert(held.share().clone());
         }
         let mut inflight = InflightBytes::new(self.budget.clone());

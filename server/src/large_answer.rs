@@ -9,6 +9,7 @@
 //!
 //! **Why not for all**: a range of one key, or of a few, is encoded in one go and needs no second look at the store.
 use crate::answers::{AnswerClass, HeldAnswer, counted};
+use crate::request::read::read_many;
 use crate::wire::etcdserverpb::{RangeResponse, ResponseHeader};
 use crate::wire::mvccpb;
 use crate::wire::status::ApiError;
@@ -17,7 +18,8 @@ use http::HeaderMap;
 use http_body::Frame;
 use prost::Message;
 use std::sync::Arc;
-use sternpost_engine::mvcc::{LargeRange, Outline};
+use sternpost_engine::OperationError;
+use sternpost_engine::mvcc::{KeyValue, LargeRange, Outline};
 use tonic::Status;
 
 /// What is read at once.
@@ -101,7 +103,7 @@ impl LargeBody {
                 self.next = Next::Page;
                 self.put(&RangeResponse { header: Some(self.header), ..Default::default() }, bytes)
             }
-            Next::Page => match self.range.next_page(PAGE_BYTES as u64) {
+            Next::Page => match self.next_page() {
                 // A range that has keys counts them, so there is something in the tail.
                 Ok(page) if page.is_empty() => {
                     self.next = Next::End;
@@ -126,6 +128,12 @@ impl LargeBody {
                 status.add_header(&mut trailers).ok().map(|()| Frame::trailers(trailers))
             }
         }
+    }
+
+    /// As every read of many keys: the runtime's other tasks shall not wait for the device with it.
+    fn next_page(&mut self) -> Result<Vec<KeyValue>, OperationError> {
+        let store = self.range.store().clone();
+        read_many(&store, || self.range.next_page(PAGE_BYTES as u64))
     }
 
     fn put(&mut self, part: &RangeResponse, mut bytes: BytesMut) -> Result<Bytes, Status> {

@@ -16,7 +16,7 @@ use crate::auth::origin::CertificateName;
 use crate::config::{Config, Url};
 use crate::corked::{Answering, Answers, cork};
 use crate::first_turn::FirstTurn;
-use crate::grpc::{ClientBody, Grpc, GrpcBody};
+use crate::grpc::{Grpc, GrpcBody};
 use crate::http::{ByTls, ClientAddress};
 use crate::metrics::Metrics;
 use crate::tls::accept::ClientTls;
@@ -24,6 +24,7 @@ use axum::Router;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode, Version};
 use http_body::{Body, Frame, SizeHint};
+use http_body_util::Either;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -459,7 +460,7 @@ impl hyper::service::Service<Request<Incoming>> for Requests {
                 let (grpc, remote, answering) = (grpc.clone(), self.remote.clone(), self.answers.begin());
                 let share = share.clone();
                 Box::pin(async move {
-                    let response = grpc.call(request.map(ClientBody::Incoming), &remote, &share).await;
+                    let response = grpc.call(request.map(Either::Left), &remote, &share).await;
                     Ok(response.map(|body| EdgeBody::Grpc(body, answering)))
                 })
             }

@@ -7,7 +7,7 @@
 //! depends on the state.
 //!
 //! **Cost.** A put is validated in place, encoded once into the command, and waits on one slot; the decoded request is
-//! dropped before the wait, because its bytes keep the received frame alive. No task and no timer per request. A read runs on
+//! dropped before the wait, because its bytes keep the received frame alive. No task, and nothing that has to fire, per request. A read runs on
 //! the calling task, against the store itself.
 //!
 //! **Bounds.** Commands that wait: `waiters_max`. Bytes that wait: the replicator's own bound. Both answer overload.

@@ -1,6 +1,6 @@
 //! Reading at one revision, page by page.
 use crate::error::{Error, Result};
-use crate::mvcc::{KeyRange, KeyValue, Range, Scan, Store};
+use crate::mvcc::{KeyRange, KeyValue, Range, Scan, Store, key_after};
 use bytes::Bytes;
 use std::ops::{Bound, RangeBounds};
 
@@ -36,11 +36,11 @@ impl Snapshot {
     pub fn range<K: AsRef<[u8]>>(&self, bounds: impl RangeBounds<K>) -> RangeReader {
         let lower = match bounds.start_bound() {
             Bound::Included(key) => Bytes::copy_from_slice(key.as_ref()),
-            Bound::Excluded(key) => after(key.as_ref()),
+            Bound::Excluded(key) => key_after(key.as_ref()),
             Bound::Unbounded => Bytes::new(),
         };
         let upper = match bounds.end_bound() {
-            Bound::Included(key) => Some(after(key.as_ref())),
+            Bound::Included(key) => Some(key_after(key.as_ref())),
             Bound::Excluded(key) => Some(Bytes::copy_from_slice(key.as_ref())),
             Bound::Unbounded => None,
         };
@@ -76,14 +76,6 @@ impl Snapshot {
         let request = Range { range, revision: self.revision, count_only: true, ..Range::default() };
         Ok(u64::try_from(self.store.range(&request)?.count).unwrap_or(0))
     }
-}
-
-/// The smallest key after `key`.
-fn after(key: &[u8]) -> Bytes {
-    let mut next = Vec::with_capacity(key.len() + 1);
-    next.extend_from_slice(key);
-    next.push(0);
-    Bytes::from(next)
 }
 
 /// The smallest key after all that start with `prefix`; none if there is none.
@@ -131,7 +123,7 @@ impl RangeReader {
             if self.scan.reverse {
                 self.scan.upper = Some(last.key.clone());
             } else {
-                self.scan.lower = after(&last.key);
+                self.scan.lower = key_after(&last.key);
             }
         }
         self.page = page.into_iter();

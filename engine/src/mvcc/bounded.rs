@@ -10,7 +10,7 @@ use super::operation::*;
 use super::range::{self, Bound, BoundedRead, Extent, SizeOf};
 use super::store::Store;
 use crate::error::{Error, OperationError};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use std::fmt;
 
 /// An answer, or what is known of it.
@@ -78,6 +78,11 @@ impl fmt::Debug for LargeRange {
 }
 
 impl LargeRange {
+    /// The store that it is read from.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// The store's revision when it was measured: that of the answer's header.
     pub fn revision(&self) -> i64 {
         self.revision
@@ -142,16 +147,8 @@ impl LargeRange {
             let what = format!("{} keys less at revision {main} than were measured", self.keys_left);
             return Err(Error::Corruption { file: "the key tree".into(), offset: 0, what }.into());
         };
-        self.from = successor(&last.key);
+        self.from = key_after(&last.key);
         self.keys_left -= page.len() as u64;
         Ok(page)
     }
-}
-
-/// The smallest key above `key`.
-fn successor(key: &Bytes) -> Bytes {
-    let mut next = BytesMut::with_capacity(key.len() + 1);
-    next.put_slice(key);
-    next.put_u8(0);
-    next.freeze()
 }

@@ -85,6 +85,14 @@ pub struct Range {
     pub max_create_revision: i64,
 }
 
+/// The smallest key after `key`.
+pub fn key_after(key: &[u8]) -> Bytes {
+    let mut next = Vec::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.push(0);
+    Bytes::from(next)
+}
+
 /// Answer to a [`Range`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RangeOutcome {

@@ -675,7 +675,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "max-answer-bytes",
         Kind::Uint,
         "268435456",
-        "Bytes of answers that clients have not taken yet, over all connections, a quarter of it for one; the fuller it is, the fewer requests may begin. Lists above 1 MiB are read as they are sent.",
+        "Bytes of answers that clients have not taken yet, over all connections (at least 16 MiB), a quarter of it for one; the fuller it is, the fewer requests may begin. Lists above 1 MiB are read as they are sent.",
     ),
     option(Sternpost, "cache-bytes", Kind::Uint, "268435456", "Memory for pages and values read from disk."),
     option(

@@ -12,12 +12,13 @@ use super::encode::{encode, line};
 use super::routes::Route;
 use super::values::{ValueError, Values};
 use crate::answers::{AnswerClass, AnswerShare, HeldAnswer, counted};
-use crate::grpc::{ClientBody, Grpc, GrpcBody};
+use crate::grpc::{Grpc, GrpcBody};
 use crate::grpc_limits::InflightBytes;
 use bytes::{BufMut, Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, TE};
 use http::{HeaderMap, HeaderValue, Method, Request};
 use http_body::{Body, Frame};
+use http_body_util::Either;
 use prost_reflect::MessageDescriptor;
 use prost_reflect::prost::Message;
 use std::pin::Pin;
@@ -181,21 +182,6 @@ impl Body for JsonRequests {
     }
 }
 
-/// A body of one message.
-pub struct OneMessage(pub Option<Bytes>);
-
-impl Body for OneMessage {
-    type Data = Bytes;
-    type Error = Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Poll::Ready(self.0.take().map(|message| Ok(Frame::data(message))))
-    }
-}
-
 /// Answers of a call as JSON, one after another.
 pub struct Answers {
     body: GrpcBody,
@@ -242,7 +228,7 @@ pub async fn call(
     remote: &str,
     share: Arc<AnswerShare>,
 ) -> (Option<HeaderMap>, Result<Answers, Status>) {
-    let mut request = Request::new(ClientBody::Gateway(requests));
+    let mut request = Request::new(Either::Right(requests));
     *request.method_mut() = Method::POST;
     *request.uri_mut() = route.grpc_path.parse().expect("paths of the table are paths");
     *request.headers_mut() = metadata;

@@ -15,12 +15,11 @@ use crate::first_turn;
 use crate::wire::convert::range_response;
 use crate::wire::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::wire::status::ApiError;
-use bytes::{BufMut, Bytes, BytesMut};
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use sternpost_engine::OperationError;
-use sternpost_engine::mvcc::{Range, RangeOutcome, Scan, SortTarget, Store};
+use sternpost_engine::mvcc::{Range, RangeOutcome, Scan, SortTarget, Store, key_after};
 
 const FIRST_CHUNK_KEYS: i64 = 10;
 
@@ -126,7 +125,7 @@ impl RangeChunks {
             let bytes = response.encoded_len();
             response.more = false;
             response.count = 0;
-            range.range.key = successor(&last_key);
+            range.range.key = key_after(&last_key);
             range.limit = chunk_keys(range.limit, bytes, self.chunk_bytes).min(self.rest);
             self.next = Some(range);
             return Ok(Chunk { response, header_revision: None });
@@ -147,14 +146,6 @@ impl Iterator for RangeChunks {
         }
         Some(chunk)
     }
-}
-
-/// The smallest key above `key`.
-fn successor(key: &Bytes) -> Bytes {
-    let mut next = BytesMut::with_capacity(key.len() + 1);
-    next.put_slice(key);
-    next.put_u8(0);
-    next.freeze()
 }
 
 /// Keys of the next chunk after one of `keys` that took `bytes`: only clearly wrong sizes move it, so that it does not swing.

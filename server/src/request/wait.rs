@@ -4,7 +4,7 @@
 //! time-out, or that the server stopped. Dropping it (the client went away) forgets the entry; the command is applied all the
 //! same. At most `waiters_max` wait at a time; above that a request is overload.
 //!
-//! **Time.** A tick counter moved by [`Waiters::tick`] every [`TICK`] replaces a timer for each request: a request costs no
+//! **Time.** A tick counter moved by [`Waiters::tick`] every [`TICK`] replaces a timer for each request: to wait costs no
 //! reading of the clock, and time-outs are late by one tick at most.
 //!
 //! **Access.** Shards by the low bits of the id, each behind its own lock, held for one map operation.
