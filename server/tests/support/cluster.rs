@@ -1,12 +1,10 @@
 //! Clusters of real processes, as tests start, stop and ask them.
-use super::process::Program;
+use super::process::{Program, free_port};
 use rustix::process::{Pid, Signal, kill_process};
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use sternpost_server::tls::connect;
@@ -446,16 +444,6 @@ pub async fn until<T>(what: &str, look: impl AsyncFn() -> Option<T>) -> T {
         }
     };
     tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| panic!("waited for {what}"))
-}
-
-fn free_port() -> u16 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    std::iter::repeat_with(|| {
-        let step = NEXT.fetch_add(1, Ordering::Relaxed);
-        u16::try_from(20_000 + (std::process::id().wrapping_mul(89).wrapping_add(step)) % 12_000).unwrap()
-    })
-    .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-    .unwrap()
 }
 
 pub fn runtime() -> tokio::runtime::Runtime {

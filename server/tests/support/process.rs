@@ -144,7 +144,7 @@ impl Server {
         let binary = program.binary().unwrap_or_else(|missing| panic!("{missing}"));
         let folder =
             tempfile::Builder::new().prefix("sternpost-test-").tempdir().expect("a temporary folder");
-        let (client_port, peer_port) = free_ports();
+        let (client_port, peer_port) = (free_port(), free_port());
         Server {
             program,
             binary,
@@ -303,16 +303,15 @@ impl Drop for Server {
     }
 }
 
-/// Two ports that nobody listens on. They lie below the range that the kernel draws outgoing ports from, so that no
-/// connection takes them between this look and the server's start; test programs start at different places by process id.
-fn free_ports() -> (u16, u16) {
+/// A port that nobody listens on. It lies below the range that the kernel draws outgoing ports from, so that no
+/// connection takes it between this look and the server's start; test programs start at different places by process id.
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut free = std::iter::repeat_with(|| {
+    std::iter::repeat_with(|| {
         let step = NEXT.fetch_add(1, Ordering::Relaxed);
         let port = 20_000 + (std::process::id().wrapping_mul(97).wrapping_add(step)) % 12_000;
         u16::try_from(port).expect("below 32,000")
     })
-    .filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    let mut next = || free.next().expect("the iterator has no end");
-    (next(), next())
+    .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+    .expect("the iterator has no end")
 }
