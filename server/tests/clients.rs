@@ -1,4 +1,4 @@
-//! Clients that nobody here wrote use the server: etcdctl, and the client libraries of Go, Python, Node and Rust; those of the JSON gateway too.
+//! Clients that nobody here wrote use the server: etcdctl, and the client libraries of Go, Python, Node, Java and Rust; those of the JSON gateway too.
 //!
 //! `clients/install.sh` installs them, pinned, into a cache folder. A client that is not there is skipped with a word about
 //! it, or is a failure when `STERNPOST_REQUIRE_CLIENTS=1`. `STERNPOST_TESTS_AGAINST=etcd` runs the same against the real
@@ -282,6 +282,27 @@ fn node_client_by_tls() {
     let Some(program) = installed("node/client.js") else { return };
     let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
     run(Command::new("node").arg(program).arg(server.endpoint()).envs(variables), "").well();
+}
+
+/// jetcd, with what it needs beside it.
+fn java_client(folder: &std::path::Path, endpoint: String) -> Command {
+    let mut command = Command::new("java");
+    command.arg("-cp").arg(format!("{0}/lib/*:{0}/classes", folder.display())).args(["Main", &endpoint]);
+    command
+}
+
+#[test]
+fn java_client_by_tls() {
+    let Some(folder) = installed("java") else { return };
+    let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
+    run(java_client(&folder, server.endpoint()).envs(variables), "").well();
+}
+
+#[test]
+fn java_client_with_keys_locks_and_users() {
+    let Some(folder) = installed("java") else { return };
+    let Some(server) = server() else { return };
+    run(&mut java_client(&folder, server.endpoint()), "").well();
 }
 
 #[test]

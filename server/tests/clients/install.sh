@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs the clients that tests/clients.rs drives: those of Go, Python, Node and Rust, and etcdctl.
+# Installs the clients that tests/clients.rs drives: those of Go, Python, Node, Java and Rust, and etcdctl.
 #
 #   server/tests/clients/install.sh    installs what is missing, prints the folder
 #
@@ -58,6 +58,20 @@ if command -v npm >/dev/null; then
     fi
 else
     missing npm
+fi
+
+if command -v mvn >/dev/null && command -v javac >/dev/null; then
+    want=$(stamp java pom.xml Main.java)
+    if ! is_made java "$want"; then
+        echo "clients: installing the Java client" >&2
+        rm -rf "$folder/java"
+        mkdir -p "$folder/java"
+        mvn -q -B -f "$here/java/pom.xml" dependency:copy-dependencies -DoutputDirectory="$folder/java/lib" >&2
+        javac -cp "$folder/java/lib/*" -d "$folder/java/classes" "$here/java/Main.java" >&2
+        echo "$want" >"$folder/java.made"
+    fi
+else
+    missing mvn
 fi
 
 want=$(stamp rust Cargo.toml Cargo.lock src/main.rs)
