@@ -3,9 +3,17 @@ use super::{Secured, all_serve};
 use crate::support::cluster::{Member, runtime, until};
 use crate::support::tls::{Authority, Wanted, client, replace};
 use rustix::process::Signal;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sternpost_server::tls::connect;
 use sternpost_server::tls::pem::Facts;
+use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
+use sternpost_server::wire::etcdserverpb::watch_request::RequestUnion;
+use sternpost_server::wire::etcdserverpb::{PutRequest, WatchCreateRequest, WatchRequest};
+use tokio_stream::StreamExt;
+use tonic::Status;
 
 /// The serial number of what a member presents to clients.
 async fn presented(member: &Member) -> Option<String> {
@@ -121,5 +129,128 @@ fn what_expires_is_told_in_time() {
         let metrics = super::clients::http_get(member, "/metrics").await;
         let name = "sternpost_tls_certificate_expiration_timestamp_seconds{flag=\"--cert-file\"} 1";
         assert!(metrics.contains(name), "{metrics}");
+    });
+}
+
+/// Everything that is put, as a watch of it sees it: numbers from 0 on, without a gap. Ends with the first error.
+async fn watch_numbers(member: &Member, seen: &AtomicU64) -> Result<(), Status> {
+    let create = WatchCreateRequest {
+        key: "load/".into(),
+        range_end: "load0".into(),
+        start_revision: 1,
+        ..Default::default()
+    };
+    let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
+    let requests = tokio_stream::once(request).chain(tokio_stream::pending());
+    let mut answers = WatchClient::new(member.channel()).watch(requests).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        assert!(!answer.canceled, "{answer:?}");
+        for event in answer.events {
+            let value = String::from_utf8(event.kv.unwrap().value.to_vec()).unwrap();
+            assert_eq!(
+                value,
+                seen.load(Ordering::Relaxed).to_string(),
+                "nothing is missed, nothing comes twice"
+            );
+            seen.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    Err(Status::cancelled("the watch ended"))
+}
+
+/// Leaf, bundle of authorities and revocation list of all members, fifty times, by two authorities in turn. Who trusts both notices nothing:
+/// connections that stand, connections that are made meanwhile, watches.
+#[test]
+fn certificates_are_replaced_fifty_times_under_load() {
+    const ROUNDS: u64 = 50;
+    let lists = |folder: &Path| {
+        ["client", "peer"]
+            .map(|of| format!("--{of}-crl-file={}", folder.join("revoked.crl").display()))
+            .to_vec()
+    };
+    let mut secured = Secured::start(3, |authority, folder| {
+        authority.revoke(&folder.join("revoked.crl"), &[5_000]);
+        lists(folder)
+    });
+    let folder = secured.folder.path().to_owned();
+    let second = Authority::new("the second authority");
+    let both = secured.authority.bundle(&folder, &[&second]);
+    let of_first = secured.authority.sign(&folder, &Wanted::local("of-first", 901));
+    let of_second = second.sign(&folder, &Wanted::local("of-second", 902));
+    let configs = [&of_first, &of_second].map(|pair| client(Some(pair), &both));
+    for (number, member) in secured.cluster.members.iter_mut().enumerate() {
+        member.client_tls = Some(Arc::clone(&configs[number % 2]));
+    }
+    let secured = &secured;
+    runtime().block_on(async {
+        let members = &secured.cluster.members;
+        secured.cluster.leader().await;
+        // The members have read that both are trusted when one of them serves a certificate of the second.
+        for round in 0..2 {
+            let authority = [&secured.authority, &second][round];
+            for member in members {
+                authority.sign(&folder, &Wanted::local(&member.name, 10 + round as u64));
+            }
+            all_present(secured, &format!("{:02x}", 10 + round)).await;
+        }
+
+        let done = AtomicBool::new(false);
+        let put = AtomicU64::new(0);
+        // Alternately over a connection that stands since before the first round and over a new one.
+        let writer = async {
+            let mut standing: Vec<_> = members.iter().map(|member| KvClient::new(member.channel())).collect();
+            while !done.load(Ordering::Relaxed) {
+                let number = put.load(Ordering::Relaxed);
+                let member = number as usize % 3;
+                let request = PutRequest {
+                    key: format!("load/{}", number % 100).into(),
+                    value: number.to_string().into(),
+                    ..Default::default()
+                };
+                let mut fresh = KvClient::new(members[member].channel());
+                let client = if number % 2 == 0 { &mut standing[member] } else { &mut fresh };
+                client.put(request).await.unwrap_or_else(|status| panic!("put {number}: {status}"));
+                put.fetch_add(1, Ordering::Relaxed);
+            }
+        };
+        let seen = [const { AtomicU64::new(0) }; 3];
+        let watches = async {
+            let [one, two, three] =
+                std::array::from_fn(|number| watch_numbers(&members[number], &seen[number]));
+            tokio::try_join!(one, two, three).map(drop)
+        };
+        let rotation = async {
+            for round in 0..ROUNDS {
+                let authorities = [&secured.authority, &second];
+                let (signer, other) =
+                    (authorities[round as usize % 2], authorities[(round as usize + 1) % 2]);
+                let serial = 20 + round;
+                signer.bundle(&folder, &[other]);
+                signer.revoke(&folder.join("revoked.crl"), &[5_000 + round]);
+                for member in members {
+                    signer.sign(&folder, &Wanted::local(&member.name, serial));
+                }
+                all_present(secured, &format!("{serial:02x}")).await;
+                let before = put.load(Ordering::Relaxed);
+                until("puts to go on", async || (put.load(Ordering::Relaxed) > before + 6).then_some(()))
+                    .await;
+            }
+            done.store(true, Ordering::Relaxed);
+        };
+        let load = async {
+            tokio::join!(writer, rotation);
+            let put = put.load(Ordering::Relaxed);
+            until("all watches to have everything", async || {
+                seen.iter().all(|seen| seen.load(Ordering::Relaxed) == put).then_some(())
+            })
+            .await;
+        };
+        tokio::select! {
+            ended = watches => panic!("a watch ended: {ended:?}"),
+            () = load => {}
+        }
+        secured.cluster.agree().await;
+        let put = put.load(Ordering::Relaxed);
+        assert!(put > 6 * ROUNDS, "{put}");
     });
 }
