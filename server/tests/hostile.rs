@@ -6,11 +6,19 @@ mod support;
 use prost::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use sternpost_server::wire::etcdserverpb::alarm_request::AlarmAction;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
+use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::range_request::{SortOrder, SortTarget};
-use sternpost_server::wire::etcdserverpb::{PutRequest, RangeRequest};
+use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
+use sternpost_server::wire::etcdserverpb::watch_request::RequestUnion;
+use sternpost_server::wire::etcdserverpb::{
+    AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest,
+    WatchRequest,
+};
 use support::cluster::{Cluster, Member, runtime, until};
 use support::raw_http2::{self as http2, RawHttp2, grpc_headers, literal};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
@@ -333,5 +341,184 @@ fn headers_without_end_and_floods_of_control_frames_are_bounded() {
         assert!(grown_mib < 32, "it grew by {grown_mib} MiB");
         drop(connection);
         bystander.end().await;
+    });
+}
+
+/// So many connections that say nothing any more, half of them not even what they speak.
+#[test]
+fn ten_thousand_idle_connections_cost_little_each() {
+    const CONNECTIONS: usize = 10_000;
+    runtime().block_on(async {
+        let cluster = one_member(&[]);
+        let member = &cluster.members[0];
+        fill(member, 1, 8).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let address = member.client_address();
+        let open = move || -> std::io::Result<(Vec<_>, Vec<_>)> {
+            let mut silent = Vec::new();
+            let mut greeted = Vec::new();
+            for number in 0..CONNECTIONS {
+                if number % 2 == 0 {
+                    silent.push(std::net::TcpStream::connect((address.0.as_str(), address.1))?);
+                } else {
+                    greeted.push(RawHttp2::connect(&address, 65_535)?);
+                }
+            }
+            // Who has an answer was accepted, and those before it with it.
+            for connection in &mut greeted {
+                while connection.frame()?.expect("it is greeted back").kind != http2::SETTINGS {}
+            }
+            Ok((silent, greeted))
+        };
+        let connections =
+            tokio::task::spawn_blocking(open).await.unwrap().expect("as many as were asked for");
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("{CONNECTIONS} connections: {} KiB each", grown_mib * 1024 / CONNECTIONS as u64);
+        // A task, its timers, buffers for frames and headers, in a debug build.
+        assert!(grown_mib < 400, "it grew by {grown_mib} MiB");
+        drop(connections);
+        until("their files to be closed", async || {
+            (member.metric("process_open_fds").await? < 200.0).then_some(())
+        })
+        .await;
+        bystander.end().await;
+    });
+}
+
+/// So many watches by one client, over few connections, of keys that change and keys that do not.
+#[test]
+fn a_hundred_thousand_watches_cost_little_each() {
+    const STREAMS: usize = 20;
+    const WATCHES: usize = 5_000;
+    runtime().block_on(async {
+        let cluster = one_member(&[]);
+        let member = &cluster.members[0];
+        fill(member, 1, 8).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let channels: Vec<_> = (0..4).map(|_| member.channel()).collect();
+        let mut streams = Vec::new();
+        for stream in 0..STREAMS {
+            let creates = (0..WATCHES).map(move |number| {
+                let create = WatchCreateRequest {
+                    key: format!("watched/{:06}", stream * WATCHES + number).into(),
+                    ..Default::default()
+                };
+                WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) }
+            });
+            // The stream of requests ends, and the watches with it, when this end of it is dropped.
+            let (open, end) = tokio::sync::mpsc::channel(1);
+            let requests =
+                tokio_stream::StreamExt::chain(tokio_stream::iter(creates), ReceiverStream::new(end));
+            let mut answers =
+                WatchClient::new(channels[stream % 4].clone()).watch(requests).await.unwrap().into_inner();
+            for number in 0..WATCHES {
+                let answer = answers.message().await.unwrap().expect("the watch goes on");
+                assert!(answer.created && answer.watch_id == number as i64, "{answer:?}");
+            }
+            streams.push((answers, open));
+        }
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!(
+            "{} watches: {} bytes each",
+            STREAMS * WATCHES,
+            (grown_mib << 20) / (STREAMS * WATCHES) as u64
+        );
+        assert!(grown_mib < 200, "it grew by {grown_mib} MiB");
+        // Each change comes to the one watch that is for it, among all of them.
+        for (stream, (answers, _)) in streams.iter_mut().enumerate() {
+            let number = stream * 97 % WATCHES;
+            let key = format!("watched/{:06}", stream * WATCHES + number);
+            member.put(&key, "seen").await.unwrap();
+            let answer = answers.message().await.unwrap().expect("the watch goes on");
+            assert_eq!((answer.watch_id, answer.events.len()), (number as i64, 1));
+            assert_eq!(answer.events[0].kv.as_ref().unwrap().key, key.as_bytes());
+        }
+        drop(streams);
+        until("their watches to be gone", async || {
+            (member.metric("etcd_debugging_mvcc_watcher_total").await? == 0.0).then_some(())
+        })
+        .await;
+        bystander.end().await;
+    });
+}
+
+/// The greatest puts that are allowed, by many at once, into a store that is nearly full: refused with etcd's words, nothing else is disturbed, and room comes back.
+#[test]
+fn large_puts_near_the_quota_are_refused_and_leave_the_rest_alone() {
+    const WRITERS: usize = 16;
+    const VALUE_BYTES: usize = 1_500_000;
+    runtime().block_on(async {
+        let cluster = one_member(&["--quota-backend-bytes=134217728", "--max-inflight-bytes=33554432"]);
+        let member = &cluster.members[0];
+        fill(member, 4, 4096).await;
+        let before_mib = member.resident_mib();
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let mut kv = KvClient::new(member.channel());
+                tokio::spawn(async move {
+                    let mut put = 0usize;
+                    loop {
+                        let mut value = vec![0; VALUE_BYTES];
+                        // Nothing that compresses: the space counts.
+                        let mut state = (writer * 1_000_003 + put + 1) as u64;
+                        value.iter_mut().for_each(|byte| {
+                            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                            *byte = (state >> 56) as u8;
+                        });
+                        let key = format!("large/{writer}/{put}");
+                        let request =
+                            PutRequest { key: key.into(), value: value.into(), ..Default::default() };
+                        match kv.put(request).await {
+                            Ok(_) => put += 1,
+                            Err(status)
+                                if status.message() == "etcdserver: mvcc: database space exceeded" =>
+                            {
+                                return put;
+                            }
+                            // Its own budget, for requests that arrive: the same client tries again.
+                            Err(status) if status.code() == Code::ResourceExhausted => {}
+                            Err(status) => panic!("{status}"),
+                        }
+                    }
+                })
+            })
+            .collect();
+        let mut put = 0;
+        for writer in writers {
+            put += writer.await.expect("it is refused in etcd's words");
+        }
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("{put} puts of {VALUE_BYTES} bytes were taken; the server grew by {grown_mib} MiB");
+        assert!(put * VALUE_BYTES < 256 << 20, "the quota is 128 MiB: {put} puts");
+        // Memtables of 64 MiB, up to four, and the budget of requests.
+        assert!(grown_mib < 512, "it grew by {grown_mib} MiB");
+
+        // What is there can be read, and removed; then there is room.
+        let mut kv = KvClient::new(member.channel()).max_decoding_message_size(usize::MAX);
+        assert_eq!(kv.range(list()).await.unwrap().into_inner().kvs.len(), 4);
+        let delete =
+            DeleteRangeRequest { key: "large/".into(), range_end: "large0".into(), ..Default::default() };
+        let deleted = kv.delete_range(delete).await.unwrap().into_inner();
+        // Who hears that there is no space may have been applied nevertheless, as in etcd: one of each writer.
+        let there = usize::try_from(deleted.deleted).unwrap();
+        assert!((put..=put + WRITERS).contains(&there), "{put} were acknowledged, {there} were there");
+        let revision = deleted.header.unwrap().revision;
+        kv.compact(CompactionRequest { revision, physical: true }).await.unwrap();
+        let mut maintenance = MaintenanceClient::new(member.channel());
+        let raised = maintenance.alarm(AlarmRequest::default()).await.unwrap().into_inner().alarms;
+        assert_eq!(raised.len(), 1, "{raised:?}");
+        let (member_id, alarm) = (raised[0].member_id, raised[0].alarm);
+        let disarm = AlarmRequest { action: AlarmAction::Deactivate as i32, member_id, alarm };
+        until("puts to be taken again", async || {
+            maintenance.clone().alarm(disarm).await.unwrap();
+            member.put("list/again", "1").await.ok()
+        })
+        .await;
     });
 }
