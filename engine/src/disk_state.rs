@@ -25,6 +25,7 @@
 //!
 //! **Does not know** memtables, transactions, or when a checkpoint is made.
 mod cell;
+mod changes;
 mod cursor;
 mod kept_names;
 mod pending;
@@ -59,7 +60,7 @@ use crate::io::files::ReadFile;
 use crate::quarantine::Quarantine;
 use crate::revision_log::{Entry, OwnedRecord, RevisionSegment, SegmentSummary};
 pub(crate) use crate::superblock::Roots;
-use crate::tree::{CellKind, PageRef, Tree};
+use crate::tree::{Aggregate, CellKind, PageRef, Piece, Tree};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -334,14 +335,27 @@ impl DiskState {
         DiskCursor::new(self)
     }
 
-    /// How many keys in [`from`, `end`) exist.
-    pub(crate) fn count(&self, from: &[u8], end: Option<&[u8]>) -> Result<u64> {
-        let mut count: u64 = 0;
+    /// What the keys in [`from`, `end`) that exist add up to, from the inner pages of two trees.
+    pub(crate) fn sum(&self, from: &[u8], end: Option<&[u8]>) -> Result<Aggregate> {
+        let mut sum = Aggregate::default();
         for tree in [TreeId::Keys, TreeId::Pending] {
             let Some(pages) = self.tree(tree).filter(|pages| pages.root().is_some()) else { continue };
-            count = count.wrapping_add(pages.aggregate(tree.cells(), from, end)?.live_keys);
+            sum.add(&pages.aggregate(tree.cells(), from, end)?);
         }
-        Ok(count)
+        Ok(sum)
+    }
+
+    /// Pieces of a range, by the key tree alone: what is pending over a leaf is little beside it.
+    pub(crate) fn pieces(
+        &self,
+        range: (&[u8], Option<&[u8]>),
+        keys_max: u64,
+        pages_max: usize,
+    ) -> Result<Vec<Piece>> {
+        match self.tree(TreeId::Keys) {
+            Some(tree) => tree.pieces(TreeId::Keys.cells(), range, keys_max, pages_max),
+            None => Ok(Vec::new()),
+        }
     }
 
     /// Number of the segment that has `revision`, and what its index says of it; none if it was removed.
@@ -515,8 +529,8 @@ impl From<OwnedRecord> for DiskVersion {
 pub(crate) struct PlainCells;
 
 impl CellKind for PlainCells {
-    fn aggregate(&self, _payload: &[u8]) -> crate::tree::Aggregate {
-        crate::tree::Aggregate::default()
+    fn aggregate(&self, _payload: &[u8]) -> Aggregate {
+        Aggregate::default()
     }
 }
 

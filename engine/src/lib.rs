@@ -30,4 +30,5 @@ pub mod wal;
 pub use bytes::Bytes;
 pub use db::{Batch, Db, RangeReader, Snapshot, Start, WatchOptions, Watcher};
 pub use error::{Error, OperationError, Result};
+pub use mvcc::RangeSum;
 pub use options::{DurabilityLevel, Options};

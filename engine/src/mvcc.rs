@@ -11,6 +11,8 @@ mod load;
 pub mod operation;
 mod priors;
 mod range;
+mod range_parts;
+mod range_sum;
 pub mod scan;
 mod state_sum;
 pub mod store;
@@ -26,6 +28,10 @@ pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
 pub use priors::ReplayPriors;
 pub use range::{Outline, SizeOf};
+pub use range_parts::{KeyFingerprint, KeyList, PARTS_MAX, RangePart};
+pub use range_sum::RangeSum;
+#[cfg(feature = "sim")]
+pub use range_sum::SumWay;
 pub use scan::Scan;
 pub use state_sum::StateSum;
 pub use store::{

@@ -46,6 +46,7 @@ mod verify;
 mod writer;
 
 pub use compression::{DICTIONARY_BYTES_MAX, IS_SUPPORTED as COMPRESSION_IS_SUPPORTED, train_dictionary};
+pub(crate) use scan::ReadCosts;
 pub use scan::{Entries, Records};
 pub use segment::{IndexPlace, RevisionSegment, TrailerCounts};
 pub use summary::{Counts, SegmentSummary};

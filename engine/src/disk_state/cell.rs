@@ -106,6 +106,20 @@ impl DiskVersion {
         })
     }
 
+    /// The hash of the record: what the cell says, or computed where this was made from a record.
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
+        let (0, Some(value)) = (self.record_hash, &self.value) else { return self.record_hash };
+        CanonicalRecord {
+            key,
+            revision: self.revision,
+            create_revision: self.create_revision,
+            version: self.version,
+            lease: self.lease,
+            value,
+        }
+        .hash()
+    }
+
     /// The error of a record that the tree names and the revision log does not have.
     pub(crate) fn missing(&self, file: String) -> Error {
         Error::Corruption {

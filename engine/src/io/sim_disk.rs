@@ -66,6 +66,8 @@ struct Device {
     in_flight_next: u64,
     now_us: u64,
     steps: u64,
+    /// See [`SimDisk::reads`].
+    reads: u64,
     /// The power fails after this step; `u64::MAX` for never.
     steps_max: u64,
     stopped: bool,
@@ -135,6 +137,7 @@ impl SimDisk {
             in_flight_next: 0,
             now_us: 0,
             steps: 0,
+            reads: 0,
             steps_max: u64::MAX,
             stopped: false,
             images: None,
@@ -170,6 +173,11 @@ impl SimDisk {
     /// How many steps have been made.
     pub fn steps(&self) -> u64 {
         self.device().steps
+    }
+
+    /// How many reads were made of files that are open to be read: what work on a state costs, without a clock.
+    pub fn reads(&self) -> u64 {
+        self.device().reads
     }
 
     /// Cuts the power after `steps` more steps.
@@ -353,6 +361,7 @@ impl SimDisk {
     /// What an open file holds now, and what goes wrong with this read of it.
     pub(super) fn content_to_read(&self, id: u32) -> Result<(Arc<Bytes>, Option<Effect>), Refusal> {
         let mut device = self.device();
+        device.reads += 1;
         let OpenFile { inode, path, .. } = device.open_file(FileId(id)).clone();
         let effect = device.begin_read(OperationKind::Read, &path)?;
         let content = device.content.file(inode).map(|file| file.current.clone()).unwrap_or_default();

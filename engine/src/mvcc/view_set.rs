@@ -231,45 +231,17 @@ impl ViewSet {
             }
         }
     }
-
-    /// How many keys of a range exist at `main`.
-    pub(crate) fn count(&self, bounds: Bounds<'_>, main: i64) -> Result<i64, OperationError> {
-        let (from, end) = match bounds {
-            Bounds::Key(key) => return Ok(i64::from(self.live(key, main)?.is_some())),
-            Bounds::From(from, end) if end.is_none_or(|end| from < end) => (from, end),
-            Bounds::From(..) => return Ok(0),
-        };
-        if main < self.disk.revision() {
-            let mut count = 0;
-            self.scan(bounds, main, |_, _| {
-                count += 1;
-                Ok(true)
-            })?;
-            return Ok(count);
-        }
-        // Inner pages of the tree count what is on disk. Of a key in memory the oldest record says whether the key
-        // existed before it.
-        let mut count = self.disk.count(from, end)? as i64;
-        let mut memory = MemoryLanes::new(self, from, end, main);
-        while memory.key().is_some() {
-            let (_, found, oldest) = memory.take_with_oldest();
-            let Some(found) = found else { continue };
-            let existed = oldest.is_tombstone() || oldest.version() > 1;
-            count += i64::from(!found.is_tombstone()) - i64::from(existed);
-        }
-        Ok(count)
-    }
 }
 
 /// The memtables' part of a scan: keys in order, each with its newest version at or below the revision.
-struct MemoryLanes<'a, 'b> {
+pub(super) struct MemoryLanes<'a, 'b> {
     lanes: BinaryHeap<Lane<'a>>,
     end: Option<&'b [u8]>,
     at: Revision,
 }
 
 impl<'a, 'b> MemoryLanes<'a, 'b> {
-    fn new(view: &'a ViewSet, from: &[u8], end: Option<&'b [u8]>, main: i64) -> Self {
+    pub(super) fn new(view: &'a ViewSet, from: &[u8], end: Option<&'b [u8]>, main: i64) -> Self {
         let mut lanes = BinaryHeap::new();
         for (age, table) in view.tables.iter().enumerate().filter(|(_, table)| table.first_main() <= main) {
             let mut keys = table.seek(from);
@@ -282,7 +254,7 @@ impl<'a, 'b> MemoryLanes<'a, 'b> {
 
     /// The next key; none at the end.
     #[inline]
-    fn key(&self) -> Option<&'a [u8]> {
+    pub(super) fn key(&self) -> Option<&'a [u8]> {
         let bytes = self.lanes.peek()?.bytes;
         self.end.is_none_or(|end| bytes < end).then_some(bytes)
     }
@@ -295,7 +267,7 @@ impl<'a, 'b> MemoryLanes<'a, 'b> {
     }
 
     /// As [`Self::take`], with the key's oldest version in memory.
-    fn take_with_oldest(&mut self) -> (&'a [u8], Option<Version<'a>>, Version<'a>) {
+    pub(super) fn take_with_oldest(&mut self) -> (&'a [u8], Option<Version<'a>>, Version<'a>) {
         self.take_lanes(|key| key.oldest())
     }
 

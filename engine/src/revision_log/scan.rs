@@ -4,6 +4,7 @@ use super::segment::{Chunk, RevisionSegment, extended};
 use super::{Entry, OwnedRecord};
 use crate::base::ids::Revision;
 use crate::error::Result;
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -60,6 +61,55 @@ impl Iterator for Entries {
     }
 }
 
+/// What reading some records takes, known from the index alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct ReadCosts {
+    /// Entries of the index that are looked at.
+    pub(crate) entries: u64,
+    /// Records that are wanted.
+    pub(crate) records: u64,
+    /// Reads of the file.
+    pub(crate) reads: u64,
+    /// Bytes that they read.
+    pub(crate) bytes: u64,
+}
+
+impl RevisionSegment {
+    /// Adds what [`RevisionSegment::records`] would take. False as soon as `goes_on` says so of the sum.
+    pub(crate) fn add_read_costs(
+        self: &Arc<Self>,
+        from: Revision,
+        wanted: &dyn Fn(&Entry) -> bool,
+        costs: &mut ReadCosts,
+        goes_on: &dyn Fn(&ReadCosts) -> bool,
+    ) -> Result<bool> {
+        let mut range = 0..0;
+        for entry in self.entries(from) {
+            let entry = entry?;
+            costs.entries += 1;
+            if wanted(&entry) {
+                costs.records += 1;
+                let blocks = self.blocks_of(&entry)?;
+                range = match extended(&range, &blocks).filter(|_| !range.is_empty()) {
+                    Some(longer) => {
+                        costs.bytes += longer.end - range.end;
+                        longer
+                    }
+                    None => {
+                        costs.reads += 1;
+                        costs.bytes += blocks.end - blocks.start;
+                        blocks
+                    }
+                };
+            }
+            if !goes_on(costs) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
 /// Records of a segment in order, read ahead by up to 256 KiB. A record that cannot be read gives an error and the next
 /// one follows; after an error of the index nothing does.
 pub struct Records<'a> {
@@ -74,7 +124,7 @@ pub struct Records<'a> {
 
 impl<'a> Records<'a> {
     pub(super) fn new(entries: Entries, wanted: &'a mut dyn FnMut(&Entry) -> bool) -> Self {
-        let chunk = Chunk::new(0, bytes::Bytes::new());
+        let chunk = Chunk::new(0, Bytes::new());
         Self { entries, wanted, chunk, planned: VecDeque::new(), carried: None }
     }
 
@@ -107,10 +157,9 @@ impl<'a> Records<'a> {
     }
 }
 
-impl Iterator for Records<'_> {
-    type Item = Result<(Entry, OwnedRecord)>;
-
-    fn next(&mut self) -> Option<Self::Item> {
+impl Records<'_> {
+    /// The next entry that is wanted; its record is in the chunk unless that could not be read.
+    fn next_planned(&mut self) -> Option<Result<Entry>> {
         if self.planned.is_empty() {
             match self.read_ahead() {
                 Ok(true) => {}
@@ -118,7 +167,23 @@ impl Iterator for Records<'_> {
                 Err(error) => return Some(Err(error)),
             }
         }
-        let entry = self.planned.pop_front()?;
-        Some(self.entries.segment.record_in(&self.chunk, &entry).map(|record| (entry, record)))
+        self.planned.pop_front().map(Ok)
+    }
+
+    /// As `next`, with the key in place of the record: no value is decompressed.
+    pub(crate) fn next_key(&mut self) -> Option<Result<(Entry, Bytes)>> {
+        let entry = self.next_planned()?;
+        let segment = &self.entries.segment;
+        Some(entry.and_then(|entry| Ok((entry, segment.key_in(&self.chunk, &entry)?))))
+    }
+}
+
+impl Iterator for Records<'_> {
+    type Item = Result<(Entry, OwnedRecord)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let entry = self.next_planned()?;
+        let segment = &self.entries.segment;
+        Some(entry.and_then(|entry| Ok((entry, segment.record_in(&self.chunk, &entry)?))))
     }
 }

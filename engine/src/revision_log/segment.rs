@@ -411,9 +411,22 @@ impl RevisionSegment {
         }
     }
 
+    /// The key of an entry's record, which is verified as a whole; as [`Self::record_in`], but its value is not decompressed.
+    pub(super) fn key_in(&self, chunk: &Chunk, entry: &Entry) -> Result<Bytes> {
+        match self.stored_in(chunk, entry) {
+            Ok(stored) => Ok(Bytes::copy_from_slice(stored.record.key)),
+            Err(_) => Ok(self.read_from_file(entry)?.key),
+        }
+    }
+
     /// The record in this chunk. The outer error is what was expected and what was found; the inner one has nothing to
     /// do with these bytes.
     fn decode_in(&self, chunk: &Chunk, entry: &Entry) -> Result<Result<OwnedRecord>, String> {
+        self.own(&self.stored_in(chunk, entry)?, chunk)
+    }
+
+    /// The same, its value as it is stored.
+    fn stored_in<'c>(&self, chunk: &'c Chunk, entry: &Entry) -> Result<StoredRecord<'c>, String> {
         let rest = chunk.get(&(entry.offset..chunk.end())).unwrap_or_default();
         let stored = record::decode(self.places, entry.offset, rest)
             .map_err(|what| format!("revision {} at offset {}: {what}", entry.revision, entry.offset))?;
@@ -424,7 +437,7 @@ impl RevisionSegment {
                 entry.stored_bytes, entry.offset, stored.stored_bytes
             ));
         }
-        self.own(&stored, chunk)
+        Ok(stored)
     }
 
     /// Key and value in memory of their own, or in that of the chunk if they are most of it.

@@ -25,6 +25,11 @@ impl<P: Pages> Tree<P> {
         self.root
     }
 
+    /// Where its pages are loaded from.
+    pub(super) fn pages(&self) -> &P {
+        &self.pages
+    }
+
     /// The cell with `key`.
     pub fn get(&self, key: &[u8]) -> Result<Option<Hit>> {
         let Some(root) = self.root else { return Ok(None) };

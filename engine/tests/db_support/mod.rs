@@ -8,7 +8,7 @@ use sternpost_engine::db::SimulatedDb;
 use sternpost_engine::mvcc::encoding::LogOperation;
 use sternpost_engine::mvcc::{
     AnyLease, Compare, CompareResult, CompareTarget, DeleteRange, KeyRange, Put, Range, Scan, Store,
-    StoreWriter, Txn, TxnOperation,
+    StoreWriter, SumWay, Txn, TxnOperation,
 };
 use sternpost_engine::{Bytes, Error, Options};
 
@@ -133,6 +133,7 @@ pub(crate) fn ask(store: &Store) -> Answers {
     for revision in [oldest, oldest.midpoint(head), head] {
         add(format!("range at {revision}"), range(store, revision));
         add(format!("count at {revision}"), count(store, revision));
+        add(format!("sums at {revision}"), sums(store, revision));
     }
     add("backward".into(), backward(store, head));
     add(format!("events from {oldest}"), events(store, oldest));
@@ -170,6 +171,13 @@ fn count(store: &Store, revision: i64) -> Result<String, Error> {
     let some = KeyRange { key: Bytes::from_static(b"key3"), end: Bytes::from_static(b"rare3") };
     let outcome = store.range(&Range { range: some, revision, count_only: true, ..Range::default() })?;
     Ok(outcome.count.to_string())
+}
+
+/// By what has changed: the range itself is too small to be worth it.
+fn sums(store: &Store, revision: i64) -> Result<String, Error> {
+    let some = KeyRange { key: Bytes::from_static(b"key3"), end: Bytes::from_static(b"rare3") };
+    let sums = store.range_sums_by(&[all(), some], revision, SumWay::Changes)?;
+    Ok(format!("{sums:?}"))
 }
 
 fn backward(store: &Store, revision: i64) -> Result<String, Error> {
