@@ -7,6 +7,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "etcd/api/v3lockpb/v3lock.proto",
         "etcd/api/v3electionpb/v3election.proto",
         "sternpost/backups.proto",
+        "sternpost/ranges.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

@@ -10,6 +10,7 @@ pub mod comparison;
 pub mod config;
 pub mod corked;
 pub mod diagnostics;
+pub mod differences;
 pub mod discovery;
 pub mod etcd_snapshot;
 pub mod first_turn;

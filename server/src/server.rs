@@ -41,6 +41,7 @@ use crate::services::kv::KvService;
 use crate::services::lease::LeaseService;
 use crate::services::lock::LockService;
 use crate::services::maintenance::MaintenanceService;
+use crate::services::ranges::RangesService;
 use crate::services::router::GrpcRouter;
 use crate::services::watch::{WatchOptions, WatchService};
 use crate::watch::{OutboxLimits, WatchHub};
@@ -302,6 +303,7 @@ impl Server {
             LockService::new(recipes.clone(), Arc::clone(&pipeline), header.clone()),
             ElectionService::new(recipes, Arc::clone(&pipeline), header.clone()),
             BackupsService::new(Arc::clone(&pipeline), Arc::clone(&options.backups)),
+            RangesService::new(Arc::clone(&pipeline), header.clone()),
             health.clone(),
             options.message_bytes_max,
         );

@@ -12,6 +12,7 @@ pub mod kv;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
+pub mod ranges;
 pub mod router;
 pub mod watch;
 

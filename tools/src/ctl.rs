@@ -13,7 +13,7 @@
 //! **Source**: etcdctl 3.7.3, whose outputs were compared by hand and are compared by `tests/ctl.rs`.
 //!
 //! Reading order: `options` (global flags), `connect`, `failure` (exit codes), `printer` (output forms, with `json`,
-//! `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `snapshot`, `inspect`, `verify`,
+//! `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `compare`, `snapshot`, `inspect`, `verify`,
 //! `salvage`, `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
@@ -24,7 +24,9 @@ pub(crate) mod quote;
 pub(crate) mod secret;
 pub(crate) mod table;
 
-use crate::{auth, backup, bench, endpoint, inspect, kv, lease, recover, salvage, snapshot, verify, watch};
+use crate::{
+    auth, backup, bench, compare, endpoint, inspect, kv, lease, recover, salvage, snapshot, verify, watch,
+};
 use clap::{Parser, Subcommand};
 use connect::Client;
 use failure::{Exit, Failure};
@@ -66,6 +68,8 @@ enum Command {
     Status,
     /// Endpoint related commands
     Endpoint(endpoint::EndpointCommand),
+    /// Find what differs between members
+    Compare(compare::CompareCommand),
     /// Snapshot files of etcd's: fetched from a server, checked, restored into a data directory
     Snapshot(snapshot::SnapshotCommand),
     /// Show what a data directory holds; reads files, speaks to no server
@@ -137,6 +141,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Role(command) => auth::role(&client, printer, command).await,
             Command::Status => endpoint::status(&client, printer).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
+            Command::Compare(command) => compare::run(&client, printer, command).await,
             Command::Backup(command) => backup::run_remote(&client, printer, command).await,
             Command::Bench(_)
             | Command::Inspect(_)

@@ -2,13 +2,14 @@
 //!
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
-//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint` and `snapshot`,
+//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `compare` and `snapshot`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
 mod auth;
 mod backup;
 pub mod bench;
+mod compare;
 pub mod ctl;
 mod endpoint;
 mod inspect;

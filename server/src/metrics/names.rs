@@ -297,6 +297,7 @@ pub static METHODS: &[(&str, &[(&str, MethodKind)])] = &[
         ("MemberAdd", Unary), ("MemberRemove", Unary), ("MemberUpdate", Unary), ("MemberList", Unary), ("MemberPromote", Unary),
     ]),
     ("sternpostpb.Backups", &[("Create", ServerStream), ("List", Unary)]),
+    ("sternpostpb.Ranges", &[("Sums", Unary), ("Parts", Unary), ("Keys", Unary)]),
     ("etcdserverpb.Maintenance", &[
         ("Alarm", Unary), ("Status", Unary), ("Defragment", Unary), ("Hash", Unary), ("HashKV", Unary), ("Snapshot", ServerStream),
         ("MoveLeader", Unary), ("Downgrade", Unary),

@@ -4,7 +4,7 @@
 //! requests on the client port that carry `application/grpc` come through here.
 //!
 //! **Why not tonic's own routes**: they go through axum's router, which boxes request and service once more for every call. The
-//! paths are ten fixed prefixes.
+//! paths are eleven fixed prefixes.
 use super::auth::AuthService;
 use super::backups::BackupsService;
 use super::cluster::ClusterService;
@@ -14,6 +14,7 @@ use super::kv::KvService;
 use super::lease::LeaseService;
 use super::lock::LockService;
 use super::maintenance::MaintenanceService;
+use super::ranges::RangesService;
 use super::watch::WatchService;
 use crate::wire::etcdserverpb::auth_server::AuthServer;
 use crate::wire::etcdserverpb::cluster_server::ClusterServer;
@@ -21,6 +22,7 @@ use crate::wire::etcdserverpb::kv_server::KvServer;
 use crate::wire::etcdserverpb::lease_server::LeaseServer;
 use crate::wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::wire::sternpostpb::backups_server::BackupsServer;
+use crate::wire::sternpostpb::ranges_server::RangesServer;
 use crate::wire::v3electionpb::election_server::ElectionServer;
 use crate::wire::v3lockpb::lock_server::LockServer;
 use std::convert::Infallible;
@@ -62,6 +64,7 @@ const AUTH_METHODS: &[&str] = &[
 const LOCK_METHODS: &[&str] = &["Lock", "Unlock"];
 const ELECTION_METHODS: &[&str] = &["Campaign", "Proclaim", "Leader", "Observe", "Resign"];
 const BACKUPS_METHODS: &[&str] = &["Create", "List"];
+const RANGES_METHODS: &[&str] = &["Sums", "Parts", "Keys"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -76,12 +79,13 @@ pub struct GrpcRouter {
     lock: LockServer<LockService>,
     election: ElectionServer<ElectionService>,
     backups: BackupsServer<BackupsService>,
+    ranges: RangesServer<RangesService>,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
     /// Names of the services.
-    pub const SERVICES: [&str; 10] = [
+    pub const SERVICES: [&str; 11] = [
         "etcdserverpb.KV",
         "etcdserverpb.Watch",
         "etcdserverpb.Lease",
@@ -91,6 +95,7 @@ impl GrpcRouter {
         "v3lockpb.Lock",
         "v3electionpb.Election",
         "sternpostpb.Backups",
+        "sternpostpb.Ranges",
         "grpc.health.v1.Health",
     ];
 
@@ -106,6 +111,7 @@ impl GrpcRouter {
         lock: LockService,
         election: ElectionService,
         backups: BackupsService,
+        ranges: RangesService,
         health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
@@ -119,6 +125,7 @@ impl GrpcRouter {
             lock: LockServer::new(lock).max_decoding_message_size(message_bytes_max),
             election: ElectionServer::new(election).max_decoding_message_size(message_bytes_max),
             backups: BackupsServer::new(backups).max_decoding_message_size(message_bytes_max),
+            ranges: RangesServer::new(ranges).max_decoding_message_size(message_bytes_max),
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
@@ -154,6 +161,7 @@ where
             "v3lockpb.Lock" => LOCK_METHODS,
             "v3electionpb.Election" => ELECTION_METHODS,
             "sternpostpb.Backups" => BACKUPS_METHODS,
+            "sternpostpb.Ranges" => RANGES_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
         };
@@ -170,6 +178,7 @@ where
             "v3lockpb.Lock" => self.lock.call(request),
             "v3electionpb.Election" => self.election.call(request),
             "sternpostpb.Backups" => self.backups.call(request),
+            "sternpostpb.Ranges" => self.ranges.call(request),
             _ => self.health.call(request),
         }
     }

@@ -14,6 +14,7 @@ use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
 use sternpost_server::wire::sternpostpb::backups_client::BackupsClient;
+use sternpost_server::wire::sternpostpb::ranges_client::RangesClient;
 use tokio::sync::OnceCell;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -87,6 +88,12 @@ impl Client {
 
     pub(crate) async fn backups(&self) -> Result<BackupsClient<Calls>, Failure> {
         Ok(BackupsClient::new(self.calls(&self.endpoints()).await?))
+    }
+
+    /// The service of ranges of one endpoint.
+    pub(crate) async fn ranges(&self, endpoint: &str) -> Result<RangesClient<Calls>, Failure> {
+        let client = RangesClient::new(self.calls(&[endpoint.to_owned()]).await?);
+        Ok(client.max_decoding_message_size(self.options.response_bytes_max()))
     }
 
     pub(crate) async fn auth(&self) -> Result<AuthClient<Calls>, Failure> {

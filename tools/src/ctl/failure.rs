@@ -1,7 +1,7 @@
-//! How a command fails: an exit code of etcdctl's and one line of text.
+//! How a command fails: an exit code, etcdctl's where it has one, and one line of text.
 use tonic::{Code, Status};
 
-/// Exit codes, as etcdctl's.
+/// Exit codes, as etcdctl's but for 7.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub(crate) enum Exit {
@@ -17,6 +17,8 @@ pub(crate) enum Exit {
     Interrupted = 5,
     /// Standard output or a file could not be written.
     Io = 6,
+    /// What was compared differs.
+    Different = 7,
     /// Too few, too many or contradicting arguments.
     BadArguments = 128,
 }
