@@ -66,8 +66,8 @@ use crate::superblock::SharedSuperblock;
 use crate::tree::{MergeOptions, MergeOutcome, PageRef, Pages, merge};
 use bytes::Bytes;
 use clean::Thresholds;
-use dead::DeadRecords;
-use key_edits::{KeyEdits, MapEdits, Touches};
+use dead::{DeadRecords, TableEdits};
+use key_edits::{Jumps, KeyEdits, MapEdits, Touches};
 use planted::Planted;
 use pushes::Pushes;
 use sink::Sink;
@@ -261,6 +261,8 @@ struct Attempt<'a> {
     pending_percent_max: u32,
     clean_bytes_max: u64,
     thresholds: Thresholds,
+    /// Some cell that was put names stations.
+    has_stations: bool,
     planted: Planted,
 }
 
@@ -291,6 +293,7 @@ impl<'a> Attempt<'a> {
             pending_percent_max: if is_short { 0 } else { checkpoints.pending_percent_max },
             clean_bytes_max: checkpoints.clean_bytes_max,
             thresholds: Thresholds::on(is_short),
+            has_stations: false,
             planted: checkpoints.planted,
         }
     }
@@ -299,26 +302,26 @@ impl<'a> Attempt<'a> {
         self.superblock.check()?;
         run_io(self.io, Operation::CreateDirectory { path: PathBuf::from(segment::DIRECTORY) })?;
         let mut dead = DeadRecords::new(self.base);
-        let swept = sweep::sweep(self.base, self.run, self.sweep_changes_max, &mut dead, self.planted)?;
+        let mut swept = sweep::sweep(self.base, self.run, self.sweep_changes_max, &mut dead, self.planted)?;
         let mut revisions: Vec<RevisionsFile> = self.base.revisions.clone();
         let (killed, mut table_edits) = dead.apply(&self.shelf, &mut revisions)?;
         self.report.records_killed = killed;
 
         self.report.run_bytes = self.run.tables.iter().map(|table| table.record_bytes()).sum();
-        let mut fresh = self.write_records()?;
-        let settled = self.settled_count(&revisions, &swept);
-        // What is left behind them is put back: segments stay in the order of their revisions.
-        let mut unsettled = revisions.split_off(settled);
-        self.clean(&mut revisions, &mut table_edits)?;
-        drop_dead(&mut revisions, &mut table_edits);
-        revisions.append(&mut unsettled);
-
+        // Cells first: what the records of stations have to name is in those that are replaced.
         let mut sink = Sink::new(self.shelf.clone(), self.sequence);
-        let merged = self.merge_trees(&mut sink, swept.purges);
-        let [keys, pending, system] = match merged {
+        let purges = std::mem::take(&mut swept.purges);
+        let merged = self.merge_trees(&mut sink, purges);
+        let (trees, jumps) = match merged {
             Ok(merged) => merged,
             Err(error) => return self.give_up(sink, error),
         };
+        let written = self.write_revisions(&jumps, &swept, &mut revisions, &mut table_edits);
+        let mut fresh = match written {
+            Ok(fresh) => fresh,
+            Err(error) => return self.give_up(sink, error),
+        };
+        let [keys, pending, system] = trees;
         let mut pages = self.base.pages.clone();
         for (id, bytes) in sink.written_bytes() {
             let info = pages.entry(id).or_default();
@@ -387,6 +390,24 @@ impl<'a> Attempt<'a> {
         Ok(state)
     }
 
+    /// Writes new r segments: those of the run, which are returned, and what is left of sparse ones.
+    fn write_revisions(
+        &mut self,
+        jumps: &Jumps,
+        swept: &Swept,
+        revisions: &mut Vec<RevisionsFile>,
+        table_edits: &mut TableEdits,
+    ) -> Result<Vec<RevisionsFile>> {
+        let fresh = self.write_records(jumps)?;
+        let settled = self.settled_count(revisions, swept);
+        // What is left behind them is put back: segments stay in the order of their revisions.
+        let mut unsettled = revisions.split_off(settled);
+        self.clean(revisions, table_edits)?;
+        drop_dead(revisions, table_edits);
+        revisions.append(&mut unsettled);
+        Ok(fresh)
+    }
+
     /// How many of the segments, from the oldest, may lose what is dead in them (D6).
     fn settled_count(&self, revisions: &[RevisionsFile], swept: &Swept) -> usize {
         let planted = self.planted.has(PlantedBug::DropUnswept);
@@ -397,11 +418,13 @@ impl<'a> Attempt<'a> {
     }
 
     fn write_superblock(&mut self, roots: Roots, swept_revision: i64) -> Result<()> {
-        let (run, next_segment) = (self.run, self.ids.next);
+        let (run, next_segment, has_stations) = (self.run, self.ids.next, self.has_stations);
         // From here on some copy may refer to them, also if this fails.
         self.made.clear();
         self.superblock.update(self.io, |superblock| {
             superblock.roots = roots;
+            // Cells of the states before may name some.
+            superblock.has_stations |= has_stations;
             superblock.applied_index = run.position.index;
             superblock.applied_term = run.position.term;
             superblock.revision = run.revision;
@@ -467,7 +490,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Writes the run's records that are not dead at its compact revision.
-    fn write_records(&mut self) -> Result<Vec<RevisionsFile>> {
+    fn write_records(&mut self, jumps: &Jumps) -> Result<Vec<RevisionsFile>> {
         let mut files = Vec::new();
         let mut writer: Option<RevisionWriter> = None;
         let dictionary = train_dictionary(&samples(self.run, self.dictionary_records_min));
@@ -489,7 +512,7 @@ impl<'a> Attempt<'a> {
                     version: version.version(),
                     create_revision: version.create_revision(),
                     lease: version.lease(),
-                    jump: None,
+                    jumps: jumps.get(&version.revision()).map_or(&[], |jumps| &jumps[..]),
                     prev: version.prev().map(|prev| Prev {
                         revision: prev.revision,
                         record_bytes: record_bytes(key.len(), prev.value_bytes as usize),
@@ -518,7 +541,7 @@ impl<'a> Attempt<'a> {
     }
 
     /// Merges what is new into key tree, pending tree and system tree.
-    fn merge_trees(&mut self, sink: &mut Sink, purges: Vec<Bytes>) -> Result<[MergeOutcome; 3]> {
+    fn merge_trees(&mut self, sink: &mut Sink, purges: Vec<Bytes>) -> Result<([MergeOutcome; 3], Jumps)> {
         let mut sparse =
             clean::sparse_pages(self.base, &self.shelf, self.clean_bytes_max / 4, self.thresholds)?;
         let purges = if self.planted.has(PlantedBug::ForgetPurges) { Vec::new() } else { purges };
@@ -531,10 +554,11 @@ impl<'a> Attempt<'a> {
         }
         let sizes = (self.shelf.options.page_bytes as u64, self.pending_percent_max);
         let pushes = Pushes::choose(self.run, self.base, &purges, &sparse.keys, sizes)?;
-        let keys = self.merge_keys(TreeId::Keys, &pushes, &purges, sparse.keys, sink)?;
-        let pending = self.merge_keys(TreeId::Pending, &pushes, &purges, sparse.pending, sink)?;
+        let (keys, mut jumps) = self.merge_keys(TreeId::Keys, &pushes, &purges, sparse.keys, sink)?;
+        let (pending, more) = self.merge_keys(TreeId::Pending, &pushes, &purges, sparse.pending, sink)?;
+        jumps.extend(more);
         let system = self.merge_system(sparse.system, sink)?;
-        Ok([keys, pending, system])
+        Ok(([keys, pending, system], jumps))
     }
 
     /// Merges the share of the key tree or of the pending tree.
@@ -545,7 +569,7 @@ impl<'a> Attempt<'a> {
         purges: &[Bytes],
         touches: Touches,
         sink: &mut Sink,
-    ) -> Result<MergeOutcome> {
+    ) -> Result<(MergeOutcome, Jumps)> {
         let changes = (purges, touches);
         let mut edits = KeyEdits::new(tree, self.run, self.base, pushes, changes, self.planted)?;
         let options = self.merge_options(tree);
@@ -561,7 +585,9 @@ impl<'a> Attempt<'a> {
             TreeId::Pending => self.report.changes_waiting += edits.put_count(),
             _ => self.report.changes_pushed += edits.pushed_count(),
         }
-        Ok(merged)
+        let (jumps, has_stations) = edits.into_jumps();
+        self.has_stations |= has_stations;
+        Ok((merged, jumps))
     }
 
     fn merge_system(&mut self, touches: Touches, sink: &mut Sink) -> Result<MergeOutcome> {

@@ -34,6 +34,7 @@ mod repair;
 mod scrub;
 mod segment_table;
 mod shelf;
+mod stations;
 mod verify;
 
 #[cfg(feature = "sim")]
@@ -53,6 +54,7 @@ pub(crate) use segment_table::{
 };
 pub use shelf::ShelfOptions;
 pub(crate) use shelf::{Shelf, TreePages};
+pub(crate) use stations::{Stations, is_station};
 
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
@@ -64,6 +66,7 @@ use crate::tree::{Aggregate, CellKind, PageRef, Piece, Tree};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Trees by what they hold; the number is in every page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -313,21 +316,49 @@ impl DiskState {
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
     pub(crate) fn at_or_below(&self, key: &[u8], main: i64) -> Result<Option<DiskVersion>> {
         match self.newest(key)? {
-            Some(newest) => self.older(newest, main),
+            Some(newest) => self.older(key, newest, main),
             None => Ok(None),
         }
     }
 
-    /// From a key's version on down to the newest that is not above `main`.
-    pub(crate) fn older(&self, newest: DiskVersion, main: i64) -> Result<Option<DiskVersion>> {
+    /// From a key's version on down to the newest that is not above `main`, over stations (`stations.rs`) where there are some.
+    ///
+    /// A step ends at a version of this key, and one over a station above `main`: so whatever stations are named, what is found is
+    /// what is found from version to version.
+    pub(crate) fn older(&self, key: &[u8], newest: DiskVersion, main: i64) -> Result<Option<DiskVersion>> {
         let mut version = newest;
         while version.revision.main > main {
+            if let Some(station) = version.stations.oldest_above(main)
+                && let Some(record) = self.older_record(station)?
+                && record.key == key
+            {
+                version = record.into();
+                continue;
+            }
             let Some(prev) = version.prev else { return Ok(None) };
             // What is not there was removed by a compaction below which nobody reads.
-            let Some(record) = self.record(prev)? else { return Ok(None) };
+            let Some(record) = self.older_record(prev)? else { return Ok(None) };
+            if record.key != key {
+                let (expected, found) = (key.escape_ascii(), record.key.escape_ascii());
+                return Err(Error::Corruption {
+                    file: self.file_of(prev),
+                    offset: 0,
+                    what: format!(
+                        "a version of {expected} expected at revision {prev}, one of {found} found"
+                    ),
+                });
+            }
             version = record.into();
         }
         Ok(Some(version))
+    }
+
+    /// A record on the way to an older version of its key.
+    fn older_record(&self, revision: Revision) -> Result<Option<OwnedRecord>> {
+        if let Some(shelf) = &self.shelf {
+            shelf.versions_read.fetch_add(1, Ordering::Relaxed);
+        }
+        self.record(revision)
     }
 
     /// A cursor over all keys, tombstones included; none before the first checkpoint.
@@ -519,6 +550,7 @@ impl From<OwnedRecord> for DiskVersion {
             lease: record.lease,
             value_bytes: record.value.len() as u32,
             prev: record.prev.map(|prev| prev.revision),
+            stations: Stations::of_jumps(&record.jumps),
             record_hash: 0,
             value: Some(record.value),
         }

@@ -17,7 +17,7 @@
 //! record. Reads block; any thread may make them, none takes a lock while it reads.
 //!
 //! **Invariants.** V1: the revisions of a segment ascend strictly. V2: a record replaces an older one, `prev < revision`,
-//! and jumps no less far, `jump <= prev`. V3: everything that is read from the file is covered by a checksum that is held
+//! and jumps no less far, to ever older ones, `prev >= jump > jump`. V3: everything that is read from the file is covered by a checksum that is held
 //! elsewhere: the trailer's in [`SegmentSummary`], those of top and dictionary in the trailer, those of index blocks in
 //! the top; only a record holds its own, which depends on its place.
 //!
@@ -26,8 +26,7 @@
 //!
 //! **Does not know** the key tree, which revisions are alive, who asks, and why.
 //!
-//! Source: the split of values from index after WiscKey (Lu et al., FAST 2016); the jump pointers are those of
-//! skew-binary lists (Myers, "An applicative random-access stack", 1983).
+//! Source: the split of values from index after WiscKey (Lu et al., FAST 2016).
 //!
 //! Reading order: `record`, `compression`, `index`, `top`, `trailer`, `summary`, `writer`, `segment`, `scan`, `verify`, `salvage`.
 mod compression;
@@ -56,11 +55,20 @@ use crate::base::ids::Revision;
 use crate::base::record_hash::CanonicalRecord;
 use bytes::Bytes;
 
-/// Version of the trailer, and with it of everything else in a revision segment; a reader refuses a higher one.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the trailer, and with it of everything else in a revision segment; a reader refuses a higher one. A segment without a
+/// record of more than one jump is written as version 1, which the releases before know.
+pub const FORMAT_VERSION: u32 = 2;
+const FORMAT_VERSION_OF_ONE_JUMP: u32 = 1;
+/// Most jumps of one record: more than a key can have, with one for each doubling of its versions.
+pub const JUMPS_MAX: usize = 64;
 /// Most bytes of key and value of one record together. The request size of the server stays far below; the bound
 /// keeps every record inside one transfer of the device, and lengths in a file below what may be allocated.
 pub const RECORD_BYTES_MAX: usize = 256 << 20;
+/// The version of a segment in which some record has more than one jump, or none has.
+fn format_version(has_more_jumps: bool) -> u32 {
+    if has_more_jumps { FORMAT_VERSION } else { FORMAT_VERSION_OF_ONE_JUMP }
+}
+
 /// What a record counts for beside its key and value, wherever space is accounted.
 pub const RECORD_BYTES_EXTRA: u64 = 64;
 
@@ -86,9 +94,9 @@ pub struct LogRecord<'a> {
     pub lease: i64,
     /// The version before, if there was one.
     pub prev: Option<Prev>,
-    /// An older version still, at most as new as `prev`, for walks that are logarithmic in the number of versions.
-    /// Which one is the caller's choice; `None` where it keeps none.
-    pub jump: Option<Revision>,
+    /// Older versions still, newest first, none newer than `prev`, for walks that are logarithmic in the number of versions. At most
+    /// [`JUMPS_MAX`]. Which ones is the caller's choice.
+    pub jumps: &'a [Revision],
     /// The key.
     pub key: &'a [u8],
     /// The value.
@@ -120,8 +128,8 @@ pub struct OwnedRecord {
     pub lease: i64,
     /// See [`LogRecord::prev`].
     pub prev: Option<Prev>,
-    /// See [`LogRecord::jump`].
-    pub jump: Option<Revision>,
+    /// See [`LogRecord::jumps`].
+    pub jumps: Vec<Revision>,
     /// The key.
     pub key: Bytes,
     /// The value.
@@ -130,14 +138,14 @@ pub struct OwnedRecord {
 
 impl OwnedRecord {
     /// A record that was read, with key and value of its own.
-    pub(crate) fn of(record: &LogRecord<'_>, key: Bytes, value: Bytes) -> Self {
+    pub(crate) fn of(record: &LogRecord<'_>, jumps: &[Revision], key: Bytes, value: Bytes) -> Self {
         Self {
             revision: record.revision,
             version: record.version,
             create_revision: record.create_revision,
             lease: record.lease,
             prev: record.prev,
-            jump: record.jump,
+            jumps: jumps.to_vec(),
             key,
             value,
         }
@@ -151,7 +159,7 @@ impl OwnedRecord {
             create_revision: self.create_revision,
             lease: self.lease,
             prev: self.prev,
-            jump: self.jump,
+            jumps: &self.jumps,
             key: &self.key,
             value: &self.value,
         }

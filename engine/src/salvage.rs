@@ -236,6 +236,8 @@ fn superblock_of(source: &mut Source<'_>, log: &SavedLog, report: &mut SalvageRe
         }
         new.compact_revision = i64::MAX;
         new.revision = i64::MAX;
+        // Records may have jumps.
+        new.has_stations = true;
     }
     report.notes.push(
         "records of the layer above (leases, members, settings) are lost, but for those in the log".into(),
@@ -404,7 +406,7 @@ fn whole_record(key: &Bytes, version: &DiskVersion) -> Option<OwnedRecord> {
         create_revision: version.create_revision,
         lease: version.lease,
         prev: version.prev.map(|revision| Prev { revision, record_bytes: prev_bytes }),
-        jump: None,
+        jumps: Vec::new(),
         key: key.clone(),
         value: version.value.clone()?,
     };

@@ -35,11 +35,12 @@ use std::path::PathBuf;
 pub const FILE: &str = "super";
 /// Version of this file; a reader refuses a higher one. A state is written as the lowest version that can say it, so that an older
 /// release opens the directory as long as it can: version 1 knows no checkpoints, version 2 none that has left a part of a compaction to
-/// the next, version 3 no pending tree.
-pub const FORMAT_VERSION: u32 = 4;
+/// the next, version 3 no pending tree, version 4 no stations of keys.
+pub const FORMAT_VERSION: u32 = 5;
 const FORMAT_VERSION_WITHOUT_CHECKPOINT: u32 = 1;
 const FORMAT_VERSION_SWEPT: u32 = 2;
 const FORMAT_VERSION_WITHOUT_PENDING: u32 = 3;
+const FORMAT_VERSION_WITHOUT_STATIONS: u32 = 4;
 /// Copies of the block in the file.
 pub const COPIES: usize = 4;
 /// Longest name of a device.
@@ -135,6 +136,8 @@ pub struct Superblock {
     pub swept_revision: i64,
     /// Trees of the checkpoint.
     pub roots: Roots,
+    /// Cells of keys may name stations on the way to older versions. Once set it stays.
+    pub has_stations: bool,
     /// Number of the next segment of a checkpoint, 1 at first; each is used once.
     pub next_segment: u32,
     /// How groups become durable, if it was measured.
@@ -166,6 +169,7 @@ impl Superblock {
             compact_revision: -1,
             swept_revision: -1,
             roots: Roots::default(),
+            has_stations: false,
             next_segment: 1,
             calibration: None,
             quarantine: None,
@@ -199,8 +203,10 @@ impl Superblock {
     pub fn format_version(&self) -> u32 {
         if !self.has_checkpoint() {
             FORMAT_VERSION_WITHOUT_CHECKPOINT
-        } else if self.roots.pending.is_some() {
+        } else if self.has_stations {
             FORMAT_VERSION
+        } else if self.roots.pending.is_some() {
+            FORMAT_VERSION_WITHOUT_STATIONS
         } else if self.swept_revision == self.compact_revision {
             FORMAT_VERSION_SWEPT
         } else {
@@ -393,6 +399,7 @@ impl Superblock {
             if self.format_version() > FORMAT_VERSION_SWEPT {
                 out.extend_from_slice(&self.swept_revision.to_le_bytes());
             }
+            // Of a later version its zeros are those behind it.
             if let Some(pending) = &self.roots.pending {
                 out.extend_from_slice(&pending.encode());
             }
@@ -479,9 +486,10 @@ impl Superblock {
         let swept_revision = if version > FORMAT_VERSION_SWEPT { reader.i64()? } else { compact_revision };
         if version > FORMAT_VERSION_WITHOUT_PENDING {
             match decode_root(reader.take(PAGE_REF_BYTES)?) {
-                Ok(Some(reference)) => roots.pending = Some(reference),
-                // Without such a tree a lower version is written.
-                _ => return Ok(Decoded::Invalid),
+                // Without such a tree version 4 is not written.
+                Ok(None) if version == FORMAT_VERSION_WITHOUT_STATIONS => return Ok(Decoded::Invalid),
+                Ok(root) => roots.pending = root,
+                Err(_) => return Ok(Decoded::Invalid),
             }
         }
         if swept_revision > compact_revision {
@@ -501,6 +509,7 @@ impl Superblock {
             compact_revision,
             swept_revision,
             roots,
+            has_stations: version > FORMAT_VERSION_WITHOUT_STATIONS,
             next_segment,
             calibration: method.zip(device).map(|(method, device)| Calibration { method, device }),
             quarantine: (quarantine.reason != 0).then_some(quarantine),
@@ -592,15 +601,18 @@ mod tests {
         let mut disk = SimDisk::new(2);
         let mut superblock = fresh().create(&mut disk).unwrap();
         let pending = Some(PageRef { level: 2, crc: 5, ..PageRef::NOWHERE });
-        for (applied_index, compact_revision, swept_revision, pending, version) in [
-            (0, -1, -1, None, 1),
-            (1, -1, -1, None, 2),
-            (2, 90, 90, None, 2),
-            (3, 90, 40, None, 3),
-            (4, 90, 40, pending, 4),
-            (5, 90, 90, pending, 4),
-            (6, 90, 90, None, 2),
+        for (applied_index, compact_revision, swept_revision, pending, has_stations, version) in [
+            (0, -1, -1, None, false, 1),
+            (1, -1, -1, None, false, 2),
+            (2, 90, 90, None, false, 2),
+            (3, 90, 40, None, false, 3),
+            (4, 90, 40, pending, false, 4),
+            (5, 90, 90, pending, false, 4),
+            (6, 90, 90, None, false, 2),
+            (7, 90, 90, None, true, 5),
+            (8, 90, 40, pending, true, 5),
         ] {
+            superblock.has_stations = has_stations;
             superblock.roots.pending = pending;
             superblock.applied_index = applied_index;
             (superblock.compact_revision, superblock.swept_revision) = (compact_revision, swept_revision);

@@ -370,8 +370,17 @@ fn page(inspection: &Inspection, segment: u32, block: u32) -> Result<Report, Err
     Ok(Report::new(vec![Section::fields("page", fields), cells]))
 }
 
-const VERSION_COLUMNS: &[&str] =
-    &["revision", "version", "create_revision", "lease", "value_bytes", "value", "replaces", "hash"];
+const VERSION_COLUMNS: &[&str] = &[
+    "revision",
+    "version",
+    "create_revision",
+    "lease",
+    "value_bytes",
+    "value",
+    "replaces",
+    "stations",
+    "hash",
+];
 
 fn version_row(view: &RecordView) -> Vec<Cell> {
     vec![
@@ -382,6 +391,7 @@ fn version_row(view: &RecordView) -> Vec<Cell> {
         Cell::number(view.value_bytes),
         view.value.as_ref().map_or(Cell::None, |value| Cell::bytes(value)),
         view.prev.map_or(Cell::None, |prev| Cell::text(prev.to_string())),
+        Cell::text(view.stations.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")),
         Cell::text(format!("{:016x}", view.hash)),
     ]
 }

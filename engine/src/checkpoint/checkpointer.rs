@@ -32,6 +32,7 @@ use crate::superblock::SharedSuperblock;
 use crate::transfer::StateHolder;
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// So many runs may be cut and not durable.
 const RUNS_MAX: usize = 3;
@@ -112,6 +113,8 @@ pub struct CheckpointStats {
     pub runs_count: usize,
     /// Reads of the disk that the last start did without, because the log has noted what they would have found.
     pub reads_spared: u64,
+    /// Records that reads of older revisions have read on their way to the version that they wanted, that one included.
+    pub versions_read: u64,
     /// What is kept in memory of what was read.
     pub cache: CacheStats,
     /// The room that is kept back.
@@ -614,6 +617,7 @@ impl Checkpointer {
             failing: self.failing().map(|error| error.to_string()),
             runs_count: self.runs_count(),
             reads_spared: self.priors.answered_count(),
+            versions_read: self.shelf.versions_read.load(Ordering::Relaxed),
             cache: self.shelf.cache_stats(),
             reserve: self.space.stats(),
             ..self.stats.clone()

@@ -194,13 +194,16 @@ impl Attempt<'_> {
                         return Err(error);
                     }
                 };
+                // Stations that a compaction has left nobody a use for need not be there any more.
+                let compact_revision = self.run.compact_revision;
+                let jumps = record.jumps.partition_point(|jump| jump.main > compact_revision);
                 let record = LogRecord {
                     revision: entry.revision,
                     version: record.version,
                     create_revision: record.create_revision,
                     lease: record.lease,
                     prev: record.prev,
-                    jump: None,
+                    jumps: &record.jumps[..jumps],
                     key: &record.key,
                     value: &record.value,
                 };

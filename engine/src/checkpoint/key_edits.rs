@@ -6,8 +6,10 @@
 //! [`MapEdits`] is a sorted list of changes, for the system tree and the segment table, with such pages.
 use super::planted::{Planted, PlantedBug};
 use super::pushes::{Pushes, Walk};
+use crate::base::ids::Revision;
 use crate::disk_state::{
-    DiskState, KeyPages, PendingChange, Replaced, TreeId, check_newer, encode_cell, tombstone_main,
+    DiskState, DiskVersion, KeyPages, PendingChange, Replaced, Stations, TreeId, check_newer, encode_cell,
+    is_station, tombstone_main,
 };
 use crate::error::Result;
 use crate::memtable::{Key, Keys, Version};
@@ -21,6 +23,9 @@ use std::sync::Arc;
 /// A page that is to be written again: a key on its path, and its level. Sorted by key.
 pub(super) type Touches = BTreeMap<Bytes, u8>;
 
+/// What stations of a run have to name in their records: older stations, newest first.
+pub(super) type Jumps = BTreeMap<Revision, Vec<Revision>>;
+
 /// So many keys of the run are known to the device before they are merged.
 const AHEAD_MAX: usize = 256;
 
@@ -28,25 +33,39 @@ const AHEAD_MAX: usize = 256;
 pub(super) struct RunKeys<'a> {
     /// Keys of each table, newest table first.
     lanes: Vec<Peekable<Keys<'a>>>,
+    /// The key that was taken last, in each table that has it, newest table first.
+    taken: Vec<Key<'a>>,
 }
 
 impl<'a> RunKeys<'a> {
     pub(super) fn of(run: &'a Run) -> Self {
-        Self { lanes: run.tables.iter().rev().map(|table| table.seek(&[]).peekable()).collect() }
+        let lanes = run.tables.iter().rev().map(|table| table.seek(&[]).peekable()).collect();
+        Self { lanes, taken: Vec::new() }
     }
 
     /// Takes the smallest key, with its newest version.
     pub(super) fn take(&mut self) -> Option<(&'a [u8], Version<'a>)> {
         let bytes = self.peek()?;
-        let mut newest = None;
+        self.taken.clear();
         for lane in &mut self.lanes {
             if lane.peek().is_some_and(|key| key.bytes() == bytes)
                 && let Some(key) = lane.next()
             {
-                newest.get_or_insert(key.latest());
+                self.taken.push(key);
             }
         }
-        Some((bytes, newest?))
+        Some((bytes, self.taken.first()?.latest()))
+    }
+
+    /// The stations above `main` among the versions of the key that was taken last, oldest first.
+    fn stations_above(&self, main: i64) -> Vec<Revision> {
+        let versions = |key: &Key<'a>| std::iter::successors(Some(key.latest()), |version| version.older());
+        let newest_first = self.taken.iter().flat_map(versions).take_while(|version| version.main() > main);
+        let replaces = |version: &Version<'_>| version.prev().is_some_and(|prev| prev.revision.main > main);
+        let stations = newest_first.filter(|version| is_station(version.version(), replaces(version)));
+        let mut stations: Vec<_> = stations.map(|version| version.revision()).collect();
+        stations.reverse();
+        stations
     }
 
     /// True if the run has this key. It is not below one that was asked for before.
@@ -133,12 +152,18 @@ pub(super) struct KeyEdits<'a> {
     compact_revision: i64,
     /// Version of the edit that was returned last; none if it has none.
     version: Option<Version<'a>>,
+    /// Its stations in the run, oldest first.
+    stations: Vec<Revision>,
     /// What is pending of it, if that is pushed down.
     change: Option<Bytes>,
     /// Changes that were pushed down.
     pushed_count: u64,
     /// Changes that were put.
     put_count: u64,
+    /// See [`Jumps`].
+    jumps: Jumps,
+    /// Some cell names stations.
+    has_stations: bool,
     planted: Planted,
 }
 
@@ -167,9 +192,12 @@ impl<'a> KeyEdits<'a> {
             next_pushed: None,
             compact_revision: run.compact_revision,
             version: None,
+            stations: Vec::new(),
             change: None,
             pushed_count: 0,
             put_count: 0,
+            jumps: Jumps::new(),
+            has_stations: false,
             planted,
         };
         edits.next_pushed = edits.pushed.next()?;
@@ -195,18 +223,40 @@ impl<'a> KeyEdits<'a> {
         self.put_count
     }
 
+    /// What records have to name, and whether a cell that was put names stations.
+    pub(super) fn into_jumps(self) -> (Jumps, bool) {
+        (self.jumps, self.has_stations)
+    }
+
     fn is_dead_tombstone(&self, cell: &[u8]) -> bool {
         tombstone_main(cell).is_some_and(|main| main < self.compact_revision)
     }
 
-    /// What the version of the edit leaves of its key; none if there is no version.
-    fn resolve_version(&self, new: &mut Vec<u8>) -> Option<Outcome> {
-        let version = self.version.as_ref()?;
+    /// What the version of the edit leaves of its key, whose newest cell on disk is `before`; none if there is no version.
+    fn resolve_version(&mut self, before: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Option<Outcome>> {
+        let Some(version) = self.version else { return Ok(None) };
         if version.is_tombstone() && version.main() < self.compact_revision {
-            return Some(Outcome::Remove);
+            return Ok(Some(Outcome::Remove));
         }
-        encode_cell(version, new);
-        Some(Outcome::Put)
+        let mut stations = match before {
+            Some(cell) if !self.planted.has(PlantedBug::StationsForgotten) => {
+                DiskVersion::decode(&Bytes::copy_from_slice(cell))?.stations
+            }
+            _ => Stations::default(),
+        };
+        stations.forget_up_to(self.compact_revision);
+        for station in std::mem::take(&mut self.stations) {
+            let mut jumps = stations.count(station);
+            if self.planted.has(PlantedBug::StationElsewhere) {
+                jumps.iter_mut().for_each(|jump| jump.main -= 1);
+            }
+            if !jumps.is_empty() {
+                self.jumps.insert(station, jumps);
+            }
+        }
+        self.has_stations |= !stations.is_empty();
+        encode_cell(&version, &stations, new);
+        Ok(Some(Outcome::Put))
     }
 
     /// W2: the run has nothing that is older than what is on disk.
@@ -218,14 +268,16 @@ impl<'a> KeyEdits<'a> {
     }
 
     /// The cell of a leaf that is written.
-    fn resolve_leaf(&self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
-        let change = self.change.as_deref().map(PendingChange::decode).transpose()?;
+    fn resolve_leaf(&mut self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
+        let change = self.change.clone();
+        let change = change.as_deref().map(PendingChange::decode).transpose()?;
         if let Some(change) = &change {
             change.check(key, old)?;
         }
         self.check_newer(key, change.and_then(|change| change.cell))?;
+        let before = change.map_or(old, |change| change.cell);
         let is_overtaken = change.is_some() && self.planted.has(PlantedBug::OlderPushed);
-        if !is_overtaken && let Some(outcome) = self.resolve_version(new) {
+        if !is_overtaken && let Some(outcome) = self.resolve_version(before, new)? {
             return Ok(outcome);
         }
         Ok(match change {
@@ -241,7 +293,7 @@ impl<'a> KeyEdits<'a> {
     }
 
     /// What is pending of a key behind the checkpoint.
-    fn resolve_pending(&self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
+    fn resolve_pending(&mut self, key: &[u8], old: Option<&[u8]>, new: &mut Vec<u8>) -> Result<Outcome> {
         if self.change.is_some() {
             return Ok(Outcome::Remove);
         }
@@ -262,7 +314,7 @@ impl<'a> KeyEdits<'a> {
             replaced = Replaced::Tombstone;
         }
         let mut cell = Vec::new();
-        let outcome = match self.resolve_version(&mut cell) {
+        let outcome = match self.resolve_version(newest, &mut cell)? {
             Some(outcome) => outcome,
             None if is_dead => Outcome::Remove,
             None => return Ok(Outcome::Keep),
@@ -293,9 +345,11 @@ impl Edits for KeyEdits<'_> {
         let [is_run_key, is_purge, is_pushed] = [run_key, purge, pushed].map(|key| key == Some(first));
         let first = Bytes::copy_from_slice(first);
         (self.version, self.change) = (None, None);
+        self.stations.clear();
         if is_run_key {
             self.read_ahead(1);
             self.version = self.run.take().map(|(_, version)| version);
+            self.stations = self.run.keys.stations_above(self.compact_revision);
         }
         if is_purge {
             self.purges.next();

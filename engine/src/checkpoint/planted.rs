@@ -45,6 +45,10 @@ pub enum PlantedBug {
     OlderPushed,
     /// A change that is pending does not say that its leaf has the key already: the sums count it twice.
     CountTwice,
+    /// Records name, in place of each station, the revision before it, which is a version of whatever key changed then.
+    StationElsewhere,
+    /// A key's stations are forgotten with every checkpoint that changes it.
+    StationsForgotten,
     /// An invariant does not hold when everything of a checkpoint is written but the superblock: no wrong state, but the end of
     /// the thread.
     BrokenInvariant,

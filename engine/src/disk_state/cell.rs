@@ -1,14 +1,17 @@
 //! A cell of the key tree: the newest version of a key.
 //!
-//! **Layout**, varints unless said otherwise (LEB128, unsigned): flags u8 (1 tombstone, 2 value inside, 4 replaces a version)
+//! **Layout**, varints unless said otherwise (LEB128, unsigned): flags u8 (1 tombstone, 2 value inside, 4 replaces a version, 8 names
+//! stations)
 //! · main · sub · record hash u64 little-endian · [put: main − create revision · version · lease as u64 · value bytes] ·
-//! [replaces: main − main of the replaced · sub of the replaced] · [value inside: the value, to the end].
+//! [replaces: main − main of the replaced · sub of the replaced] · [stations, see `stations.rs`] · [value inside: the value, to the
+//! end].
 //!
 //! The hash is that of the canonical record (`base::record_hash`): it is held against the record when that is read, so
 //! a record that verifies by itself and is not the one meant is found out.
 //!
 //! Values of up to [`INLINE_BYTES_MAX`] are inside, which spares the second read.
 use super::pending::Replaced;
+use super::stations::Stations;
 use super::undecodable;
 use crate::base::codec::{Reader, put_varint};
 use crate::base::ids::Revision;
@@ -25,6 +28,7 @@ pub(crate) const INLINE_BYTES_MAX: usize = 64;
 const TOMBSTONE: u8 = 1;
 const INLINE: u8 = 2;
 const HAS_PREV: u8 = 4;
+const HAS_STATIONS: u8 = 8;
 
 /// A version on disk, as a cell or a record describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +45,8 @@ pub(crate) struct DiskVersion {
     pub(crate) value_bytes: u32,
     /// The version that it replaced, a tombstone too.
     pub(crate) prev: Option<Revision>,
+    /// Stations on the way to older versions: those that the cell or the record names.
+    pub(crate) stations: Stations,
     /// Hash of the record; 0 if this was made from a record that was verified.
     pub(crate) record_hash: u64,
     /// The value, if it is at hand.
@@ -66,7 +72,7 @@ impl DiskVersion {
     fn decode_fields(payload: &Bytes) -> Option<Self> {
         let mut reader = Reader::new(payload);
         let flags = reader.u8().ok()?;
-        if flags & !(TOMBSTONE | INLINE | HAS_PREV) != 0 {
+        if flags & !(TOMBSTONE | INLINE | HAS_PREV | HAS_STATIONS) != 0 {
             return None;
         }
         let main = reader.varint_i64().ok()?;
@@ -87,6 +93,10 @@ impl DiskVersion {
                 return None;
             }
         }
+        let stations = match flags & HAS_STATIONS != 0 {
+            true => Stations::decode(&mut reader, Revision::new(revision_main, sub)).ok()?,
+            false => Stations::default(),
+        };
         let value = match flags & INLINE != 0 {
             true => Some(payload.slice_ref(reader.rest())),
             false if flags & TOMBSTONE != 0 => Some(Bytes::new()),
@@ -101,6 +111,7 @@ impl DiskVersion {
             lease,
             value_bytes,
             prev,
+            stations,
             record_hash,
             value,
         })
@@ -159,8 +170,8 @@ impl DiskVersion {
     }
 }
 
-/// The cell of a version in memory.
-pub(crate) fn encode_cell(version: &Version<'_>, out: &mut Vec<u8>) {
+/// The cell of a version in memory, with the stations on the way to older ones, itself included if it is one.
+pub(crate) fn encode_cell(version: &Version<'_>, stations: &Stations, out: &mut Vec<u8>) {
     let canonical = CanonicalRecord {
         key: version.key(),
         revision: version.revision(),
@@ -169,10 +180,10 @@ pub(crate) fn encode_cell(version: &Version<'_>, out: &mut Vec<u8>) {
         lease: version.lease(),
         value: version.value(),
     };
-    encode_fields(&canonical, version.prev().map(|prev| prev.revision), out);
+    encode_fields(&canonical, version.prev().map(|prev| prev.revision), stations, out);
 }
 
-/// The cell of a record on disk, if that is the newest of its key.
+/// The cell of a record on disk, if that is the newest of its key. It names no stations: the counter begins anew.
 pub(crate) fn encode_cell_of(record: &OwnedRecord, out: &mut Vec<u8>) {
     let canonical = CanonicalRecord {
         key: &record.key,
@@ -182,10 +193,15 @@ pub(crate) fn encode_cell_of(record: &OwnedRecord, out: &mut Vec<u8>) {
         lease: record.lease,
         value: &record.value,
     };
-    encode_fields(&canonical, record.prev.map(|prev| prev.revision), out);
+    encode_fields(&canonical, record.prev.map(|prev| prev.revision), &Stations::default(), out);
 }
 
-fn encode_fields(record: &CanonicalRecord<'_>, prev: Option<Revision>, out: &mut Vec<u8>) {
+fn encode_fields(
+    record: &CanonicalRecord<'_>,
+    prev: Option<Revision>,
+    stations: &Stations,
+    out: &mut Vec<u8>,
+) {
     let (revision, value) = (record.revision, record.value);
     let is_tombstone = record.version == 0;
     let inline = !is_tombstone && value.len() <= INLINE_BYTES_MAX;
@@ -193,6 +209,7 @@ fn encode_fields(record: &CanonicalRecord<'_>, prev: Option<Revision>, out: &mut
     flags |= if is_tombstone { TOMBSTONE } else { 0 };
     flags |= if inline { INLINE } else { 0 };
     flags |= if prev.is_some() { HAS_PREV } else { 0 };
+    flags |= if stations.is_empty() { 0 } else { HAS_STATIONS };
     out.push(flags);
     put_varint(out, revision.main as u64);
     put_varint(out, revision.sub as u64);
@@ -206,6 +223,9 @@ fn encode_fields(record: &CanonicalRecord<'_>, prev: Option<Revision>, out: &mut
     if let Some(prev) = prev {
         put_varint(out, (revision.main - prev.main) as u64);
         put_varint(out, prev.sub as u64);
+    }
+    if !stations.is_empty() {
+        stations.encode(revision.main, out);
     }
     if inline {
         out.extend_from_slice(value);

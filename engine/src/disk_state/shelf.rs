@@ -19,6 +19,7 @@ use crate::segment::{self, SegmentKind};
 use crate::tree::{Page, PageRef, Pages};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// Segments are numbered from 1.
@@ -85,6 +86,8 @@ pub(crate) struct Shelf {
     pages_files: Mutex<BTreeMap<SegmentId, Weak<dyn ReadFile>>>,
     /// What loses its name, and when.
     pub(crate) names: Arc<KeptNames>,
+    /// See [`crate::checkpoint::CheckpointStats::versions_read`].
+    pub(crate) versions_read: AtomicU64,
     /// None where nothing is read that nobody asked for.
     pub(super) read_ahead: OnceLock<ReadAhead>,
 }
@@ -108,6 +111,7 @@ impl Shelf {
             options,
             pages_files: Mutex::default(),
             names: Arc::default(),
+            versions_read: AtomicU64::new(0),
             read_ahead: OnceLock::new(),
         })
     }

@@ -2,7 +2,7 @@
 //!
 //! Checked: checksums and structure of all pages that a tree refers to, order and sums of the trees; all bytes of the
 //! revision log; that every cell's record is there and is the one meant (D3), that it is not dead (D4); that what is pending is a
-//! change of what the leaf has (W1, W2); that the sums of the
+//! change of what the leaf has (W1, W2); that the stations that cells and records name are there (J1); that the sums of the
 //! segment table are those of its dead bits and of the pages that the trees refer to (D5).
 //!
 //! Not checked: pages that no tree refers to any more. Nobody knows their checksum, and nobody reads them.
@@ -10,6 +10,7 @@
 //! **Failure.** The first damage found, with file, offset, what was expected and what was found. Where two places contradict each
 //! other, the file is that of the place which is described.
 use super::shelf::revisions_name;
+use super::stations::is_station;
 use super::{DiskState, DiskVersion, PendingChange, Shelf, TreeId};
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
@@ -158,9 +159,14 @@ impl DiskState {
             let info = &file.info;
             let before = counts.revision_bytes;
             let part = "records";
-            let found = file.segment.verify(&mut |bytes| {
-                progress(VerifyProgress { part, bytes_done: before + bytes, bytes_total });
-            })?;
+            let found = file.segment.verify_each(
+                &mut |bytes| progress(VerifyProgress { part, bytes_done: before + bytes, bytes_total }),
+                &mut |entry, record| {
+                    let stations = record.jumps.iter().copied();
+                    let place = (revisions_name(info.summary.id), entry.offset);
+                    self.verify_stations(&record.key, record.revision, stations, place)
+                },
+            )?;
             counts.segments += 1;
             counts.records += u64::from(found.records);
             counts.revision_bytes += found.file_bytes;
@@ -266,6 +272,32 @@ impl DiskState {
             let what =
                 format!("D4: revision {revision} is the newest of its key: alive expected, a dead bit found");
             return Err(damage(file, entry.offset, what));
+        }
+        self.verify_stations(key, revision, version.stations.revisions(), (file, entry.offset))
+    }
+
+    /// J1, of what the version of `revision` names. It stands at `place`.
+    fn verify_stations(
+        &self,
+        key: &[u8],
+        revision: Revision,
+        stations: impl Iterator<Item = Revision>,
+        (file, offset): (String, u64),
+    ) -> Result<()> {
+        for station in stations.filter(|station| station.main > self.compact_revision()) {
+            let found = match self.record(station)? {
+                None => "nothing".to_string(),
+                Some(found) if found.key != key => format!("a version of {}", found.key.escape_ascii()),
+                Some(found) if !is_station(found.version, found.prev.is_some()) => {
+                    format!("version {}", found.version)
+                }
+                Some(_) => continue,
+            };
+            let what = format!(
+                "J1: revision {revision} names the station {station}: one of {} expected, {found} found",
+                key.escape_ascii()
+            );
+            return Err(damage(file, offset, what));
         }
         Ok(())
     }

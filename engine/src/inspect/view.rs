@@ -231,6 +231,8 @@ pub struct RecordView {
     pub hash: u64,
     /// The version that it replaced.
     pub prev: Option<Revision>,
+    /// Stations that it names on the way to older versions, newest first.
+    pub stations: Vec<Revision>,
     /// Segment, number in it, offset and bytes in the file; none in a cell.
     pub place: Option<(u32, u32, u64, u32)>,
     /// Its dead bit is set.
@@ -266,6 +268,7 @@ impl RecordView {
             create_revision: record.create_revision,
             lease: record.lease,
             prev: record.prev.map(|prev| prev.revision),
+            stations: record.jumps,
             place: Some((segment.0, entry.ordinal, entry.offset, entry.stored_bytes)),
             is_dead,
         }
@@ -283,6 +286,7 @@ impl RecordView {
             lease: cell.lease,
             hash: cell.record_hash,
             prev: cell.prev,
+            stations: cell.stations.revisions().collect(),
             place: None,
             is_dead: false,
         })

@@ -331,8 +331,9 @@ impl<'a> Version<'a> {
         unsafe { self.node.as_ref() }
     }
 
+    /// The key's version before this one, if it is in this list.
     #[inline]
-    fn older(&self) -> Option<Version<'a>> {
+    pub(crate) fn older(&self) -> Option<Version<'a>> {
         let at = self.fields().older;
         // SAFETY: not 0, so it is the version that was the newest when this one was written (K2).
         (at != 0).then(|| unsafe { Version::at(self.list, at) })

@@ -65,7 +65,7 @@ fn scan_backward<'a>(
         let key = Bytes::copy_from_slice(key);
         // The tree is asked only for what no memtable has.
         let found = match (&disk, in_memory == Some(&key[..])) {
-            (Some(disk), false) => view.disk.older(disk.version()?, main)?.map(Found::Disk),
+            (Some(disk), false) => view.disk.older(&key, disk.version()?, main)?.map(Found::Disk),
             _ => view.newest(&key, view.hasher.hash(&key), main)?,
         };
         if let Some(found) = found.filter(|found| !found.is_tombstone()) {

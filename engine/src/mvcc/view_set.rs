@@ -353,8 +353,11 @@ impl<'a, 'b> DiskLane<'a, 'b> {
 
     /// The key's newest version at or below `main`, a tombstone too.
     fn version_at(&self, main: i64) -> Result<Option<DiskVersion>, OperationError> {
-        let Some(cursor) = &self.cursor else { return Ok(None) };
-        Ok(self.disk.older(cursor.version()?, main)?)
+        let Some((cursor, key)) = self.cursor.as_ref().and_then(|cursor| Some((cursor, cursor.key()?)))
+        else {
+            return Ok(None);
+        };
+        Ok(self.disk.older(key, cursor.version()?, main)?)
     }
 
     fn advance(&mut self) -> Result<(), OperationError> {

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 4 | checksum of bytes 4 to the end of the body; its initial value is the checksum of the record's place |
 //! | 4 | 4 | bytes of the body |
-//! | 8 | 1 | flags: 1 tombstone, 2 value is compressed, 4 has a previous version, 8 has a jump |
+//! | 8 | 1 | flags: 1 tombstone, 2 value is compressed, 4 has a previous version, 8 has a jump, 16 has more |
 //! | 9 | n | main revision |
 //! | | n | sub revision |
 //! | | n | create revision: main revision minus it, modulo 2^64; in a tombstone as it is |
@@ -14,6 +14,8 @@
 //! | | n | lease |
 //! | | n n n | previous version, if flag 4: main revision minus its main, its sub, its record bytes |
 //! | | n n | jump, if flag 8: main revision minus its main, its sub |
+//! | | n | how many more, if flag 16: at least 1 |
+//! | | n n each | main revision of the jump before minus its main, its sub |
 //! | | n | bytes of the key |
 //! | | n | bytes of the value, uncompressed |
 //! | | | key |
@@ -25,7 +27,7 @@
 //!
 //! **Does not know** how values are compressed.
 use super::varint;
-use super::{LogRecord, Prev, RECORD_BYTES_MAX};
+use super::{JUMPS_MAX, LogRecord, Prev, RECORD_BYTES_MAX};
 use crate::base::checksum::{crc32, crc32_seeded};
 use crate::base::codec::{Reader, Truncated};
 use crate::base::ids::{Revision, SegmentId};
@@ -34,8 +36,8 @@ use crate::base::ids::{Revision, SegmentId};
 pub(super) const ALIGNMENT: usize = 8;
 /// Checksum and length.
 pub(super) const HEADER_BYTES: usize = 8;
-/// More than all fields of a record need but key and value: header, flags, eleven numbers.
-const FIELDS_BYTES_MAX: usize = HEADER_BYTES + 1 + 11 * 10;
+/// More than all fields of a record need but key and value: header, flags, ten numbers and those of the jumps.
+const FIELDS_BYTES_MAX: usize = HEADER_BYTES + 1 + (10 + 2 * JUMPS_MAX) * 10;
 /// Longest record in a file.
 pub(super) const STORED_BYTES_MAX: usize = FIELDS_BYTES_MAX + RECORD_BYTES_MAX;
 
@@ -43,7 +45,8 @@ const TOMBSTONE: u8 = 1;
 const COMPRESSED: u8 = 2;
 const HAS_PREV: u8 = 4;
 const HAS_JUMP: u8 = 8;
-const FLAGS: u8 = TOMBSTONE | COMPRESSED | HAS_PREV | HAS_JUMP;
+const HAS_MORE_JUMPS: u8 = 16;
+const FLAGS: u8 = TOMBSTONE | COMPRESSED | HAS_PREV | HAS_JUMP | HAS_MORE_JUMPS;
 
 /// The checksums that records of one segment start from.
 #[derive(Clone, Copy, Debug)]
@@ -73,10 +76,11 @@ pub(super) struct StoredValue<'a> {
 }
 
 /// A record of a file, its value as stored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct StoredRecord<'a> {
-    /// Everything but the value, which is empty here.
+    /// Everything but jumps and value, which are empty here.
     pub(super) record: LogRecord<'a>,
+    pub(super) jumps: Vec<Revision>,
     pub(super) value: StoredValue<'a>,
     /// Length in the file, without the zeros behind it.
     pub(super) stored_bytes: u32,
@@ -94,14 +98,15 @@ pub(super) fn encode(
     assert!(record.key.len() + record.value.len() <= RECORD_BYTES_MAX, "the writer refuses longer records");
     let start = out.len();
     let value = compressed.unwrap_or(record.value);
-    out.reserve(FIELDS_BYTES_MAX + record.key.len() + value.len() + ALIGNMENT);
+    out.reserve(FIELDS_BYTES_MAX.min(256) + record.key.len() + value.len() + ALIGNMENT);
     out.extend_from_slice(&[0; HEADER_BYTES]);
     let flag = |set: bool, flag: u8| if set { flag } else { 0 };
     out.push(
         flag(record.is_tombstone(), TOMBSTONE)
             | flag(compressed.is_some(), COMPRESSED)
             | flag(record.prev.is_some(), HAS_PREV)
-            | flag(record.jump.is_some(), HAS_JUMP),
+            | flag(!record.jumps.is_empty(), HAS_JUMP)
+            | flag(record.jumps.len() > 1, HAS_MORE_JUMPS),
     );
     let main = record.revision.main;
     varint::put_i64(out, main);
@@ -117,8 +122,16 @@ pub(super) fn encode(
         put_older(out, main, prev.revision);
         varint::put(out, prev.record_bytes);
     }
-    if let Some(jump) = record.jump {
-        put_older(out, main, jump);
+    if let Some((first, more)) = record.jumps.split_first() {
+        put_older(out, main, *first);
+        if !more.is_empty() {
+            varint::put(out, more.len() as u64);
+        }
+        let mut before = first.main;
+        for jump in more {
+            put_older(out, before, *jump);
+            before = jump.main;
+        }
     }
     varint::put(out, record.key.len() as u64);
     varint::put(out, record.value.len() as u64);
@@ -155,11 +168,11 @@ pub(super) fn decode(places: Places, offset: u64, bytes: &[u8]) -> Result<Stored
     if body.len() > STORED_BYTES_MAX {
         return Err(format!("a record of at most {STORED_BYTES_MAX} bytes expected, {} found", body.len()));
     }
-    let (record, value) = decode_body(body)
+    let (record, jumps, value) = decode_body(body)
         .map_err(|Malformed(what)| format!("a well-formed record expected, one found with {what}"))?;
     // The body fits a slice and is bounded above.
     let stored_bytes = body_bytes + HEADER_BYTES as u32;
-    Ok(StoredRecord { record, value, stored_bytes })
+    Ok(StoredRecord { record, jumps, value, stored_bytes })
 }
 
 pub(super) struct Malformed(&'static str);
@@ -170,7 +183,9 @@ impl From<Truncated> for Malformed {
     }
 }
 
-pub(super) fn decode_body(body: &[u8]) -> Result<(LogRecord<'_>, StoredValue<'_>), Malformed> {
+type Fields<'a> = (LogRecord<'a>, Vec<Revision>, StoredValue<'a>);
+
+pub(super) fn decode_body(body: &[u8]) -> Result<Fields<'_>, Malformed> {
     let mut reader = Reader::new(body);
     let flags = reader.u8()?;
     if flags & !FLAGS != 0 {
@@ -196,7 +211,7 @@ pub(super) fn decode_body(body: &[u8]) -> Result<(LogRecord<'_>, StoredValue<'_>
         let older = take_older(&mut reader, revision)?;
         prev = Some(Prev { revision: older, record_bytes: varint::take(&mut reader)? });
     }
-    let jump = if flags & HAS_JUMP != 0 { Some(take_older(&mut reader, revision)?) } else { None };
+    let jumps = take_jumps(&mut reader, flags, revision)?;
     let key_bytes = varint::take_u32(&mut reader)? as usize;
     let raw_bytes = varint::take_u32(&mut reader)?;
     if key_bytes.saturating_add(raw_bytes as usize) > RECORD_BYTES_MAX {
@@ -210,8 +225,27 @@ pub(super) fn decode_body(body: &[u8]) -> Result<(LogRecord<'_>, StoredValue<'_>
     if tombstone && (value.compressed || raw_bytes != 0) {
         return Err(Malformed("a value in a tombstone"));
     }
-    let record = LogRecord { revision, version, create_revision, lease, prev, jump, key, value: &[] };
-    Ok((record, value))
+    let record = LogRecord { revision, version, create_revision, lease, prev, jumps: &[], key, value: &[] };
+    Ok((record, jumps, value))
+}
+
+fn take_jumps(reader: &mut Reader<'_>, flags: u8, revision: Revision) -> Result<Vec<Revision>, Malformed> {
+    let mut jumps = Vec::new();
+    if flags & HAS_JUMP != 0 {
+        jumps.push(take_older(reader, revision)?);
+    }
+    if flags & HAS_MORE_JUMPS != 0 {
+        let mut before = *jumps.first().ok_or(Malformed("more jumps than none"))?;
+        let more = varint::take_u32(reader)? as usize;
+        if more == 0 || more >= JUMPS_MAX {
+            return Err(Malformed("no more jumps, or too many"));
+        }
+        for _ in 0..more {
+            before = take_older(reader, before)?;
+            jumps.push(before);
+        }
+    }
+    Ok(jumps)
 }
 
 /// Appends a revision that is older than one of main revision `main`.

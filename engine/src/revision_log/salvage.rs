@@ -207,19 +207,21 @@ fn read_entries(wreck: &Wreck<'_>, trailer: &Trailer, damages: &mut Damages) -> 
 fn rebuild_trailer(wreck: &Wreck<'_>) -> Option<Trailer> {
     let summary = wreck.summary?;
     let (records_end, end) = (summary.stored_bytes + BLOCK, summary.file_bytes.checked_sub(BLOCK)?);
-    let (mut tombstones, mut compressed) = (0, 0);
+    let (mut tombstones, mut compressed, mut has_more_jumps) = (0, 0, false);
     let places = Places::new(wreck.database, wreck.id);
     let mut offset = BLOCK;
     while offset < records_end {
         let stored = record::decode(places, offset, wreck.get(offset..records_end)?).ok()?;
         tombstones += u32::from(stored.record.is_tombstone());
         compressed += u32::from(stored.value.compressed);
+        has_more_jumps |= stored.jumps.len() > 1;
         offset = end_of(offset, &stored);
     }
     let index_start = records_end.next_multiple_of(BLOCK);
     let top =
         (index_start..end).step_by(BLOCK_BYTES).find_map(|offset| find_top(wreck, index_start, offset))?;
     let mut trailer = Trailer {
+        format_version: super::format_version(has_more_jumps),
         segment: wreck.id,
         database: wreck.database,
         records: summary.records,
@@ -376,7 +378,7 @@ impl Scan<'_> {
             false => Bytes::copy_from_slice(stored.value.bytes),
             true => self.decompress(stored).map_err(|what| (key.clone(), what))?,
         };
-        Ok(OwnedRecord::of(&stored.record, key, value))
+        Ok(OwnedRecord::of(&stored.record, &stored.jumps, key, value))
     }
 
     fn decompress(&self, stored: &StoredRecord<'_>) -> Result<Bytes, String> {
@@ -398,7 +400,7 @@ fn is_plausible(bytes: &[u8]) -> bool {
     let length = reader.u32().and_then(|_| reader.u32());
     let Some(body) = length.ok().and_then(|length| reader.take(length as usize).ok()) else { return false };
     match record::decode_body(body) {
-        Ok((_, value)) => {
+        Ok((_, _, value)) => {
             let stored = value.bytes.len() as u64;
             (value.raw_bytes as usize) <= RECORD_BYTES_MAX
                 && u64::from(value.raw_bytes) <= stored.saturating_mul(EXPANSION_MAX)

@@ -90,7 +90,7 @@ impl Cached for OwnedRecord {
 
     fn bytes(&self) -> usize {
         // What `Bytes` allocates to share its memory comes on top.
-        size_of::<Self>() + 32 + self.key.len() + self.value.len()
+        size_of::<Self>() + 32 + size_of_val(&*self.jumps) + self.key.len() + self.value.len()
     }
 }
 
@@ -470,7 +470,7 @@ impl RevisionSegment {
             let both = Bytes::from(both);
             (both.slice(..key.len()), both.slice(key.len()..))
         };
-        Ok(Ok(OwnedRecord::of(&stored.record, key, value)))
+        Ok(Ok(OwnedRecord::of(&stored.record, &stored.jumps, key, value)))
     }
 
     fn refusal(&self, revision: Revision) -> Error {

@@ -152,9 +152,13 @@ fn random_record(rng: &mut Rng, revision: Revision, shape: Shape) -> OwnedRecord
     let tombstone = rng.chance(1, 6);
     let prev =
         older(rng, revision).map(|revision| Prev { revision, record_bytes: rng.next_u64() >> rng.below(64) });
-    let jump = prev.and_then(|prev| {
+    let first = prev.and_then(|prev| {
         if rng.chance(1, 2) { older(rng, prev.revision) } else { rng.chance(1, 2).then_some(prev.revision) }
     });
+    let mut jumps: Vec<Revision> = first.into_iter().collect();
+    while let Some(jump) = jumps.last().filter(|_| rng.chance(1, 2)).and_then(|&last| older(rng, last)) {
+        jumps.push(jump);
+    }
     let version = match rng.below(8) {
         _ if tombstone => 0,
         0 => i64::MAX,
@@ -169,7 +173,7 @@ fn random_record(rng: &mut Rng, revision: Revision, shape: Shape) -> OwnedRecord
         create_revision: if tombstone { 0 } else { rng.below(revision.main as u64 + 1) as i64 },
         lease: [0, 0, 7, i64::MAX, i64::MIN, -1][rng.below(6) as usize],
         prev,
-        jump,
+        jumps,
         key: value(rng, key_bytes),
         value: value(rng, value_bytes),
     }

@@ -25,7 +25,7 @@
 //! **Does not know** what the parts mean.
 use super::compression::DICTIONARY_BYTES_MAX;
 use super::top::ROW_BYTES;
-use super::{FORMAT_VERSION, SegmentSummary};
+use super::{FORMAT_VERSION, FORMAT_VERSION_OF_ONE_JUMP, SegmentSummary};
 use crate::base::checksum::crc32;
 use crate::base::codec::{Reader, Truncated};
 use crate::base::ids::{Revision, SegmentId};
@@ -60,6 +60,7 @@ impl Extent {
 /// The trailer block, decoded. [`Trailer::decode`] has checked that its parts lie in the file one behind the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Trailer {
+    pub(super) format_version: u32,
     pub(super) segment: SegmentId,
     pub(super) database: [u8; 16],
     pub(super) records: u32,
@@ -80,7 +81,7 @@ impl Trailer {
     pub(super) fn encode(&self) -> (Vec<u8>, u32) {
         let mut out = Vec::with_capacity(BLOCK_BYTES);
         out.extend_from_slice(MAGIC);
-        out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+        out.extend_from_slice(&self.format_version.to_le_bytes());
         out.extend_from_slice(&self.segment.0.to_le_bytes());
         out.extend_from_slice(&self.database);
         for number in [self.records, self.tombstones, self.compressed, self.index_blocks] {
@@ -125,19 +126,19 @@ impl Trailer {
         if reader.take(MAGIC.len()) != Ok(MAGIC) {
             return Err(format!("a trailer starting with {:?} expected", MAGIC.escape_ascii().to_string()));
         }
-        match reader.u32() {
-            Ok(FORMAT_VERSION) => {}
+        let format_version = match reader.u32() {
+            Ok(version @ FORMAT_VERSION_OF_ONE_JUMP..=FORMAT_VERSION) => version,
             version => {
                 return Ok(Err(Error::Refused(format!(
-                    "revision segment {} has format version {}, this build reads {FORMAT_VERSION}: open it with the \
+                    "revision segment {} has format version {}, this build reads up to {FORMAT_VERSION}: open it with the \
                      build that wrote it",
                     summary.id,
                     version.unwrap_or(0)
                 ))));
             }
-        }
-        let trailer =
-            Self::decode_fields(&mut reader).map_err(|Truncated| "a whole trailer expected".to_string())?;
+        };
+        let trailer = Self::decode_fields(format_version, &mut reader)
+            .map_err(|Truncated| "a whole trailer expected".to_string())?;
         if trailer.segment != summary.id || trailer.database != database {
             return Err(format!(
                 "the trailer of segment {} of this database expected, {trailer:?} found",
@@ -162,16 +163,20 @@ impl Trailer {
             return Err(format!("a trailer of {BLOCK_BYTES} bytes expected, {} found", block.len()));
         };
         let mut reader = Reader::new(content);
-        if reader.take(MAGIC.len()) != Ok(MAGIC) || reader.u32() != Ok(FORMAT_VERSION) {
-            return Err(format!("a trailer of format {FORMAT_VERSION} expected, none found"));
-        }
-        let fields = Self::decode_fields(&mut reader).map_err(|Truncated| "a whole trailer expected")?;
+        let version = match (reader.take(MAGIC.len()), reader.u32()) {
+            (Ok(magic), Ok(version @ FORMAT_VERSION_OF_ONE_JUMP..=FORMAT_VERSION)) if magic == MAGIC => {
+                version
+            }
+            _ => return Err(format!("a trailer of format {FORMAT_VERSION} at most expected, none found")),
+        };
+        let fields =
+            Self::decode_fields(version, &mut reader).map_err(|Truncated| "a whole trailer expected")?;
         // The other checks are those of any trailer, held against its own summary.
         let summary = SegmentSummary { id: segment, ..fields.summary(u32::from_le_bytes(*crc)) };
         Self::decode(block, database, &summary)?.map_err(|error| error.to_string())
     }
 
-    fn decode_fields(reader: &mut Reader<'_>) -> Result<Self, Truncated> {
+    fn decode_fields(format_version: u32, reader: &mut Reader<'_>) -> Result<Self, Truncated> {
         let extent = |reader: &mut Reader<'_>| {
             Ok(Extent { offset: reader.u64()?, bytes: reader.u32()?, crc: reader.u32()? })
         };
@@ -179,6 +184,7 @@ impl Trailer {
         let mut database = [0; 16];
         database.copy_from_slice(reader.take(16)?);
         Ok(Self {
+            format_version,
             segment,
             database,
             records: reader.u32()?,

@@ -6,7 +6,7 @@
 use super::index::IndexBlock;
 use super::segment::{Chunk, RevisionSegment, extended};
 use super::trailer::Trailer;
-use super::{Counts, Entry, record};
+use super::{Counts, Entry, OwnedRecord, record};
 use crate::base::ids::Revision;
 use crate::error::Result;
 use crate::io::disk::BLOCK_BYTES;
@@ -22,12 +22,24 @@ impl RevisionSegment {
     /// # Errors
     /// The first damage found.
     pub fn verify(&self, progress: &mut dyn FnMut(u64)) -> Result<Counts> {
+        self.verify_each(progress, &mut |_, _| Ok(()))
+    }
+
+    /// The same; `each` is called with every record, in order.
+    ///
+    /// # Errors
+    /// The first damage found, or what `each` says.
+    pub(crate) fn verify_each(
+        &self,
+        progress: &mut dyn FnMut(u64),
+        each: &mut dyn FnMut(&Entry, &OwnedRecord) -> Result<()>,
+    ) -> Result<Counts> {
         check_header(&*self.file, self.summary().id, SegmentKind::Revisions, self.database)?;
         // What is on disk now; every other part is found through it.
         let trailer = self.read_trailer()?;
         self.read_dictionary()?;
         let top = self.read_top()?;
-        let mut verification = Verification { segment: self, counts: Counts::default(), end: BLOCK };
+        let mut verification = Verification { segment: self, counts: Counts::default(), end: BLOCK, each };
         for number in 0..top.len() {
             let block = self.read_index_block(&top, number)?;
             verification.records_of(&block, progress)?;
@@ -44,6 +56,8 @@ struct Verification<'a> {
     counts: Counts,
     /// Everything before it is verified.
     end: u64,
+    /// Hears of every record.
+    each: &'a mut dyn FnMut(&Entry, &OwnedRecord) -> Result<()>,
 }
 
 impl Verification<'_> {
@@ -84,6 +98,7 @@ impl Verification<'_> {
         if !chunk.get(&padding).is_some_and(are_zeros) {
             self.zeros(padding)?;
         }
+        (self.each)(entry, &record)?;
         self.counts.records += 1;
         self.counts.tombstones += u32::from(entry.tombstone);
         self.counts.record_bytes += entry.record_bytes();

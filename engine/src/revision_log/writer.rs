@@ -12,7 +12,7 @@ use super::index::IndexBuilder;
 use super::record::{self, Places};
 use super::top::{ROW_BYTES, Row};
 use super::trailer::{Extent, Trailer};
-use super::{Entry, LogRecord, RECORD_BYTES_MAX, SegmentSummary};
+use super::{Entry, JUMPS_MAX, LogRecord, RECORD_BYTES_MAX, SegmentSummary};
 use crate::base::checksum::crc32;
 use crate::base::ids::Revision;
 use crate::error::{Error, Result};
@@ -36,6 +36,8 @@ pub struct RevisionWriter {
     tombstones: u32,
     compressed: u32,
     record_bytes: u64,
+    /// Some record has more than one jump.
+    has_more_jumps: bool,
 }
 
 impl RevisionWriter {
@@ -62,6 +64,7 @@ impl RevisionWriter {
             tombstones: 0,
             compressed: 0,
             record_bytes: 0,
+            has_more_jumps: false,
         }
     }
 
@@ -132,6 +135,7 @@ impl RevisionWriter {
         self.last = Some(record.revision);
         self.records += 1;
         self.tombstones += u32::from(record.is_tombstone());
+        self.has_more_jumps |= record.jumps.len() > 1;
         self.compressed += u32::from(compressed.is_some());
         self.record_bytes += record.record_bytes();
         Ok(())
@@ -149,11 +153,14 @@ impl RevisionWriter {
                 prev.revision
             );
         }
-        if let Some(jump) = record.jump {
-            let prev = record.prev.map(|prev| prev.revision);
-            assert!(Some(jump) <= prev, "V2: {} jumps to {jump}, past {prev:?}", record.revision);
+        let mut before = record.prev.map(|prev| prev.revision);
+        for (number, &jump) in record.jumps.iter().enumerate() {
+            let is_older = if number == 0 { Some(jump) <= before } else { Some(jump) < before };
+            assert!(is_older, "V2: {} jumps to {jump}, past {before:?}", record.revision);
             assert!(jump.main >= 0 && jump.sub >= 0, "revision {jump} is negative");
+            before = Some(jump);
         }
+        assert!(record.jumps.len() <= JUMPS_MAX, "{} has {} jumps", record.revision, record.jumps.len());
         assert!(!record.is_tombstone() || record.value.is_empty(), "tombstone {main}.{sub} has a value");
     }
 
@@ -207,6 +214,7 @@ impl RevisionWriter {
             dictionary => self.append_extent(io, &dictionary)?,
         };
         let trailer = Trailer {
+            format_version: super::format_version(self.has_more_jumps),
             segment: self.writer.id(),
             database: self.database,
             records: self.records,

@@ -300,6 +300,7 @@ mod tests {
             compact_revision: -1,
             swept_revision: -1,
             roots: Roots::default(),
+            has_stations: false,
             next_segment: 5,
             files: Vec::new(),
         };

@@ -7,7 +7,7 @@
 //! applied index u64 · term u64 · revision i64 · compact revision i64 · swept revision i64
 //! roots of key tree, system tree, segment table: page reference [48] each, zeros for none
 //! number of the next segment u32 · segments u32, then for each: number u32 · kind u8 (1 r, 2 k) · bytes u64 · r: summary [72]
-//! version 2: root of the pending tree: page reference [48]
+//! versions 2 and 3: root of the pending tree: page reference [48], in version 3 zeros for none
 //! ```
 //!
 //! **Failure.** It comes from outside: what does not verify, is longer than [`BYTES_MAX`], names a segment twice or cannot be a state is
@@ -28,9 +28,10 @@ use crate::wal::format::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-/// Version of the body; a reader refuses a higher one. A state without a pending tree is written as version 1, which the releases before
-/// know.
-const FORMAT_VERSION: u16 = 2;
+/// Version of the body; a reader refuses a higher one. A state without stations of keys is written as version 2, one that has no pending
+/// tree either as version 1, which the releases before know.
+const FORMAT_VERSION: u16 = 3;
+const FORMAT_VERSION_WITHOUT_STATIONS: u16 = 2;
 const FORMAT_VERSION_WITHOUT_PENDING: u16 = 1;
 /// Longest manifest: of some ten terabytes in segments of 64 MiB.
 pub(super) const BYTES_MAX: usize = 16 << 20;
@@ -85,6 +86,8 @@ pub struct Manifest {
     pub swept_revision: i64,
     /// Trees.
     pub roots: Roots,
+    /// Cells of keys may name stations.
+    pub has_stations: bool,
     /// Number of the next segment.
     pub next_segment: u32,
     /// All segments.
@@ -106,6 +109,7 @@ impl Manifest {
             compact_revision: superblock.compact_revision,
             swept_revision: superblock.swept_revision,
             roots: superblock.roots,
+            has_stations: superblock.has_stations,
             next_segment: superblock.next_segment,
             files,
         }
@@ -128,6 +132,7 @@ impl Manifest {
         superblock.compact_revision = self.compact_revision;
         superblock.swept_revision = self.swept_revision;
         superblock.roots = self.roots;
+        superblock.has_stations = self.has_stations;
         superblock.next_segment = self.next_segment;
         superblock.numbered_behind(self.sequence)
     }
@@ -175,13 +180,15 @@ impl Manifest {
                 summary.encode(&mut body);
             }
         }
-        let version = match &self.roots.pending {
-            Some(root) => {
-                body.extend_from_slice(&root.encode());
-                FORMAT_VERSION
-            }
-            None => FORMAT_VERSION_WITHOUT_PENDING,
+        let version = match (self.has_stations, self.roots.pending) {
+            (true, _) => FORMAT_VERSION,
+            (false, Some(_)) => FORMAT_VERSION_WITHOUT_STATIONS,
+            (false, None) => FORMAT_VERSION_WITHOUT_PENDING,
         };
+        if version > FORMAT_VERSION_WITHOUT_PENDING {
+            let root = self.roots.pending.map_or([0; PAGE_REF_BYTES], |root| root.encode());
+            body.extend_from_slice(&root);
+        }
         let bytes = envelope::seal(EnvelopeKind::TransferManifest, version, &body);
         match bytes.len() <= BYTES_MAX {
             true => Ok(bytes),
@@ -216,9 +223,13 @@ impl Manifest {
             Self::read_fields(&mut reader).unwrap_or_else(|Truncated| Err("it is cut short".into()))?;
         if version > FORMAT_VERSION_WITHOUT_PENDING {
             let root = reader.take(PAGE_REF_BYTES).map_err(|Truncated| "it is cut short".to_string())?;
-            let root = PageRef::decode(root).map_err(|what| format!("a root: {what}"))?;
-            manifest.roots.pending = Some(root);
+            let is_none = version == FORMAT_VERSION && root.iter().all(|&byte| byte == 0);
+            if !is_none {
+                let root = PageRef::decode(root).map_err(|what| format!("a root: {what}"))?;
+                manifest.roots.pending = Some(root);
+            }
         }
+        manifest.has_stations = version == FORMAT_VERSION;
         if !reader.is_empty() {
             return Err(format!("{} bytes behind its end", reader.rest().len()));
         }
@@ -274,6 +285,7 @@ impl Manifest {
             compact_revision,
             swept_revision,
             roots,
+            has_stations: false,
             next_segment,
             files,
         }))
@@ -368,6 +380,7 @@ mod tests {
             compact_revision: 4,
             swept_revision: 3,
             roots: Roots { keys: Some(root(1)), segments: Some(root(5)), ..Roots::default() },
+            has_stations: false,
             next_segment: 5,
             files: vec![
                 SegmentEntry { id: SegmentId(1), bytes: 64 << 10, summary: Some(summary) },
@@ -397,8 +410,16 @@ mod tests {
             let sealed = envelope::seal(EnvelopeKind::TransferManifest, 2, &body[..cut].to_vec());
             assert!(Manifest::decode(&sealed).is_err(), "cut {cut}");
         }
-        let later = envelope::seal(EnvelopeKind::TransferManifest, 3, &body);
-        assert!(Manifest::decode(&later).expect_err("a later one").to_string().contains("version 3"));
+        manifest.has_stations = true;
+        for pending in [manifest.roots.pending, None] {
+            let manifest = Manifest { roots: Roots { pending, ..manifest.roots }, ..manifest.clone() };
+            let bytes = manifest.encode().expect("it is short");
+            assert_eq!(envelope::version_of(&bytes), Some(3));
+            assert_eq!(Manifest::read(&bytes), Ok(manifest));
+        }
+        manifest.has_stations = false;
+        let later = envelope::seal(EnvelopeKind::TransferManifest, 4, &body);
+        assert!(Manifest::decode(&later).expect_err("a later one").to_string().contains("version 4"));
         manifest.roots.pending = manifest.roots.keys.map(|root| PageRef { segment: SegmentId(1), ..root });
         let error = Manifest::decode(&manifest.encode().expect("it is short")).expect_err("no page file");
         assert!(error.to_string().contains("a root"), "{error}");

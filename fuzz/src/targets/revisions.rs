@@ -52,13 +52,18 @@ fn records(rng: &mut Rng, count: usize) -> Vec<OwnedRecord> {
             (false, None) => 1,
             (false, Some(_)) => 2 + rng.below(1 << 20) as i64,
         };
+        let mut jumps: Vec<Revision> =
+            prev.filter(|_| rng.chance(1, 3)).map(|prev| prev.revision).into_iter().collect();
+        while let Some(&last) = jumps.last().filter(|last| last.main > 0 && rng.chance(1, 2)) {
+            jumps.push(Revision::new(rng.below(last.main as u64) as i64, rng.below(3) as i64));
+        }
         records.push(OwnedRecord {
             revision,
             version,
             create_revision: if tombstone { 0 } else { revision.main - rng.below(3) as i64 },
             lease: [0, 0, 7, -1][rng.below(4) as usize],
             prev,
-            jump: prev.filter(|_| rng.chance(1, 3)).map(|prev| prev.revision),
+            jumps,
             key: Bytes::from(format!("/pods/{}", rng.below(200))),
             value: Bytes::from(value),
         });

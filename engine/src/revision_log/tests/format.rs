@@ -9,7 +9,7 @@ const PUT: LogRecord<'_> = LogRecord {
     create_revision: 999_000,
     lease: 0x694d_7a3c_11ff_0022,
     prev: Some(Prev { revision: Revision::new(1_000_000, 0), record_bytes: 300 }),
-    jump: Some(Revision::new(999_999, 1)),
+    jumps: &[Revision::new(999_999, 1)],
     key: b"/pods/web-0",
     value: b"a value",
 };
@@ -20,7 +20,7 @@ const TOMBSTONE: LogRecord<'_> = LogRecord {
     create_revision: 0,
     lease: 0,
     prev: Some(Prev { revision: PUT.revision, record_bytes: 82 }),
-    jump: None,
+    jumps: &[],
     key: PUT.key,
     value: b"",
 };
@@ -45,6 +45,31 @@ const GOLDEN_RECORDS: &str = concat!(
     "940265fa2b0000000cc7843d03ef070ca280fc8fc1c7dea6690700ac0208010b072f706f64732f7765622d30612076616c75650000000000",
     "bb6bc3fa1700000005c8843d0000000103520b002f706f64732f7765622d3000"
 );
+
+/// One with more than one jump, and the version of a segment in which there is such a record.
+#[test]
+fn golden_jumps_never_change() {
+    let station = LogRecord {
+        jumps: &[Revision::new(999_999, 1), Revision::new(999_999, 0), Revision::new(990_000, 2)],
+        ..PUT
+    };
+    let mut bytes = Vec::new();
+    record::encode(&mut bytes, Places::new(DATABASE, ID), 4096, &station, None);
+    let golden = "7f94db8a310000001cc7843d03ef070ca280fc8fc1c7dea6690700ac0208010200008f4e020b072f706f64732f7765622d30612076616c756500000000000000";
+    assert_eq!(hex(&bytes), golden);
+    for (record, version) in [(&PUT, 1), (&station, 2)] {
+        let mut disk = disk();
+        let mut writer = writer(&mut disk, ID, None);
+        writer.push(&mut disk, record).unwrap();
+        let summary = writer.finish(&mut disk).unwrap();
+        let content = disk.read_file(path()).unwrap();
+        assert_eq!(content[content.len() - 4096 + 8..][..4], u32::to_le_bytes(version));
+        let segment = open(&disk, summary, 0).unwrap();
+        let entry = segment.entries(START).next().unwrap().unwrap();
+        assert_eq!(segment.read(&entry).unwrap().as_record(), *record);
+        segment.verify(&mut |_| {}).unwrap();
+    }
+}
 
 /// Parts of a file and their checksums, of a segment without compressed values.
 #[test]
@@ -152,7 +177,7 @@ fn the_hash_of_a_record_is_that_of_what_it_says() {
         create_revision: PUT.create_revision,
         lease: PUT.lease,
         prev: PUT.prev,
-        jump: PUT.jump,
+        jumps: PUT.jumps.to_vec(),
         key: Bytes::from_static(b"/registry/pods/default/web-0"),
         value: Bytes::from_static(b"a value"),
     };
@@ -164,11 +189,11 @@ fn a_later_format_is_refused() {
     let (disk, segment) = segment_of(&[], None, 0);
     let mut content = disk.read_file(path()).unwrap();
     let at = content.len() - 4096;
-    content[at + 8] = 2;
+    content[at + 8] = 3;
     let crc = crc32(&content[at..at + 4092]);
     content[at + 4092..].copy_from_slice(&crc.to_le_bytes());
     disk.put_file(path(), &content);
     let summary = SegmentSummary { trailer_crc: crc, ..*segment.summary() };
     let Err(Error::Refused(what)) = open(&disk, summary, 0) else { panic!("it was opened") };
-    assert!(what.contains("format version 2"), "{what}");
+    assert!(what.contains("format version 3"), "{what}");
 }

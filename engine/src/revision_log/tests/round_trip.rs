@@ -255,7 +255,7 @@ fn push_both(change: impl Fn(&mut OwnedRecord)) {
     let mut disk = disk();
     let mut writer = writer(&mut disk, ID, None);
     let mut record = random_record(&mut Rng::new(1), Revision::new(5, 5), SMALL);
-    (record.prev, record.jump) = (None, None);
+    (record.prev, record.jumps) = (None, Vec::new());
     writer.push(&mut disk, &record.as_record()).unwrap();
     record.revision = Revision::new(6, 0);
     change(&mut record);
@@ -277,7 +277,16 @@ fn a_record_that_replaces_a_newer_one_stops_the_process() {
 #[test]
 #[should_panic(expected = "V2")]
 fn a_jump_past_the_previous_version_stops_the_process() {
-    push_both(|record| record.jump = Some(Revision::new(1, 0)));
+    push_both(|record| record.jumps = vec![Revision::new(1, 0)]);
+}
+
+#[test]
+#[should_panic(expected = "V2")]
+fn a_jump_that_leads_no_further_than_the_one_before_stops_the_process() {
+    push_both(|record| {
+        record.prev = Some(Prev { revision: Revision::new(5, 5), record_bytes: 1 });
+        record.jumps = vec![Revision::new(5, 5), Revision::new(5, 5)];
+    });
 }
 
 #[test]
