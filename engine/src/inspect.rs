@@ -6,8 +6,8 @@
 //! a person.
 //!
 //! **A directory in use** changes under the reader: a superblock is read while it is written, a segment is removed between the
-//! superblock and the file, the log grows behind its end. So damage counts only when it is found twice in one place under one
-//! superblock ([`Retries`]).
+//! superblock and the file, the log grows behind its end and loses its beginning. So damage counts only when the same is found twice
+//! ([`Retries`]); and the log is read from where the superblock of that moment says, not that of minutes ago.
 //!
 //! **Does not know** how anything is printed. Never repairs.
 //!
@@ -19,6 +19,7 @@ pub use view::{
     SegmentDetail, SegmentView, SuperblockView, TreeView,
 };
 
+use crate::base::ids::Lsn;
 use crate::disk_state::{DiskState, Positions, Shelf, ShelfOptions, VerifyCounts, VerifyProgress};
 use crate::error::{Error, Result};
 use crate::io::disk::{BLOCK_BYTES, run};
@@ -34,6 +35,9 @@ use std::time::Duration;
 
 /// A directory in use changes its superblock every few seconds at most.
 const ATTEMPTS_MAX: u32 = 8;
+/// The same for the log, whose oldest segments may be gone a moment behind the superblock that begins with them, where checkpoints are
+/// small and many.
+const LOG_ATTEMPTS_MAX: u32 = 64;
 /// Long enough for a superblock or a group that was being written to be whole.
 const PAUSE: Duration = Duration::from_millis(50);
 /// Index blocks and inner pages of a verification; every byte is read from its file all the same.
@@ -57,24 +61,36 @@ pub struct Verified {
 }
 
 /// Decides whether an error is damage or a directory that changed under the reader.
-#[derive(Default)]
 struct Retries {
     attempts: u32,
-    last: Option<(Option<u64>, String)>,
+    attempts_max: u32,
+    last: Option<String>,
 }
 
 impl Retries {
-    /// The error to report, or none to try again. `sequence` is that of the superblock that led to it.
-    fn judge(&mut self, sequence: Option<u64>, error: Error) -> Option<Error> {
+    fn new(attempts_max: u32) -> Self {
+        Self { attempts: 0, attempts_max, last: None }
+    }
+
+    /// The error to report, or none to try again. What a newer superblock does without is not found missing again, so the same
+    /// error twice is damage; one that was never the same twice is not known to be any.
+    fn judge(&mut self, error: Error) -> Option<Error> {
         self.attempts += 1;
         let may_pass = match &error {
             Error::Corruption { .. } => true,
             Error::Io(error) => error.kind == IoErrorKind::NotFound,
             _ => false,
         };
-        let found = (sequence, error.to_string());
-        if !may_pass || self.attempts == ATTEMPTS_MAX || self.last.as_ref() == Some(&found) {
+        let found = error.to_string();
+        if !may_pass || self.last.as_ref() == Some(&found) {
             return Some(error);
+        }
+        if self.attempts >= self.attempts_max {
+            return Some(Error::Refused(format!(
+                "the directory changes faster than it is read: {} times something was not there any more, at last: {found}. \
+                 Look at it while less is written, or while nobody has it open",
+                self.attempts
+            )));
         }
         self.last = Some(found);
         pause();
@@ -110,22 +126,21 @@ impl Inspection {
     /// [`Error::Refused`] if there is no database in it, or one of a later format; [`Error::Corruption`] if the superblock or
     /// what the state is made of does not verify.
     pub fn open(directory: impl AsRef<Path>) -> Result<Self> {
-        let mut retries = Retries::default();
+        let mut retries = Retries::new(ATTEMPTS_MAX);
         loop {
-            let mut sequence = None;
-            match Self::open_once(directory.as_ref(), &mut sequence) {
+            match Self::open_once(directory.as_ref()) {
                 // A file that has lost its name is found missing only when it is read: it belongs to a state that has gone by, or
                 // it is damage, which is shown as far as it can be.
                 Ok(inspection) => match inspection.state.check_headers() {
                     Ok(()) => return Ok(inspection),
                     Err(error) => {
-                        if retries.judge(sequence, error).is_some() {
+                        if retries.judge(error).is_some() {
                             return Ok(inspection);
                         }
                     }
                 },
                 Err(error) => {
-                    if let Some(error) = retries.judge(sequence, error) {
+                    if let Some(error) = retries.judge(error) {
                         return Err(error);
                     }
                 }
@@ -133,13 +148,12 @@ impl Inspection {
         }
     }
 
-    fn open_once(directory: &Path, sequence: &mut Option<u64>) -> Result<Self> {
+    fn open_once(directory: &Path) -> Result<Self> {
         let mut disk = ReadOnlyDisk::open(directory)?;
         crate::backup::refuse_unfinished(&mut disk)?;
         let Some(superblock) = Superblock::inspect(&mut disk)? else {
             return Err(Error::Refused(format!("there is no database in {}", directory.display())));
         };
-        *sequence = Some(superblock.sequence());
         let options = ShelfOptions { cache_bytes: CACHE_BYTES, ..ShelfOptions::default() };
         let shelf = Shelf::new(disk.files(), superblock.database, options);
         let state = match superblock.has_checkpoint() {
@@ -216,14 +230,13 @@ impl Inspection {
 
     /// What `what` finds, until a directory in use held still for it.
     fn look<T>(directory: &Path, what: &mut dyn FnMut(&Self) -> Result<T>) -> Result<T> {
-        let mut retries = Retries::default();
+        let mut retries = Retries::new(ATTEMPTS_MAX);
         loop {
-            let mut sequence = None;
-            let opened = Self::open_once(directory, &mut sequence);
+            let opened = Self::open_once(directory);
             match opened.and_then(|inspection| what(&inspection)) {
                 Ok(found) => return Ok(found),
                 Err(error) => {
-                    if let Some(error) = retries.judge(sequence, error) {
+                    if let Some(error) = retries.judge(error) {
                         return Err(error);
                     }
                 }
@@ -233,8 +246,7 @@ impl Inspection {
 
     fn log_once(&self, newest_max: usize, progress: &mut dyn FnMut(VerifyProgress)) -> Result<LogView> {
         let segment_bytes = u64::from(self.superblock.segment_bytes);
-        let mut newest = VecDeque::new();
-        let mut take = |record: &Record<'_>| {
+        let mut take = |newest: &mut VecDeque<_>, record: &Record<'_>| {
             if newest.len() == newest_max {
                 newest.pop_front();
             }
@@ -243,18 +255,21 @@ impl Inspection {
             }
             Ok(())
         };
-        let report = match self.superblock.stage {
-            Stage::Creating => None,
-            Stage::Ready => Some(self.read_log(&mut take, progress)?),
+        let (replay_lsn, newest, report) = match self.superblock.stage {
+            Stage::Creating => (self.superblock.wal_replay_lsn, VecDeque::new(), None),
+            Stage::Ready => {
+                let (replay_lsn, newest, report) = self.read_log_now(&mut take, progress)?;
+                (replay_lsn, newest, Some(report))
+            }
         };
-        Ok(LogView { replay_lsn: self.superblock.wal_replay_lsn.0, report, newest: newest.into() })
+        Ok(LogView { replay_lsn: replay_lsn.0, report, newest: newest.into() })
     }
 
     fn verify_once(&self, progress: &mut dyn FnMut(VerifyProgress)) -> Result<Verified> {
         self.verify_copies()?;
         let log = match self.superblock.stage {
             Stage::Creating => None,
-            Stage::Ready => Some(self.read_log(&mut |_| Ok(()), progress)?),
+            Stage::Ready => Some(self.read_log_now(&mut |(), _| Ok(()), progress)?.2),
         };
         Ok(Verified { checkpoint: self.state.verify(progress)?, log })
     }
@@ -281,19 +296,121 @@ impl Inspection {
         Ok(())
     }
 
+    /// Reads the log from where the superblock of now says, which is the first that must still be there, into what `visit` makes of
+    /// it. Also returns where that is.
+    fn read_log_now<V: Default>(
+        &self,
+        visit: &mut dyn FnMut(&mut V, &Record<'_>) -> Result<()>,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<(Lsn, V, LogReport)> {
+        let mut retries = Retries::new(LOG_ATTEMPTS_MAX);
+        loop {
+            let superblock = Superblock::inspect(&mut ReadOnlyDisk::open(&self.directory)?)?;
+            // One that cannot be read now was read when this was opened, and is judged there.
+            let replay_lsn = superblock.map_or(self.superblock.wal_replay_lsn, |it| it.wal_replay_lsn);
+            let mut found = V::default();
+            match self.read_log_from(replay_lsn, &mut |record| visit(&mut found, record), progress) {
+                Ok(report) => return Ok((replay_lsn, found, report)),
+                Err(error) => {
+                    if let Some(error) = retries.judge(error) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the log behind the state.
     fn read_log(
         &self,
         visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
         progress: &mut dyn FnMut(VerifyProgress),
     ) -> Result<LogReport> {
+        self.read_log_from(self.superblock.wal_replay_lsn, visit, progress)
+    }
+
+    fn read_log_from(
+        &self,
+        replay_lsn: Lsn,
+        visit: &mut dyn FnMut(&Record<'_>) -> Result<()>,
+        progress: &mut dyn FnMut(VerifyProgress),
+    ) -> Result<LogReport> {
         let mut disk = ReadOnlyDisk::open(&self.directory)?;
-        let Superblock { database, segment_bytes, wal_replay_lsn, .. } = self.superblock;
-        wal::inspect(&mut disk, database, u64::from(segment_bytes), wal_replay_lsn, visit, &mut |read| {
+        let Superblock { database, segment_bytes, .. } = self.superblock;
+        wal::inspect(&mut disk, database, u64::from(segment_bytes), replay_lsn, visit, &mut |read| {
             progress(VerifyProgress {
                 part: "log",
                 bytes_done: read.bytes_done,
                 bytes_total: read.bytes_total,
             });
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Db, DurabilityLevel, Options};
+
+    /// Once in a while `sternctl verify` said of a directory in use that the segment which its log begins with was missing: between
+    /// its look at the superblock and the one at the log, checkpoints had given that segment back, eight times in a row. Now the log is
+    /// read from where the superblock of that moment says.
+    #[test]
+    fn a_log_that_was_recycled_since_the_directory_was_opened_is_not_damage() {
+        let mut options = Options::new().memtable_bytes(16 << 10).durability(DurabilityLevel::Manual);
+        options.log.segment_bytes = Some(64 << 10);
+        options.checkpoint.wal_bytes_max = 16 << 10;
+        options.checkpoint.pending_percent_max = 1_000;
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = Db::open(directory.path(), options).expect("a new database");
+        let write = || {
+            (0..50).for_each(|number| {
+                db.put(format!("key/{number}"), vec![7; 300]).expect("a put");
+            });
+            db.sync().expect("a sync");
+        };
+        let first_segment = || {
+            let newest = Inspection::open(directory.path()).expect("it opens");
+            newest.superblock.wal_replay_lsn.0 / u64::from(newest.superblock.segment_bytes)
+        };
+        while first_segment() == 0 {
+            write();
+        }
+        let inspection = Inspection::open(directory.path()).expect("it opens");
+        let opened_at =
+            inspection.superblock.wal_replay_lsn.0 / u64::from(inspection.superblock.segment_bytes);
+        while first_segment() < opened_at + 3 {
+            write();
+        }
+        let gone = inspection
+            .read_log(&mut |_| Ok(()), &mut |_| {})
+            .expect_err("where it was opened nothing is left");
+        assert!(gone.to_string().contains("is missing"), "{gone}");
+        inspection.verify_once(&mut |_| {}).expect("nothing is damaged");
+        let log = inspection.log_once(3, &mut |_| {}).expect("nothing is damaged");
+        assert!(log.replay_lsn / u64::from(inspection.superblock.segment_bytes) >= opened_at + 3);
+        assert_eq!((log.newest.len(), log.report.is_some()), (3, true));
+        db.close().expect("a close");
+    }
+
+    #[test]
+    fn the_same_twice_is_damage_and_what_is_another_thing_each_time_is_none() {
+        let damage = |number: u32| {
+            let what = format!("segment {number} is missing");
+            Error::Corruption { file: "wal".into(), offset: 0, what }
+        };
+        let mut retries = Retries::new(3);
+        assert!(retries.judge(damage(1)).is_none());
+        assert!(retries.judge(damage(2)).is_none());
+        assert!(matches!(retries.judge(damage(2)), Some(Error::Corruption { .. })));
+        let mut retries = Retries::new(3);
+        assert!(retries.judge(damage(1)).is_none());
+        assert!(retries.judge(damage(2)).is_none());
+        let Some(Error::Refused(what)) = retries.judge(damage(3)) else {
+            panic!("it is not known to be damage")
+        };
+        assert!(what.contains("changes faster") && what.contains("segment 3"), "{what}");
+        let refused = Error::Refused("a later format".into());
+        assert!(matches!(Retries::new(3).judge(refused), Some(Error::Refused(_))));
     }
 }
