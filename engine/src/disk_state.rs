@@ -28,6 +28,7 @@ mod cell;
 mod changes;
 mod cursor;
 mod kept_names;
+mod leaves_ahead;
 mod pending;
 mod read_ahead;
 mod repair;
@@ -35,6 +36,7 @@ mod scrub;
 mod segment_table;
 mod shelf;
 mod stations;
+mod values;
 mod verify;
 
 #[cfg(feature = "sim")]
@@ -44,6 +46,7 @@ pub use verify::{VerifyCounts, VerifyProgress};
 pub(crate) use cell::{DiskVersion, INLINE_BYTES_MAX, KeyCells, encode_cell, encode_cell_of, tombstone_main};
 pub(crate) use cursor::DiskCursor;
 pub(crate) use kept_names::{NamesKept, SegmentFile};
+pub(crate) use leaves_ahead::LeavesAhead;
 pub(crate) use pending::{PendingChange, Replaced, check_newer};
 pub(crate) use repair::KeyPages;
 pub(crate) use scrub::{OnBytes, ScrubPosition};
@@ -55,6 +58,7 @@ pub(crate) use segment_table::{
 pub use shelf::ShelfOptions;
 pub(crate) use shelf::{Shelf, TreePages};
 pub(crate) use stations::{Stations, is_station};
+use values::{PIECE_RECORDS, Piece, PieceRead, ValueBatch};
 
 use crate::base::ids::{Revision, SegmentId};
 use crate::error::{Error, Result};
@@ -313,6 +317,21 @@ impl DiskState {
         }
     }
 
+    /// How many bytes of leaves a range may ask for before it comes to them; none if nothing is read ahead.
+    fn ahead_bytes(&self) -> Option<u64> {
+        let shelf = self.shelf.as_deref()?;
+        shelf.read_ahead.get()?;
+        Some(shelf.options.range_ahead_bytes).filter(|&bytes| bytes > 0)
+    }
+
+    /// [`Self::read_ahead`] for a range.
+    fn read_leaf_ahead(self: &Arc<Self>, fence: &[u8]) {
+        if let Some(shelf) = &self.shelf {
+            shelf.leaves_read_ahead.fetch_add(1, Ordering::Relaxed);
+        }
+        self.read_ahead(fence);
+    }
+
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.
     pub(crate) fn at_or_below(&self, key: &[u8], main: i64) -> Result<Option<DiskVersion>> {
         match self.newest(key)? {
@@ -460,8 +479,8 @@ impl DiskState {
         }
     }
 
-    /// Values of many versions, in their order; neighbours on disk are read together.
-    pub(crate) fn values(&self, versions: &[&DiskVersion]) -> Result<Vec<Bytes>> {
+    /// Values of many versions, in their order; neighbours on disk are read together, pieces by many threads at once.
+    pub(crate) fn values(self: &Arc<Self>, versions: &[&DiskVersion]) -> Result<Vec<Bytes>> {
         if let [version] = versions {
             return Ok(vec![self.value(version)?]);
         }
@@ -476,27 +495,52 @@ impl DiskState {
             let number = self.revisions.partition_point(|file| file.info.summary.last < version.revision);
             wanted.entry(number).or_default().push((version.revision, at));
         }
-        for (number, mut wanted) in wanted {
-            wanted.sort_unstable();
-            let mut entries = Vec::with_capacity(wanted.len());
-            for &(revision, at) in &wanted {
-                let entry = match self.revisions.get(number) {
-                    Some(file) => file.segment.find(revision)?,
-                    None => None,
-                };
-                match entry {
-                    Some(entry) => entries.push(entry),
-                    None => return Err(versions[at].missing(self.file_of(revision))),
-                }
-            }
-            let records = self.revisions[number].segment.read_many(&entries)?;
-            for (record, (revision, at)) in records.into_iter().zip(wanted) {
-                let value = versions[at].check(Some(record), || self.file_of(revision))?.value;
+        wanted.values_mut().for_each(|wanted| wanted.sort_unstable());
+        let mut take = |piece: &Piece, records: Vec<Option<OwnedRecord>>| -> Result<()> {
+            for (record, &(revision, at)) in records.into_iter().zip(&piece.wanted) {
+                let value = versions[at].check(record, || self.file_of(revision))?.value;
                 self.keep_value(versions[at], &value);
                 values[at] = Some(value);
             }
+            Ok(())
+        };
+        let is_large = wanted.values().map(Vec::len).sum::<usize>() > PIECE_RECORDS;
+        match self.shelf.as_deref().filter(|_| is_large && self.ahead_bytes().is_some()) {
+            None => {
+                for (segment, wanted) in wanted {
+                    let piece = Piece { segment, wanted };
+                    take(&piece, self.read_piece(&piece)?)?;
+                }
+            }
+            Some(shelf) => {
+                let pieces = wanted.iter().flat_map(|(&segment, wanted)| Piece::cut(segment, wanted));
+                let pieces: Vec<Piece> = pieces.collect();
+                let count = pieces.len();
+                let batch = ValueBatch::new(self.clone(), pieces);
+                if count > 1
+                    && let Some(ahead) = shelf.read_ahead.get()
+                {
+                    shelf.pieces_read_at_once.fetch_add(count as u64, Ordering::Relaxed);
+                    ahead.help(&batch, count - 1);
+                }
+                for (piece, records) in batch.finish() {
+                    take(piece, records?)?;
+                }
+            }
         }
         Ok(values.into_iter().map(|value| value.expect("each was in memory or read")).collect())
+    }
+
+    /// Records of one segment; none in place of one that is not there.
+    fn read_piece(&self, piece: &Piece) -> PieceRead {
+        let Some(file) = self.revisions.get(piece.segment) else {
+            return Ok(piece.wanted.iter().map(|_| None).collect());
+        };
+        let find = |&(revision, _): &(Revision, usize)| file.segment.find(revision);
+        let entries: Vec<Option<Entry>> = piece.wanted.iter().map(find).collect::<Result<_>>()?;
+        let there: Vec<Entry> = entries.iter().flatten().copied().collect();
+        let mut records = file.segment.read_many(&there)?.into_iter();
+        Ok(entries.iter().map(|entry| entry.and_then(|_| records.next())).collect())
     }
 
     /// Name of the segment that should hold a revision, for messages.

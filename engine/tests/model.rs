@@ -110,6 +110,7 @@ impl Sizes {
                 cache_bytes: [0, 64 << 10, 64 << 20][rng.below(3) as usize],
                 page_bytes: [160, 512, 4096, 16384][rng.below(4) as usize],
                 segment_bytes: [16 << 10, 64 << 10, 1 << 20][rng.below(3) as usize],
+                ..ShelfOptions::default()
             },
             sweep_changes_max: [1, 12, 1 << 18][rng.below(3) as usize],
             wal_bytes_max: [500, 5_000, 1 << 30][rng.below(3) as usize],

@@ -22,7 +22,12 @@ struct World {
 }
 
 fn options() -> CheckpointOptions {
-    let shelf = ShelfOptions { cache_bytes: 8 << 20, page_bytes: 4096, segment_bytes: 1 << 20 };
+    let shelf = ShelfOptions {
+        cache_bytes: 8 << 20,
+        page_bytes: 4096,
+        segment_bytes: 1 << 20,
+        ..ShelfOptions::default()
+    };
     CheckpointOptions { shelf, ..CheckpointOptions::default() }
 }
 

@@ -115,6 +115,10 @@ pub struct CheckpointStats {
     pub reads_spared: u64,
     /// Records that reads of older revisions have read on their way to the version that they wanted, that one included.
     pub versions_read: u64,
+    /// Leaves that ranges asked for before they came to them.
+    pub leaves_read_ahead: u64,
+    /// Pieces of answers whose values were read by many threads at once.
+    pub pieces_read_at_once: u64,
     /// What is kept in memory of what was read.
     pub cache: CacheStats,
     /// The room that is kept back.
@@ -618,6 +622,8 @@ impl Checkpointer {
             runs_count: self.runs_count(),
             reads_spared: self.priors.answered_count(),
             versions_read: self.shelf.versions_read.load(Ordering::Relaxed),
+            leaves_read_ahead: self.shelf.leaves_read_ahead.load(Ordering::Relaxed),
+            pieces_read_at_once: self.shelf.pieces_read_at_once.load(Ordering::Relaxed),
             cache: self.shelf.cache_stats(),
             reserve: self.space.stats(),
             ..self.stats.clone()

@@ -8,9 +8,10 @@ use super::pending::PendingChange;
 use super::repair::KeyPages;
 use super::{DiskState, DiskVersion, TreeId};
 use crate::error::Result;
-use crate::tree::{Cursor, Tree};
+use crate::tree::{Cursor, Page, Tree};
 use bytes::Bytes;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum At {
@@ -166,6 +167,17 @@ impl<'a> DiskCursor<'a> {
             }
             self.pass(self.direction)?;
         }
+    }
+
+    /// The page above the leaf of the key tree that the cursor is in; none in a tree of one leaf.
+    pub(super) fn page_above(&self) -> Option<&Page> {
+        self.leaves.page_above().map(|(page, _)| &**page)
+    }
+
+    /// Which leaf that is: something that is another one for each page, and the number of the leaf in it.
+    #[inline]
+    pub(super) fn leaf_place(&self) -> Option<(usize, usize)> {
+        self.leaves.page_above().map(|(page, index)| (Arc::as_ptr(page) as usize, index))
     }
 
     /// The key; none at either end.

@@ -62,13 +62,21 @@ pub struct ShelfOptions {
     pub cache_bytes: usize,
     /// Target size of a page: 4 KiB to 64 KiB. A directory may be written with another size at any time.
     pub page_bytes: usize,
+    /// Leaves that a range reads ahead of itself, in bytes; 1 MiB by default, 0 for none. Values of an answer are read by many threads at once
+    /// unless it is 0.
+    pub range_ahead_bytes: u64,
     /// Size at which a segment is closed and a new one begun: 64 KiB to 64 MiB.
     pub segment_bytes: u64,
 }
 
 impl Default for ShelfOptions {
     fn default() -> Self {
-        Self { cache_bytes: 256 << 20, page_bytes: 16 << 10, segment_bytes: 64 << 20 }
+        Self {
+            cache_bytes: 256 << 20,
+            page_bytes: 16 << 10,
+            range_ahead_bytes: 1 << 20,
+            segment_bytes: 64 << 20,
+        }
     }
 }
 
@@ -88,6 +96,10 @@ pub(crate) struct Shelf {
     pub(crate) names: Arc<KeptNames>,
     /// See [`crate::checkpoint::CheckpointStats::versions_read`].
     pub(crate) versions_read: AtomicU64,
+    /// See [`crate::checkpoint::CheckpointStats::pieces_read_at_once`].
+    pub(crate) pieces_read_at_once: AtomicU64,
+    /// See [`crate::checkpoint::CheckpointStats::leaves_read_ahead`].
+    pub(crate) leaves_read_ahead: AtomicU64,
     /// None where nothing is read that nobody asked for.
     pub(super) read_ahead: OnceLock<ReadAhead>,
 }
@@ -112,6 +124,8 @@ impl Shelf {
             pages_files: Mutex::default(),
             names: Arc::default(),
             versions_read: AtomicU64::new(0),
+            pieces_read_at_once: AtomicU64::new(0),
+            leaves_read_ahead: AtomicU64::new(0),
             read_ahead: OnceLock::new(),
         })
     }

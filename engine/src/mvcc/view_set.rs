@@ -16,7 +16,7 @@
 use super::found::Found;
 use super::operation::KeyRange;
 use crate::base::ids::Revision;
-use crate::disk_state::{DiskCursor, DiskState, DiskVersion};
+use crate::disk_state::{DiskCursor, DiskState, DiskVersion, LeavesAhead};
 use crate::error::OperationError;
 use crate::memtable::{Key, KeyHasher, Keys, Memtable, Newest, Version};
 use bytes::Bytes;
@@ -330,18 +330,23 @@ impl Eq for Lane<'_> {}
 
 /// The disk's part of a scan.
 struct DiskLane<'a, 'b> {
-    disk: &'a DiskState,
+    disk: &'a Arc<DiskState>,
+    ahead: LeavesAhead,
     cursor: Option<DiskCursor<'a>>,
     end: Option<&'b [u8]>,
 }
 
 impl<'a, 'b> DiskLane<'a, 'b> {
-    fn new(disk: &'a DiskState, from: &[u8], end: Option<&'b [u8]>) -> Result<Self, OperationError> {
+    fn new(disk: &'a Arc<DiskState>, from: &[u8], end: Option<&'b [u8]>) -> Result<Self, OperationError> {
         let mut cursor = disk.cursor();
         if let Some(cursor) = &mut cursor {
             cursor.seek(from)?;
         }
-        Ok(Self { disk, cursor, end })
+        let mut ahead = LeavesAhead::default();
+        if let Some(cursor) = &cursor {
+            ahead.follow(disk, cursor, end);
+        }
+        Ok(Self { disk, ahead, cursor, end })
     }
 
     #[inline]
@@ -363,6 +368,7 @@ impl<'a, 'b> DiskLane<'a, 'b> {
     fn advance(&mut self) -> Result<(), OperationError> {
         if let Some(cursor) = &mut self.cursor {
             cursor.next()?;
+            self.ahead.follow(self.disk, cursor, self.end);
         }
         Ok(())
     }

@@ -112,6 +112,13 @@ impl<P: Pages> Cursor<P> {
         Hit { page: leaf.page.clone(), index: leaf.index }
     }
 
+    /// The page above the leaf that the cursor is in, and the number of the leaf in it; none in a tree of one leaf.
+    #[inline]
+    pub(crate) fn page_above(&self) -> Option<(&Arc<Page>, usize)> {
+        let above = self.path.get(self.path.len().checked_sub(2)?)?;
+        Some((&above.page, above.index))
+    }
+
     fn leaf(&self) -> &Step {
         self.path.last().expect("the cursor is on a cell")
     }
