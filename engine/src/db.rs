@@ -152,7 +152,7 @@ impl Db {
                 match opened {
                     Ok(mut core) => {
                         let _end = EndOnDrop(closing_shared);
-                        let _ = report.send(Ok((core.superblock(), core.take_calibration())));
+                        let _ = report.send(Ok((core.superblock(), core.take_calibration(), core.place())));
                         while core.step(u64::MAX) {}
                         core.close()
                     }
@@ -163,7 +163,7 @@ impl Db {
                 }
             })
             .map_err(|error| Error::Refused(format!("cannot start the engine's thread: {error}")))?;
-        let (superblock, calibration) = opened
+        let (superblock, calibration, place) = opened
             .recv()
             .unwrap_or_else(|_| Err(Error::Refused("the engine's thread ended while opening".into())))?;
         // Nobody could hear why a measurement failed, and the next opening tries again.
@@ -174,7 +174,7 @@ impl Db {
         let inner = Inner { shared, store, superblock, directory, calibrator, scrubber, thread };
         let db = Self { inner: Arc::new(inner) };
         if scrub_bytes_per_second > 0 {
-            let scrubber = Scrubber::start(db.inner.store.clone(), scrub_bytes_per_second)?;
+            let scrubber = Scrubber::start(db.inner.store.clone(), scrub_bytes_per_second, Some(place))?;
             *db.inner.scrubber.lock().unwrap_or_else(PoisonError::into_inner) = Some(scrubber);
         }
         Ok(db)

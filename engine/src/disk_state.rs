@@ -197,6 +197,11 @@ impl DiskState {
         Self::new(shelf, roots, positions, revisions, pages)
     }
 
+    /// Identity of the database; zeros before the first checkpoint.
+    pub(crate) fn database(&self) -> [u8; 16] {
+        self.shelf.as_ref().map_or([0; 16], |shelf| shelf.database)
+    }
+
     /// True before the first checkpoint.
     pub(crate) fn is_empty(&self) -> bool {
         self.shelf.is_none()

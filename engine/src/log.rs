@@ -19,7 +19,7 @@ mod place;
 mod yielding;
 
 pub use hold::LogHold;
-pub use place::Place;
+pub use place::{Place, PlaceRef};
 
 use crate::base::clock::Clock;
 use crate::base::ids::{GroupId, Lsn};

@@ -8,17 +8,20 @@
 //! [`PASS_US_MIN`] after the one before. Dropping it ends the thread after the 256 KiB under way. [`scrub_once`] makes one pass at full speed on the
 //! calling thread.
 //!
-//! **Where it goes on.** The position is kept in memory. A start begins at a random segment, so that a process which is restarted more
-//! often than a pass takes reads every part equally often all the same.
+//! **Where it goes on.** The position is kept in a small file (`scrub/bookmark.rs`), once a minute and at the end, so that a process which is restarted
+//! more often than a pass takes reads everything all the same. Where there is none of use a start begins at a random segment.
 //!
 //! **Not covered**: the log, whose records are read by the next start, and which is short; agreement between trees and records, which
 //! only `verify` checks.
+mod bookmark;
+
 use crate::base::clock::{Clock, MonotonicClock};
 use crate::base::ids::SegmentId;
 use crate::disk_state::ScrubPosition;
 use crate::error::{Error, Result};
-use crate::log::random_seed;
+use crate::log::{PlaceRef, random_seed};
 use crate::mvcc::Store;
+use bookmark::Bookmark;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -28,6 +31,8 @@ use std::time::Duration;
 pub const PASS_US_MIN: u64 = 3600 * 1_000_000;
 /// Rates that can be asked for, in bytes a second.
 pub const RATE_RANGE: std::ops::RangeInclusive<u64> = 1..=1 << 40;
+/// How often the position is written: what is read twice behind a kill is a minute's.
+const MARK_US: u64 = 60 * 1_000_000;
 /// What was not read in time is not caught up with, but for this much.
 const BEHIND_US_MAX: u64 = 1_000_000;
 
@@ -125,11 +130,11 @@ impl Shared {
 }
 
 impl Scrubber {
-    /// Starts the thread, which reads at most so many bytes a second ([`RATE_RANGE`]).
+    /// Starts the thread, which reads at most so many bytes a second ([`RATE_RANGE`]). With a place, which is that of the store, its position is kept there.
     ///
     /// # Errors
     /// [`Error::Refused`] if the rate is out of range, or there is no thread.
-    pub fn start(store: Store, bytes_per_second: u64) -> Result<Self> {
+    pub fn start(store: Store, bytes_per_second: u64, place: Option<PlaceRef>) -> Result<Self> {
         if !RATE_RANGE.contains(&bytes_per_second) {
             return Err(Error::Refused(format!("a scrub reads 1 to {} bytes a second", RATE_RANGE.end())));
         }
@@ -138,7 +143,7 @@ impl Scrubber {
         let thread_shared = shared.clone();
         let thread = std::thread::Builder::new()
             .name("scrub".into())
-            .spawn(move || scrub(&store, &thread_shared, bytes_per_second))
+            .spawn(move || scrub(&store, &thread_shared, bytes_per_second, place))
             .map_err(|error| Error::Refused(format!("cannot start the thread of the scrubber: {error}")))?;
         Ok(Self { shared, thread: Some(thread) })
     }
@@ -162,9 +167,22 @@ impl Drop for Scrubber {
     }
 }
 
-fn scrub(store: &Store, shared: &Shared, bytes_per_second: u64) {
+/// Where a process begins.
+fn first_position(store: &Store, mark: Option<&Bookmark>) -> ScrubPosition {
+    let marked = mark.and_then(|mark| mark.read(store.database()));
+    marked.unwrap_or_else(|| ScrubPosition::Records(SegmentId(store.random_segment(random_seed()))))
+}
+
+fn scrub(store: &Store, shared: &Shared, bytes_per_second: u64, place: Option<PlaceRef>) {
     let mut pace = Pace::new(bytes_per_second, shared.clock.now_us());
-    let mut position = ScrubPosition::Records(SegmentId(store.random_segment(random_seed())));
+    let mut mark = place.map(Bookmark::new);
+    let mut position = first_position(store, mark.as_ref());
+    let mut marked_us = shared.clock.now_us();
+    let mut keep = |position: &ScrubPosition| {
+        if let Some(mark) = &mut mark {
+            mark.write(store.database(), position);
+        }
+    };
     loop {
         let mut flow = ControlFlow::Continue(());
         let mut on_bytes = |bytes| {
@@ -175,12 +193,25 @@ fn scrub(store: &Store, shared: &Shared, bytes_per_second: u64) {
         let (findings, next) = store.scrub(&position, &mut on_bytes);
         shared.state().stats.findings += findings;
         if flow.is_break() || shared.state().closing {
-            return;
+            // A slice that was broken off is read again.
+            return keep(if flow.is_break() {
+                &position
+            } else {
+                next.as_ref().unwrap_or(&ScrubPosition::START)
+            });
         }
         position = match next {
-            Some(next) => next,
+            Some(next) => {
+                let now_us = shared.clock.now_us();
+                if now_us.saturating_sub(marked_us) >= MARK_US {
+                    marked_us = now_us;
+                    keep(&next);
+                }
+                next
+            }
             None => {
                 let now_us = shared.clock.now_us();
+                keep(&ScrubPosition::START);
                 {
                     let mut state = shared.state();
                     state.stats.passes += 1;
@@ -238,6 +269,51 @@ mod tests {
     #[test]
     fn a_rate_out_of_range_is_refused() {
         let (store, _writer) = crate::mvcc::StoreWriter::new(Default::default());
-        assert!(matches!(Scrubber::start(store, 0), Err(Error::Refused(_))));
+        assert!(matches!(Scrubber::start(store, 0, None), Err(Error::Refused(_))));
+    }
+
+    /// A process that is restarted again and again, each time behind one slice, reads everything once before it reads anything twice.
+    #[cfg(feature = "sim")]
+    #[test]
+    fn a_pass_goes_on_over_restarts() {
+        use crate::checkpoint::CheckpointOptions;
+        use crate::checkpoint::simulated::SimulatedCheckpoints;
+        use crate::io::sim_disk::SimDisk;
+        use crate::mvcc::{AnyLease, Put, StoreOptions, StoreWriter};
+        let disk = SimDisk::new(1);
+        let (store, mut writer) = StoreWriter::new(StoreOptions { memtable_bytes: 16 << 10 });
+        let mut options = CheckpointOptions::default();
+        options.shelf.segment_bytes = 64 << 10;
+        let mut checkpoints = SimulatedCheckpoints::open(&disk, &mut writer, &options).expect("it opens");
+        for number in 0..2_000 {
+            let put =
+                Put { key: format!("key {number}").into(), value: vec![7; 100].into(), ..Put::default() };
+            writer.put(&put, &AnyLease).expect("a put");
+            checkpoints.after_operation(&mut writer);
+        }
+        checkpoints.make(&mut writer, true).expect("a checkpoint");
+        let slices_of = |mut next: Option<ScrubPosition>| {
+            let mut slices = Vec::new();
+            while let Some(position) = next {
+                next = store.scrub(&position, &mut |_| ControlFlow::Continue(())).1;
+                slices.push(position);
+            }
+            slices
+        };
+        let expected = slices_of(Some(ScrubPosition::START));
+        assert!(expected.len() > 6, "{expected:?}");
+        let bookmark = || Bookmark::new(crate::log::Place::on_simulated_disk(&disk).downgrade());
+        let database = store.database();
+        let mut found = Vec::new();
+        bookmark().write(database, &ScrubPosition::START);
+        for _ in 0..expected.len() {
+            let mut mark = bookmark();
+            let position = first_position(&store, Some(&mark));
+            let next = store.scrub(&position, &mut |_| ControlFlow::Continue(())).1;
+            mark.write(database, next.as_ref().unwrap_or(&ScrubPosition::START));
+            found.push(position);
+        }
+        assert_eq!(found, expected);
+        assert_eq!(bookmark().read(database), Some(ScrubPosition::START), "and then from the start");
     }
 }

@@ -34,7 +34,7 @@ use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, Checkpoin
 use sternpost_engine::io::sim_disk::SimDisk;
 use sternpost_engine::io::{Backend, Waker};
 use sternpost_engine::log::calibration::{CalibrationJob, CalibrationReport, Calibrator};
-use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, PreparedLog, WriteAge};
+use sternpost_engine::log::{Log, LogIdentity, Mode, OpenProgress, PlaceRef, PreparedLog, WriteAge};
 use sternpost_engine::mvcc::{CutPosition, StoreWriter};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::transfer::StateHolder;
@@ -87,6 +87,7 @@ pub struct Opened {
 pub struct Solo {
     shared: Arc<Shared>,
     opened: Opened,
+    place: PlaceRef,
     calibration: Calibration,
     thread: Mutex<Option<JoinHandle<Result<()>>>>,
 }
@@ -274,7 +275,11 @@ impl Solo {
                             core.checkpointer.set_on_event(on_checkpoint);
                         }
                         let _abort = AbortOnPanic;
-                        let _ = report.send(Ok((opened.clone(), core.log.take_calibration())));
+                        let _ = report.send(Ok((
+                            opened.clone(),
+                            core.log.take_calibration(),
+                            core.log.place().downgrade(),
+                        )));
                         core.run();
                         if core.hands_over() {
                             successor(core.into_parts(opened, woken))
@@ -289,11 +294,11 @@ impl Solo {
                 }
             })
             .map_err(|error| Error::Refused(format!("cannot start the thread of the log: {error}")))?;
-        let (opened, calibration) = opened.recv().unwrap_or_else(|_| {
+        let (opened, calibration, place) = opened.recv().unwrap_or_else(|_| {
             Err(Error::Refused("the thread of the log ended while opening; see the message above".into()))
         })?;
         let calibration = Calibration::new(calibration);
-        Ok(Self { shared, opened, calibration, thread: Mutex::new(Some(thread)) })
+        Ok(Self { shared, opened, place, calibration, thread: Mutex::new(Some(thread)) })
     }
 
     /// Ends this node when everything that is queued is applied, and has the successor go on with it; commands that come meanwhile are refused. Returns the
@@ -313,6 +318,11 @@ impl Solo {
         report: impl FnOnce(Result<CalibrationReport>) + Send + 'static,
     ) {
         self.calibration.start(delay, report);
+    }
+
+    /// The directory, for who writes beside the log as long as it is open.
+    pub fn place(&self) -> PlaceRef {
+        self.place.clone()
     }
 
     /// What was found at the start.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use sternpost_engine::Result;
 use sternpost_engine::backup::LiveSource;
 use sternpost_engine::checkpoint::{CheckpointOptions, CheckpointStats, OnCheckpoint};
-use sternpost_engine::log::OpenProgress;
 use sternpost_engine::log::calibration::CalibrationReport;
+use sternpost_engine::log::{OpenProgress, PlaceRef};
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::wal::WalStats;
 use sternpost_replication::raft::{
@@ -122,6 +122,14 @@ impl Node {
                 None => single.solo().hold(),
             },
             Self::Raft(raft) => raft.hold(),
+        }
+    }
+
+    /// The data directory, for who writes beside the log as long as it is open.
+    pub fn place(&self) -> PlaceRef {
+        match self {
+            Self::Single(single) => single.solo().place(),
+            Self::Raft(raft) => raft.staging_place().directory().downgrade(),
         }
     }
 

@@ -174,9 +174,13 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     }
     supervisor.ready();
     node.calibrate(calibration::DELAY, log_calibration);
+    let place = node.place();
     let scrubber = match config.scrub_bytes_per_second.min(*scrub::RATE_RANGE.end()) {
         0 => None,
-        rate => Some(Scrubber::start(server.store().clone(), rate).map_err(|error| error.to_string())?),
+        rate => {
+            let started = Scrubber::start(server.store().clone(), rate, Some(place));
+            Some(started.map_err(|error| error.to_string())?)
+        }
     };
 
     let membership = server.pipeline.membership();

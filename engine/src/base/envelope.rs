@@ -1,5 +1,5 @@
 //! The versioned, checksummed envelope around side files: traces of simulated runs, benchmark results,
-//! manifests of backups, what is received of another member's state.
+//! manifests of backups, what is received of another member's state, where the scrubber was.
 //!
 //! Layout, little-endian: magic `STRNENV1` (8) · kind (u16) · format version of the kind (u16) · body length
 //! (u32) · CRC-32 of the 16 bytes before and the body (u32) · body (bincode 2, standard configuration). Never
@@ -27,6 +27,8 @@ pub enum EnvelopeKind {
     StagedState = 5,
     /// The decision to put a staged state in the place of the directory's own.
     Install = 6,
+    /// Where the scrubber goes on.
+    ScrubPosition = 7,
 }
 
 /// Why a side file was refused.

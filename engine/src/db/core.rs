@@ -15,7 +15,7 @@ use crate::disk_state::NamesKept;
 use crate::error::{Error, Result};
 use crate::io::Waker;
 use crate::log::calibration::CalibrationJob;
-use crate::log::{Log, LogHold, PreparedLog};
+use crate::log::{Log, LogHold, PlaceRef, PreparedLog};
 use crate::mvcc::Store;
 use crate::mvcc::encoding::{LogOperation, decode, encode, put_key};
 use crate::mvcc::{AnyLease, CutPosition, DeleteRangeOutcome, PutOutcome, StoreWriter, TxnOutcome};
@@ -357,6 +357,11 @@ impl Core {
     /// See [`Log::take_calibration`].
     pub(crate) fn take_calibration(&mut self) -> Option<CalibrationJob> {
         self.log.take_calibration()
+    }
+
+    /// See [`Log::place`].
+    pub(crate) fn place(&self) -> PlaceRef {
+        self.log.place().downgrade()
     }
 
     /// See [`Log::superblock`].

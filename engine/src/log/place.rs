@@ -1,7 +1,7 @@
 //! A data directory and the right to be the only one in it: what parts of the engine share that open it side by side.
 //!
 //! **Contract.** A [`Place`] keeps the directory locked while it or a clone of it lives, and every device that it has opened until the
-//! last operation of that has ended.
+//! last operation of that has ended; a [`PlaceRef`] does not.
 //!
 //! **Does not know** what is in the directory.
 use super::WriteAge;
@@ -13,7 +13,7 @@ use crate::io::files::{Files, open_files};
 use crate::io::sim_disk::SimDisk;
 use crate::io::{BackendChoice, Io};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// See the module.
@@ -36,7 +36,51 @@ pub(super) enum Kind {
     Simulated(SimDisk),
 }
 
+/// A place that does not keep its directory locked: of use as long as somebody else does.
+#[derive(Clone)]
+pub struct PlaceRef {
+    kind: KindRef,
+    io_backend: BackendChoice,
+    age: Option<WriteAge>,
+}
+
+#[derive(Clone)]
+enum KindRef {
+    Directory {
+        path: PathBuf,
+        lock: Weak<DirLock>,
+    },
+    #[cfg(feature = "sim")]
+    Simulated(SimDisk),
+}
+
+impl PlaceRef {
+    /// The place; none once nobody has it any more.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let kind = match &self.kind {
+            KindRef::Directory { path, lock } => {
+                Kind::Directory { path: path.clone(), lock: lock.upgrade()? }
+            }
+            #[cfg(feature = "sim")]
+            KindRef::Simulated(disk) => Kind::Simulated(disk.clone()),
+        };
+        Some(Place { kind, io_backend: self.io_backend, age: self.age.clone() })
+    }
+}
+
 impl Place {
+    /// The same without the right to keep others out.
+    pub fn downgrade(&self) -> PlaceRef {
+        let kind = match &self.kind {
+            Kind::Directory { path, lock } => {
+                KindRef::Directory { path: path.clone(), lock: Arc::downgrade(lock) }
+            }
+            #[cfg(feature = "sim")]
+            Kind::Simulated(disk) => KindRef::Simulated(disk.clone()),
+        };
+        PlaceRef { kind, io_backend: self.io_backend, age: self.age.clone() }
+    }
+
     /// Takes the lock of `directory`, which is made if it is missing; waits for it for at most `wait`. `waiting` hears once, in a sentence, by
     /// whom the directory is in use.
     ///

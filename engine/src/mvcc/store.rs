@@ -227,6 +227,11 @@ impl Store {
         disk.scrub(position, on_bytes)
     }
 
+    /// Identity of the database on disk; zeros before its first checkpoint.
+    pub(crate) fn database(&self) -> [u8; 16] {
+        self.shared.views.load().disk.database()
+    }
+
     /// The number of a segment of records on disk, drawn by `seed`; 0 if there is none.
     pub(crate) fn random_segment(&self, seed: u64) -> u32 {
         let disk = self.shared.views.load().disk.clone();
