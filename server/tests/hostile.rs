@@ -360,7 +360,7 @@ fn ten_thousand_idle_connections_cost_little_each() {
             let mut silent = Vec::new();
             let mut greeted = Vec::new();
             for number in 0..CONNECTIONS {
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     silent.push(std::net::TcpStream::connect((address.0.as_str(), address.1))?);
                 } else {
                     greeted.push(RawHttp2::connect(&address, 65_535)?);

@@ -208,7 +208,7 @@ fn certificates_are_replaced_fifty_times_under_load() {
                     ..Default::default()
                 };
                 let mut fresh = KvClient::new(members[member].channel());
-                let client = if number % 2 == 0 { &mut standing[member] } else { &mut fresh };
+                let client = if number.is_multiple_of(2) { &mut standing[member] } else { &mut fresh };
                 client.put(request).await.unwrap_or_else(|status| panic!("put {number}: {status}"));
                 put.fetch_add(1, Ordering::Relaxed);
             }
