@@ -66,7 +66,7 @@ use crate::io::files::ReadFile;
 use crate::quarantine::Quarantine;
 use crate::revision_log::{Entry, OwnedRecord, RevisionSegment, SegmentSummary};
 pub(crate) use crate::superblock::Roots;
-use crate::tree::{Aggregate, CellKind, PageRef, Piece, Tree};
+use crate::tree::{Aggregate, CellKind, PageRef, RangePiece, Tree};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -406,7 +406,7 @@ impl DiskState {
         range: (&[u8], Option<&[u8]>),
         keys_max: u64,
         pages_max: usize,
-    ) -> Result<Vec<Piece>> {
+    ) -> Result<Vec<RangePiece>> {
         match self.tree(TreeId::Keys) {
             Some(tree) => tree.pieces(TreeId::Keys.cells(), range, keys_max, pages_max),
             None => Ok(Vec::new()),

@@ -58,7 +58,7 @@ pub use edits::{Edit, Edits, MergeOptions, MergeOutcome, Outcome, PageSink};
 pub use merge::merge;
 pub use page::Page;
 pub use page_ref::{Aggregate, PAGE_REF_BYTES, PageRef};
-pub use pieces::Piece;
+pub use pieces::RangePiece;
 pub use reader::{Hit, LeafSpan, Tree, TreeCounts};
 
 use crate::base::ids::SegmentId;

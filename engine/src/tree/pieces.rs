@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 
 /// A part of a tree, up to the next piece.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Piece {
+pub struct RangePiece {
     /// No key of the piece is below it. Of the first piece it is perhaps below the range that was asked for.
     pub from: Vec<u8>,
     /// Keys that exist in it; of the pieces at the ends of the range perhaps more, for what lies outside counts too.
@@ -14,7 +14,7 @@ pub struct Piece {
 }
 
 struct Part {
-    piece: Piece,
+    piece: RangePiece,
     /// What it can be opened into; none for a cell.
     below: Option<PageRef>,
 }
@@ -31,7 +31,7 @@ impl<P: Pages> Tree<P> {
         (from, end): (&[u8], Option<&[u8]>),
         keys_max: u64,
         pages_max: usize,
-    ) -> Result<Vec<Piece>> {
+    ) -> Result<Vec<RangePiece>> {
         let Some(root) = self.root() else { return Ok(Vec::new()) };
         let mut parts = vec![part(from.to_vec(), root)];
         for _ in 0..pages_max {
@@ -61,7 +61,7 @@ impl<P: Pages> Tree<P> {
             };
             let cell = |index| {
                 let live_keys = cells.aggregate(page.payload(index)).live_keys;
-                Part { piece: Piece { from: page.key(index), live_keys }, below: None }
+                Part { piece: RangePiece { from: page.key(index), live_keys }, below: None }
             };
             return Ok((0..page.count()).filter(is_inside).map(cell).collect());
         }
@@ -73,5 +73,5 @@ impl<P: Pages> Tree<P> {
 }
 
 fn part(from: Vec<u8>, below: PageRef) -> Part {
-    Part { piece: Piece { from, live_keys: below.aggregate.live_keys }, below: Some(below) }
+    Part { piece: RangePiece { from, live_keys: below.aggregate.live_keys }, below: Some(below) }
 }
