@@ -12,7 +12,7 @@
 //! key is met once. Only those records are read, for their keys, from r segments as they lie there.
 //!
 //! **Choice.** Going over the range is another way to the same result, and the cheaper one where little is in it or much has changed. What each costs is
-//! known beforehand, in *keys gone over*; finding it out costs at most an eighth of a walk.
+//! known beforehand, in *keys gone over*; finding it out costs a few reads, and of entries looked at what an eighth of a walk costs at most.
 //!
 //! **Failure.** What needs a damaged place fails, as a read does. A change that a walk need not read and that cannot be read costs the walk.
 use super::found::Found;
