@@ -132,7 +132,7 @@ fn what_is_read_ahead_shows_in_no_answer_and_is_no_more_than_what_is_read() {
                 assert!(all.0 > leaves / 2 && all.0 <= leaves, "{ahead:?} of {leaves} leaves");
                 // A range that ends in its first leaf asks for none, one with a limit for no more than about what it has read.
                 assert!(ten.0 <= 2 && twenty.0 <= 2 && last.0 <= 1, "{ahead:?}");
-                assert!(thousand.0 <= leaves / 4 && thousand.1 > 20, "{ahead:?} of {leaves} leaves");
+                assert!(thousand.0 <= leaves / 3 && thousand.1 > 20, "{ahead:?} of {leaves} leaves");
                 assert!(old.0 > leaves / 4, "{ahead:?} of {leaves} leaves");
             }
         }
@@ -148,11 +148,14 @@ fn a_damaged_value_is_the_same_error_whoever_reads_it() {
     let mut segments: Vec<_> = segments.map(|entry| entry.expect("a name").path()).collect();
     segments.retain(|path| path.extension().is_some_and(|it| it == "r"));
     segments.sort();
-    // In the middle of the records of the newest one that is not small.
+    // All over the records of the largest one: some of these are of values that were replaced since, and not all of them.
     let largest = segments.iter().max_by_key(|path| path.metadata().map_or(0, |it| it.len())).expect("some");
     let mut content = std::fs::read(largest).expect("it is read");
-    let middle = content.len() / 2;
-    content[middle..middle + 64].iter_mut().for_each(|byte| *byte ^= 0x55);
+    let bytes = content.len();
+    for part in 1..=30 {
+        let at = bytes / 40 * part;
+        content[at..at + 64].iter_mut().for_each(|byte| *byte ^= 0x55);
+    }
     std::fs::write(largest, content).expect("it is written");
     let expected = ask(directory.path(), 0, between);
     assert!(expected[0].kvs.as_ref().is_err_and(|error| error.contains("seg/")), "{:?}", expected[0].kvs);
