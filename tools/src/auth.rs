@@ -4,6 +4,7 @@
 //! shown and are asked for twice.
 use crate::ctl::connect::Client;
 use crate::ctl::failure::Failure;
+use crate::ctl::flags;
 use crate::ctl::printer::Printer;
 use crate::ctl::secret;
 use crate::kv::prefix_range;
@@ -113,7 +114,8 @@ struct Interactive {
         num_args = 0..=1,
         require_equals = true,
         default_value_t = true,
-        default_missing_value = "true"
+        default_missing_value = "true",
+        value_parser = flags::truth
     )]
     interactive: bool,
 }

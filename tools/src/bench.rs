@@ -24,7 +24,8 @@ mod workloads;
 
 use crate::ctl::connect::endpoint_url;
 use crate::ctl::failure::{Exit, Failure};
-use crate::ctl::options::{GlobalOptions, Tls, parse_duration};
+use crate::ctl::flags;
+use crate::ctl::options::{GlobalOptions, Tls};
 use clap::{Args, Subcommand};
 use connection::{Connection, Method, Target};
 use device::{BlockDevice, DeviceCounters};
@@ -124,10 +125,10 @@ struct LoadOptions {
     #[arg(long)]
     total: Option<u64>,
     /// Length of the measured part [default: 10s, unless --total is given]
-    #[arg(long, value_parser = parse_duration)]
+    #[arg(long, value_parser = flags::duration)]
     duration: Option<Duration>,
     /// Length of the part before it
-    #[arg(long, default_value = "1s", value_parser = parse_duration)]
+    #[arg(long, default_value = "1s", value_parser = flags::duration)]
     warm_up: Duration,
     /// Number of keys
     #[arg(long, default_value_t = 100_000)]
@@ -333,6 +334,9 @@ fn targets(endpoints: &[String], tls: &Tls) -> Result<Vec<Target>, Failure> {
         })?;
         Ok(Target { authority, tls })
     };
+    if endpoints.is_empty() {
+        return Err(Failure::new(Exit::BadConnection, "etcdclient: no available endpoints"));
+    }
     endpoints.iter().map(target).collect()
 }
 

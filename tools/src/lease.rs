@@ -21,7 +21,7 @@ enum LeaseSubcommand {
     /// Create a lease
     Grant {
         /// Time to live in seconds
-        #[arg(value_name = "TTL", allow_negative_numbers = true)]
+        #[arg(value_name = "TTL")]
         arguments: Vec<String>,
     },
     /// Revoke a lease
@@ -40,7 +40,10 @@ enum LeaseSubcommand {
         arguments: Vec<String>,
     },
     /// List all leases
-    List,
+    List {
+        #[arg(hide = true)]
+        arguments: Vec<String>,
+    },
     /// Keep a lease alive
     KeepAlive {
         /// Renew once and exit
@@ -77,7 +80,7 @@ pub(crate) async fn run(client: &Client, mut printer: Printer, command: LeaseCom
             let response = client.call(lease.lease_time_to_live(LeaseTimeToLiveRequest { id, keys })).await;
             printer.time_to_live(&response.map_err(|f| f.with_exit(Exit::BadConnection))?, keys)?;
         }
-        LeaseSubcommand::List => {
+        LeaseSubcommand::List { .. } => {
             let mut lease = client.lease().await?;
             let response = client.call(lease.lease_leases(LeaseLeasesRequest {})).await;
             printer.leases(&response.map_err(|f| f.with_exit(Exit::BadConnection))?)?;
@@ -147,7 +150,8 @@ pub(crate) fn parse_lease_id(text: &str) -> Result<i64, String> {
     i64::from_str_radix(text, 16).map_err(|error| number_error(text, &error))
 }
 
-fn parse_decimal(text: &str) -> Result<i64, String> {
+/// A decimal number. The error is worded as Go's.
+pub(crate) fn parse_decimal(text: &str) -> Result<i64, String> {
     text.parse().map_err(|error| number_error(text, &error))
 }
 

@@ -2,23 +2,32 @@
 //!
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
-//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `compare` and `snapshot`,
+//! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`,
+//! `maintenance`, `lock`, `elect` (with `session`), `mirror`, `check`, `compare`, `about` and `snapshot`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
+mod about;
 mod auth;
 mod backup;
 pub mod bench;
+mod check;
 mod compare;
 pub mod ctl;
+mod elect;
 mod endpoint;
 mod inspect;
 mod kv;
 mod lease;
+mod lock;
+mod maintenance;
+mod member;
+mod mirror;
 mod progress;
 mod recover;
 mod remote_backup;
 mod salvage;
+mod session;
 mod snapshot;
 pub mod tidy;
 mod verify;

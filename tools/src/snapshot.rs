@@ -7,7 +7,7 @@
 //!
 //! **Does not know** what is in the file: that is `sternpost_server::etcd_snapshot`.
 use crate::ctl::connect::Client;
-use crate::ctl::failure::{Exit, Failure};
+use crate::ctl::failure::{Exit, Failure, raw_status_text, system_text};
 use crate::ctl::json::{Object, text};
 use crate::ctl::options::GlobalOptions;
 use crate::ctl::printer::{Format, Printer};
@@ -291,13 +291,18 @@ async fn fetch(client: &Client, endpoint: &str, path: &Path, part: &Path) -> Res
     };
     let mut options = OpenOptions::new();
     let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(part);
-    let file = file.map_err(could_not(&format!("open {}", part.display())))?;
+    let file = file.map_err(|error| {
+        let part = part.display();
+        failed(format!("could not open {part} (open {part}: {})", system_text(&error)))
+    })?;
     let mut maintenance = client.maintenance(endpoint).await?;
-    let mut pieces = maintenance.snapshot(SnapshotRequest {}).await?.into_inner();
+    // etcdctl leaves the code in these texts alone.
+    let refused = |status: tonic::Status| failed(raw_status_text(&status));
+    let mut pieces = maintenance.snapshot(SnapshotRequest {}).await.map_err(refused)?.into_inner();
     let mut sink = BufWriter::with_capacity(1 << 20, &file);
     let mut line = ProgressLine::new();
     let (mut version, mut bytes) = (String::new(), 0_u64);
-    while let Some(piece) = pieces.message().await? {
+    while let Some(piece) = pieces.message().await.map_err(refused)? {
         bytes += piece.blob.len() as u64;
         sink.write_all(&piece.blob).map_err(could_not("write snapshot"))?;
         line.show("save", bytes, Some(bytes + piece.remaining_bytes));

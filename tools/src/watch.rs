@@ -10,9 +10,11 @@
 //! Source: etcdctl 3.7.3 for arguments, environment and output.
 use crate::ctl::connect::{Client, stream_error_text};
 use crate::ctl::failure::{Exit, Failure};
+use crate::ctl::flags;
 use crate::ctl::printer::{Printer, event_type_text};
 use crate::ctl::quote::{quote, split_words};
 use crate::kv::prefix_range;
+use crate::lock::{exit_text, start_error};
 use bytes::Bytes;
 use clap::{Args, Parser};
 use std::collections::{HashMap, VecDeque};
@@ -46,7 +48,7 @@ pub(crate) struct WatchOptions {
     #[arg(long)]
     prefix: bool,
     /// Revision to start at
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     rev: i64,
     /// Get the key-value pair as it was before each event
     #[arg(long)]
@@ -312,7 +314,7 @@ impl Session {
             }
             Some(b"watch") => {
                 let words = words.into_iter().skip(1).map(OsString::from_vec);
-                let parsed = WatchLine::try_parse_from(words)
+                let parsed = flags::parse::<WatchLine>(words)
                     .map_err(|error| Failure::bad_arguments(error.kind().to_string()))?;
                 let watch = watch_of(parsed.options, environment)?;
                 let request = watch.request.clone();
@@ -365,7 +367,9 @@ fn cancel_text(response: &WatchResponse) -> String {
     }
     match response.cancel_reason.as_str() {
         "" => "etcdserver: mvcc: required revision is a future revision".to_owned(),
-        reason if reason.starts_with("etcdserver: ") => reason.to_owned(),
+        reason if reason.starts_with("etcdserver: ") || reason.starts_with("rpc error: ") => {
+            reason.to_owned()
+        }
         reason => format!("rpc error: code = FailedPrecondition desc = {reason}"),
     }
 }
@@ -386,8 +390,8 @@ fn run_command(
         .status();
     let why = match status {
         Ok(status) if status.success() => return Ok(()),
-        Ok(status) => status.to_string(),
-        Err(error) => error.to_string(),
+        Ok(status) => exit_text(status),
+        Err(error) => start_error(&command[0].to_string_lossy(), &error),
     };
     let words: Vec<String> = command.iter().map(|word| quote(OsStr::as_bytes(word))).collect();
     eprintln!("command [{}] error ({why})", words.join(" "));

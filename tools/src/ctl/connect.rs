@@ -9,6 +9,7 @@ use std::time::Duration;
 use sternpost_server::tls::connect::{self, ClientConfig};
 use sternpost_server::wire::etcdserverpb::AuthenticateRequest;
 use sternpost_server::wire::etcdserverpb::auth_client::AuthClient;
+use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::lease_client::LeaseClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
@@ -32,6 +33,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEPALIVE_MIN: Duration = Duration::from_secs(10);
 
 /// The way to a server, as the global flags say.
+#[derive(Clone)]
 pub(crate) struct Client {
     options: GlobalOptions,
     /// Given once, for all calls of a command.
@@ -59,16 +61,50 @@ impl Client {
         Self { options, token: OnceCell::new() }
     }
 
+    /// The same, whose calls may take this long if the flags do not say how long.
+    pub(crate) fn patient(&self, patience: Duration) -> Self {
+        let mut client = self.clone();
+        client.options.command_timeout.get_or_insert(patience);
+        client
+    }
+
+    /// What is spoken with an endpoint.
+    pub(crate) fn tls_of(&self, endpoint: &str) -> Result<Option<Arc<ClientConfig>>, Failure> {
+        self.options.tls()?.of(endpoint)
+    }
+
     /// The endpoints as typed.
     pub(crate) fn endpoints(&self) -> Vec<String> {
         self.options.endpoints()
     }
 
     pub(crate) async fn kv(&self) -> Result<KvClient<Calls>, Failure> {
-        let client = KvClient::new(self.calls(&self.endpoints()).await?);
-        Ok(client
+        Ok(self.sized_kv(self.calls(&self.endpoints()).await?))
+    }
+
+    /// Keys and values of one endpoint.
+    pub(crate) async fn kv_of(&self, endpoint: &str) -> Result<KvClient<Calls>, Failure> {
+        Ok(self.sized_kv(self.calls(&[endpoint.to_owned()]).await?))
+    }
+
+    /// Refuses what is larger than `--max-request-bytes` in the words of gRPC; the library would end the connection.
+    pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Failure> {
+        let (bytes, most) = (request.encoded_len(), self.options.request_bytes_max());
+        if bytes <= most {
+            return Ok(());
+        }
+        let what = format!("trying to send message larger than max ({bytes} vs. {most})");
+        Err(Failure::new(Exit::Error, format!("rpc error: code = ResourceExhausted desc = {what}")))
+    }
+
+    fn sized_kv(&self, calls: Calls) -> KvClient<Calls> {
+        KvClient::new(calls)
             .max_encoding_message_size(self.options.request_bytes_max())
-            .max_decoding_message_size(self.options.response_bytes_max()))
+            .max_decoding_message_size(self.options.response_bytes_max())
+    }
+
+    pub(crate) async fn cluster(&self) -> Result<ClusterClient<Calls>, Failure> {
+        Ok(ClusterClient::new(self.calls(&self.endpoints()).await?))
     }
 
     pub(crate) async fn watch(&self) -> Result<WatchClient<Calls>, Failure> {
@@ -84,6 +120,11 @@ impl Client {
     /// The maintenance service of one endpoint.
     pub(crate) async fn maintenance(&self, endpoint: &str) -> Result<MaintenanceClient<Calls>, Failure> {
         Ok(MaintenanceClient::new(self.calls(&[endpoint.to_owned()]).await?))
+    }
+
+    /// The maintenance service of whichever endpoint answers.
+    pub(crate) async fn any_maintenance(&self) -> Result<MaintenanceClient<Calls>, Failure> {
+        Ok(MaintenanceClient::new(self.calls(&self.endpoints()).await?))
     }
 
     pub(crate) async fn backups(&self) -> Result<BackupsClient<Calls>, Failure> {
@@ -153,6 +194,9 @@ impl Client {
     }
 
     async fn connect(&self, endpoints: &[String]) -> Result<Channel, Failure> {
+        if endpoints.is_empty() {
+            return Err(Failure::new(Exit::BadConnection, "etcdclient: no available endpoints"));
+        }
         let mut parsed = Vec::new();
         let tls = self.options.tls()?;
         for endpoint in endpoints {

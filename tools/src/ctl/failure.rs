@@ -3,24 +3,42 @@ use tonic::{Code, Status};
 
 /// Exit codes, as etcdctl's but for 7.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
 pub(crate) enum Exit {
     /// The server refused, or the command line is not one.
-    Error = 1,
+    Error,
     /// No connection, and errors of the lease commands that etcdctl counts as such.
-    BadConnection = 2,
+    BadConnection,
     /// What was read from standard input is not a transaction or a watch.
-    InvalidInput = 3,
+    InvalidInput,
     /// A flag's value is not one of those it takes.
-    BadFeature = 4,
+    BadFeature,
     /// A watch ended.
-    Interrupted = 5,
+    Interrupted,
     /// Standard output or a file could not be written.
-    Io = 6,
+    Io,
     /// What was compared differs.
-    Different = 7,
+    Different,
     /// Too few, too many or contradicting arguments.
-    BadArguments = 128,
+    BadArguments,
+    /// That of a command which was run.
+    Other(u8),
+}
+
+impl Exit {
+    /// What the shell sees.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Exit::Error => 1,
+            Exit::BadConnection => 2,
+            Exit::InvalidInput => 3,
+            Exit::BadFeature => 4,
+            Exit::Interrupted => 5,
+            Exit::Io => 6,
+            Exit::Different => 7,
+            Exit::BadArguments => 128,
+            Exit::Other(code) => code,
+        }
+    }
 }
 
 /// Why a command ends.
@@ -74,11 +92,34 @@ pub(crate) fn status_text(status: &Status) -> String {
     if status.message().starts_with("etcdserver: ") {
         return status.message().to_owned();
     }
+    raw_status_text(status)
+}
+
+/// A status with the code's name, whoever's text it has.
+pub(crate) fn raw_status_text(status: &Status) -> String {
+    if let Some((found, most)) = too_large(status.message()) {
+        return format!(
+            "rpc error: code = ResourceExhausted desc = grpc: received message larger than max ({found} vs. {most})"
+        );
+    }
     // "transport error" alone says nothing; what the connection died of does.
     let cause =
         std::error::Error::source(status).map(|source| format!(": {}", super::connect::source_text(source)));
     let cause = cause.unwrap_or_default();
     format!("rpc error: code = {} desc = {}{cause}", code_name(status.code()), status.message())
+}
+
+/// What the system says, in the small letters of Go and without a number.
+pub(crate) fn system_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+}
+
+/// Bytes found and allowed, if that is what the library says of an answer.
+fn too_large(message: &str) -> Option<(&str, &str)> {
+    let rest = message.strip_prefix("Error, decoded message length too large: found ")?;
+    let (found, rest) = rest.split_once(" bytes, the limit is: ")?;
+    Some((found, rest.strip_suffix(" bytes")?))
 }
 
 fn code_name(code: Code) -> &'static str {

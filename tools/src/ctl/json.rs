@@ -73,9 +73,15 @@ pub(crate) fn list(values: Vec<String>) -> String {
     format!("[{}]", values.join(","))
 }
 
-/// A JSON string.
+/// A JSON string; what HTML would read as markup is escaped, as Go does.
 pub(crate) fn text(value: &str) -> String {
-    serde_json::Value::from(value).to_string()
+    let mut out = serde_json::Value::from(value).to_string();
+    for c in ['<', '>', '&', '\u{2028}', '\u{2029}'] {
+        if out.contains(c) {
+            out = out.replace(c, &format!("\\u{:04x}", u32::from(c)));
+        }
+    }
+    out
 }
 
 /// Bytes as a JSON string in base64 (RFC 4648, with padding).
@@ -111,5 +117,6 @@ mod tests {
     fn empty_fields_are_left_out() {
         let object = Object::new().number("a", 0_u64).number("b", -1_i64).bytes("c", b"").text("d", "x\"y");
         assert_eq!(object.end(), r#"{"b":-1,"d":"x\"y"}"#);
+        assert_eq!(text("a<b>&c"), r#""a\u003cb\u003e\u0026c""#);
     }
 }

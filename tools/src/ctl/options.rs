@@ -1,8 +1,6 @@
-//! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`.
-//!
-//! `ETCDCTL_ENDPOINTS` is honoured when neither the flag nor `STERNCTL_ENDPOINTS` is given: it is the one variable that
-//! people have set already, with those of its certificates and of its user (`ETCDCTL_USER`, `ETCDCTL_PASSWORD`).
+//! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`, and from `ETCDCTL_<NAME>` if neither is given.
 use super::failure::Failure;
+use super::flags;
 use super::printer::{Format, Printer};
 use super::secret;
 use clap::{ArgAction, Args};
@@ -47,7 +45,7 @@ pub(crate) struct GlobalOptions {
         global = true,
         env = "STERNCTL_DIAL_TIMEOUT",
         default_value = "2s",
-        value_parser = parse_duration,
+        value_parser = flags::duration,
         help_heading = "Global options"
     )]
     pub(crate) dial_timeout: Duration,
@@ -57,7 +55,7 @@ pub(crate) struct GlobalOptions {
         long,
         global = true,
         env = "STERNCTL_COMMAND_TIMEOUT",
-        value_parser = parse_duration,
+        value_parser = flags::duration,
         help_heading = "Global options"
     )]
     pub(crate) command_timeout: Option<Duration>,
@@ -68,7 +66,7 @@ pub(crate) struct GlobalOptions {
         global = true,
         env = "STERNCTL_KEEPALIVE_TIME",
         default_value = "10s",
-        value_parser = parse_duration,
+        value_parser = flags::duration,
         help_heading = "Global options"
     )]
     pub(crate) keepalive_time: Duration,
@@ -79,7 +77,7 @@ pub(crate) struct GlobalOptions {
         global = true,
         env = "STERNCTL_KEEPALIVE_TIMEOUT",
         default_value = "6s",
-        value_parser = parse_duration,
+        value_parser = flags::duration,
         help_heading = "Global options"
     )]
     pub(crate) keepalive_timeout: Duration,
@@ -90,9 +88,10 @@ pub(crate) struct GlobalOptions {
         global = true,
         env = "STERNCTL_MAX_REQUEST_BYTES",
         default_value_t = 0,
+        value_parser = flags::integer,
         help_heading = "Global options"
     )]
-    max_request_bytes: usize,
+    max_request_bytes: i64,
 
     /// Largest response that is taken, in bytes; 0 is 2 GiB
     #[arg(
@@ -100,9 +99,14 @@ pub(crate) struct GlobalOptions {
         global = true,
         env = "STERNCTL_MAX_RECV_BYTES",
         default_value_t = 0,
+        value_parser = flags::integer,
         help_heading = "Global options"
     )]
-    max_recv_bytes: usize,
+    max_recv_bytes: i64,
+
+    /// Print on standard error what each global option is
+    #[arg(long, global = true, env = "STERNCTL_DEBUG", help_heading = "Global options")]
+    debug: bool,
 
     /// CA bundle that servers are verified against, instead of the system's
     #[arg(long, global = true, env = "STERNCTL_CACERT", help_heading = "Global options")]
@@ -138,6 +142,7 @@ pub(crate) struct GlobalOptions {
         require_equals = true,
         default_value_t = true,
         default_missing_value = "true",
+        value_parser = flags::truth,
         help_heading = "Global options"
     )]
     insecure_transport: bool,
@@ -179,6 +184,17 @@ pub(crate) struct GlobalOptions {
     auth_jwt_token: Option<String>,
 }
 
+/// Another cluster that a command speaks to.
+pub(crate) struct Destination {
+    pub(crate) endpoint: String,
+    pub(crate) cert: Option<String>,
+    pub(crate) key: Option<String>,
+    pub(crate) cacert: Option<String>,
+    pub(crate) insecure_transport: bool,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+}
+
 /// Who asks, as the flags say.
 #[derive(Clone)]
 pub(crate) enum Login {
@@ -216,20 +232,30 @@ impl Tls {
 }
 
 impl GlobalOptions {
-    /// The endpoints as typed: flag, else `STERNCTL_ENDPOINTS`, else `ETCDCTL_ENDPOINTS`, else the default.
+    /// The endpoints as typed, which may be none; the default if nothing was typed.
     pub(crate) fn endpoints(&self) -> Vec<String> {
-        let typed = if self.endpoints.is_empty() {
-            let from_environment = std::env::var("ETCDCTL_ENDPOINTS").unwrap_or_default();
-            from_environment.split(',').map(str::to_owned).collect()
-        } else {
-            self.endpoints.clone()
-        };
-        let mut endpoints: Vec<String> =
-            typed.iter().map(|endpoint| endpoint.trim().to_owned()).filter(|e| !e.is_empty()).collect();
-        if endpoints.is_empty() {
-            endpoints.push(ENDPOINTS_DEFAULT.to_owned());
+        if self.endpoints.is_empty() {
+            return vec![ENDPOINTS_DEFAULT.to_owned()];
         }
-        endpoints
+        let typed = self.endpoints.iter().map(|endpoint| endpoint.trim().to_owned());
+        typed.filter(|endpoint| !endpoint.is_empty()).collect()
+    }
+
+    /// The same times and sizes towards another cluster, and nothing else of these.
+    pub(crate) fn towards(&self, destination: Destination) -> Self {
+        let Destination { endpoint, cert, key, cacert, insecure_transport, user, password } = destination;
+        Self {
+            endpoints: vec![endpoint],
+            cert,
+            key,
+            cacert,
+            insecure_transport,
+            insecure_skip_tls_verify: false,
+            user,
+            password,
+            auth_jwt_token: None,
+            ..self.clone()
+        }
     }
 
     /// What the flags say about TLS; etcdctl's rules and texts.
@@ -238,11 +264,7 @@ impl GlobalOptions {
             Some(path) if path.is_empty() => {
                 Err(Failure::bad_arguments(format!("empty string is passed to --{name} option")))
             }
-            Some(path) => Ok(Some(PathBuf::from(path))),
-            None => {
-                let variable = format!("ETCDCTL_{}", name.to_ascii_uppercase());
-                Ok(std::env::var_os(variable).filter(|path| !path.is_empty()).map(PathBuf::from))
-            }
+            path => Ok(path.as_ref().map(PathBuf::from)),
         };
         let (cacert, cert, key) =
             (given(&self.cacert, "cacert")?, given(&self.cert, "cert")?, given(&self.key, "key")?);
@@ -273,12 +295,9 @@ impl GlobalOptions {
 
     /// Who asks. May ask for a password.
     pub(crate) fn login(&self) -> Result<Login, Failure> {
-        let given = |flag: &Option<String>, name: &str| {
-            let typed = flag.clone().or_else(|| std::env::var(format!("ETCDCTL_{name}")).ok());
-            typed.unwrap_or_default()
-        };
-        let (user, password) = (given(&self.user, "USER"), given(&self.password, "PASSWORD"));
-        let token = given(&self.auth_jwt_token, "AUTH_JWT_TOKEN");
+        let given = |flag: &Option<String>| flag.clone().unwrap_or_default();
+        let (user, password) = (given(&self.user), given(&self.password));
+        let token = given(&self.auth_jwt_token);
         if !token.is_empty() {
             return Ok(Login::Token(token));
         }
@@ -298,6 +317,34 @@ impl GlobalOptions {
         Ok(Login::User { name, password })
     }
 
+    /// Says on standard error what was understood, if that is wanted; passwords and tokens are left out.
+    pub(crate) fn explain(&self) {
+        if !self.debug {
+            return;
+        }
+        let path = |path: &Option<String>| path.clone().unwrap_or_default();
+        let rows = [
+            ("ENDPOINTS", self.endpoints().join(",")),
+            ("WRITE_OUT", self.write_out.clone()),
+            ("HEX", self.hex.to_string()),
+            ("DIAL_TIMEOUT", format!("{:?}", self.dial_timeout)),
+            ("COMMAND_TIMEOUT", self.command_timeout.map_or(String::new(), |it| format!("{it:?}"))),
+            ("KEEPALIVE_TIME", format!("{:?}", self.keepalive_time)),
+            ("KEEPALIVE_TIMEOUT", format!("{:?}", self.keepalive_timeout)),
+            ("MAX_REQUEST_BYTES", self.request_bytes_max().to_string()),
+            ("MAX_RECV_BYTES", self.response_bytes_max().to_string()),
+            ("CACERT", path(&self.cacert)),
+            ("CERT", path(&self.cert)),
+            ("KEY", path(&self.key)),
+            ("INSECURE_SKIP_TLS_VERIFY", self.insecure_skip_tls_verify.to_string()),
+            ("INSECURE_TRANSPORT", self.insecure_transport.to_string()),
+            ("USER", path(&self.user).split(':').next().unwrap_or_default().to_owned()),
+        ];
+        for (name, value) in rows {
+            eprintln!("STERNCTL_{name}={value}");
+        }
+    }
+
     /// The printer of the wanted form.
     pub(crate) fn printer(&self) -> Result<Printer, Failure> {
         let format = match self.write_out.as_str() {
@@ -312,54 +359,12 @@ impl GlobalOptions {
 
     /// Largest request in bytes.
     pub(crate) fn request_bytes_max(&self) -> usize {
-        if self.max_request_bytes == 0 { 2 << 20 } else { self.max_request_bytes }
+        usize::try_from(self.max_request_bytes).ok().filter(|bytes| *bytes > 0).unwrap_or(2 << 20)
     }
 
     /// Largest response in bytes.
     pub(crate) fn response_bytes_max(&self) -> usize {
-        if self.max_recv_bytes == 0 { i32::MAX as usize } else { self.max_recv_bytes }
-    }
-}
-
-/// A duration in Go's form: `1h2m3s`, `1.5s`, `300ms`, `0`.
-pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("invalid duration {text:?}: write it as 300ms, 1.5s or 1h2m");
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let mut rest = text;
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
-        let number: f64 = rest[..number_end].parse().map_err(|_| invalid())?;
-        rest = &rest[number_end..];
-        let unit_end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        seconds += number
-            * match &rest[..unit_end] {
-                "ns" => 1e-9,
-                "us" | "µs" => 1e-6,
-                "ms" => 1e-3,
-                "s" => 1.0,
-                "m" => 60.0,
-                "h" => 3600.0,
-                _ => return Err(invalid()),
-            };
-        rest = &rest[unit_end..];
-    }
-    if text.is_empty() { Err(invalid()) } else { Duration::try_from_secs_f64(seconds).map_err(|_| invalid()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_read_in_gos_form() {
-        for (text, ms) in [("5s", 5_000), ("1m30s", 90_000), ("1.5h", 5_400_000), ("300ms", 300), ("0", 0)] {
-            assert_eq!(parse_duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for text in ["", "5", "s", "5x", "-5s", "1s2", "1e400s", "..s"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
+        let bytes = usize::try_from(self.max_recv_bytes).ok().filter(|bytes| *bytes > 0);
+        bytes.unwrap_or(i32::MAX as usize)
     }
 }

@@ -1,8 +1,11 @@
 //! Responses as text: one method per response, in the form that `-w` names.
 //!
-//! `simple` and `json` exist for everything, `fields` for all but a few, `table` for `endpoint status`; what does not
+//! `simple` and `json` exist for everything, `fields` for all but a few, `table` for members and endpoints; what does not
 //! exist fails with etcdctl's exit code 4. Text is collected and written at once by [`Printer::flush`].
 mod auth;
+mod cluster;
+
+pub(crate) use cluster::Health;
 
 use super::failure::Failure;
 use super::json::{Object, base64, list};
@@ -297,7 +300,8 @@ impl Printer {
                 let objects = statuses.iter().map(|(endpoint, status)| {
                     Object::new().text("Endpoint", endpoint).raw("Status", &status_json(status)).end()
                 });
-                self.line(list(objects.collect()));
+                // Nothing is no list, for Go.
+                self.line(if statuses.is_empty() { "null".to_owned() } else { list(objects.collect()) });
             }
             Format::Fields => {
                 for (endpoint, status) in statuses {
@@ -384,6 +388,10 @@ impl Printer {
         self.field("DowngradeEnabled", downgrade.enabled);
         self.line("");
     }
+}
+
+fn no_fields() -> Failure {
+    Failure::bad_feature("fields not supported as output format")
 }
 
 fn no_table() -> Failure {

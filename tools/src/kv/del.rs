@@ -71,6 +71,7 @@ pub(crate) async fn del(client: &Client, mut printer: Printer, options: DelOptio
         tokio::time::sleep(SECOND_THOUGHTS).await;
     }
     let mut kv = client.kv().await?;
+    client.check_size(&request)?;
     let response = client.call(kv.delete_range(request)).await?;
     printer.del(&response)?;
     printer.flush()

@@ -2,6 +2,7 @@
 use super::{bytes_of, from_key_range, prefix_range};
 use crate::ctl::connect::Client;
 use crate::ctl::failure::Failure;
+use crate::ctl::flags;
 use crate::ctl::printer::{Format, Printer};
 use bytes::Bytes;
 use clap::Args;
@@ -22,7 +23,7 @@ pub(crate) struct GetOptions {
     #[arg(long, default_value = "")]
     sort_by: String,
     /// Maximum number of results
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     limit: i64,
     /// Get keys with this prefix
     #[arg(long)]
@@ -31,7 +32,7 @@ pub(crate) struct GetOptions {
     #[arg(long)]
     from_key: bool,
     /// The revision to read at
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     rev: i64,
     /// Get only the keys
     #[arg(long)]
@@ -43,16 +44,16 @@ pub(crate) struct GetOptions {
     #[arg(long)]
     print_value_only: bool,
     /// Minimum create revision
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     min_create_rev: i64,
     /// Maximum create revision
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     max_create_rev: i64,
     /// Minimum modification revision
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     min_mod_rev: i64,
     /// Maximum modification revision
-    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0, value_parser = flags::integer)]
     max_mod_rev: i64,
     /// Use the RangeStream call
     #[arg(long)]
@@ -143,6 +144,7 @@ fn check_bounds(min_name: &str, min: i64, max_name: &str, max: i64) -> Result<()
 pub(crate) async fn get(client: &Client, mut printer: Printer, options: GetOptions) -> Result<(), Failure> {
     let GetOptions { count_only, print_value_only, stream, .. } = options;
     let request = options.request()?;
+    client.check_size(&request)?;
     let mut kv = client.kv().await?;
     let response = if stream {
         client

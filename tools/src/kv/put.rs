@@ -30,7 +30,8 @@ pub(crate) struct PutOptions {
 }
 
 impl PutOptions {
-    pub(super) fn request(self) -> Result<PutRequest, Failure> {
+    /// A line of a transaction cannot read its value from standard input, from where the transaction comes.
+    pub(super) fn request(self, input: Option<&mut dyn Read>) -> Result<PutRequest, Failure> {
         const USAGE: &str = "put command needs 1 argument and input from stdin or 2 arguments";
         let mut arguments = self.arguments.into_iter();
         let key = arguments.next().ok_or_else(|| Failure::bad_arguments(USAGE))?;
@@ -41,7 +42,7 @@ impl PutOptions {
             }
             Some(value) => bytes_of(value),
             None if self.ignore_value => Bytes::new(),
-            None => value_from_stdin().ok_or_else(|| Failure::bad_arguments(USAGE))?,
+            None => input.and_then(value_from).ok_or_else(|| Failure::bad_arguments(USAGE))?,
         };
         let lease = parse_lease_id(&self.lease).map_err(|error| {
             Failure::bad_arguments(format!("bad lease ID ({error}), expecting ID in Hex"))
@@ -57,16 +58,17 @@ impl PutOptions {
     }
 }
 
-/// Everything on standard input; nothing when it is empty or unreadable.
-fn value_from_stdin() -> Option<Bytes> {
+/// Everything that is there to be read; nothing when that is empty or unreadable.
+fn value_from(input: &mut dyn Read) -> Option<Bytes> {
     let mut value = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut value).ok()?;
+    input.read_to_end(&mut value).ok()?;
     (!value.is_empty()).then(|| value.into())
 }
 
 pub(crate) async fn put(client: &Client, mut printer: Printer, options: PutOptions) -> Result<(), Failure> {
-    let request = options.request()?;
+    let request = options.request(Some(&mut std::io::stdin().lock()))?;
     let mut kv = client.kv().await?;
+    client.check_size(&request)?;
     let response = client.call(kv.put(request)).await?;
     printer.put(&response)?;
     printer.flush()

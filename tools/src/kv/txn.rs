@@ -17,6 +17,7 @@
 use super::{DelOptions, GetOptions, PutOptions};
 use crate::ctl::connect::Client;
 use crate::ctl::failure::Failure;
+use crate::ctl::flags;
 use crate::ctl::printer::Printer;
 use crate::ctl::quote::{quote, split_words, unquote};
 use crate::lease::parse_lease_id;
@@ -53,29 +54,33 @@ pub(crate) async fn txn(client: &Client, mut printer: Printer, options: TxnOptio
     }
     let mut kv = client.kv().await?;
     let request = read_transaction(&mut std::io::stdin().lock(), options.interactive)?;
+    client.check_size(&request)?;
     let response = client.call(kv.txn(request)).await?;
     printer.txn(&response)?;
     printer.flush()
 }
 
 fn read_transaction(input: &mut dyn BufRead, interactive: bool) -> Result<TxnRequest, Failure> {
-    let mut block = |title: &str| {
+    let say = |title: &str| {
         if interactive {
             println!("{title}");
         }
-        read_block(input)
     };
-    let compare = block("compares:")?.iter().map(|line| parse_compare(line)).collect::<Result<_, _>>()?;
-    let success = block("success requests (get, put, del):")?;
-    let success = success.iter().map(|line| parse_operation(line)).collect::<Result<_, _>>()?;
-    let failure = block("failure requests (get, put, del):")?;
-    let failure = failure.iter().map(|line| parse_operation(line)).collect::<Result<_, _>>()?;
+    say("compares:");
+    let compare = read_block(input, parse_compare)?;
+    say("success requests (get, put, del):");
+    let success = read_block(input, parse_operation)?;
+    say("failure requests (get, put, del):");
+    let failure = read_block(input, parse_operation)?;
     Ok(TxnRequest { compare, success, failure })
 }
 
-/// Lines up to an empty one, which must be there.
-fn read_block(input: &mut dyn BufRead) -> Result<Vec<String>, Failure> {
-    let mut lines = Vec::new();
+/// Lines up to an empty one, which must be there. Each is read when it comes: who types hears of a mistake at once.
+fn read_block<T>(
+    input: &mut dyn BufRead,
+    parse: impl Fn(&str) -> Result<T, Failure>,
+) -> Result<Vec<T>, Failure> {
+    let mut items = Vec::new();
     loop {
         let mut line = String::new();
         input.read_line(&mut line).map_err(|error| Failure::invalid_input(error.to_string()))?;
@@ -84,9 +89,9 @@ fn read_block(input: &mut dyn BufRead) -> Result<Vec<String>, Failure> {
         }
         let line = line.trim();
         if line.is_empty() {
-            return Ok(lines);
+            return Ok(items);
         }
-        lines.push(line.to_owned());
+        items.push(parse(line)?);
     }
 }
 
@@ -95,26 +100,46 @@ fn parse_operation(line: &str) -> Result<RequestOp, Failure> {
     if words.len() < 2 {
         return Err(Failure::invalid_input(format!("invalid txn compare request: {line}")));
     }
-    let operation = Operation::try_parse_from(words.into_iter().map(OsString::from_vec))
+    let operation = flags::parse::<Operation>(words.into_iter().map(OsString::from_vec))
         .map_err(|_| Failure::invalid_input(format!("invalid txn request: {line}")))?;
     let request = match operation {
-        Operation::Put(put) => Request::RequestPut(put.request()?),
+        Operation::Put(put) => Request::RequestPut(put.request(None)?),
         Operation::Get(get) => Request::RequestRange(get.request()?),
         Operation::Del(del) => Request::RequestDeleteRange(del.request()?),
     };
     Ok(RequestOp { request: Some(request) })
 }
 
+/// As much of a compare behind its target as could be read.
+struct Scanned<'a> {
+    key: Option<Vec<u8>>,
+    operator: Option<&'a str>,
+    value: Option<Vec<u8>>,
+}
+
+fn scan_compare(text: &str) -> Scanned<'_> {
+    let mut scanned = Scanned { key: None, operator: None, value: None };
+    let Some((key, rest)) = unquote(text) else { return scanned };
+    scanned.key = Some(key);
+    let Some(rest) = rest.strip_prefix(')') else { return scanned };
+    let rest = rest.trim_start();
+    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+    scanned.operator = Some(&rest[..end]).filter(|operator| !operator.is_empty());
+    scanned.value = unquote(rest[end..].trim_start()).map(|(value, _)| value);
+    scanned
+}
+
 fn parse_compare(line: &str) -> Result<Compare, Failure> {
     let malformed = || Failure::invalid_input(format!("malformed comparison: {line}"));
     let (target, rest) = line.split_once('(').ok_or_else(malformed)?;
-    let parts = || {
-        let (key, rest) = unquote(rest)?;
-        let (operator, rest) = rest.strip_prefix(')')?.trim_start().split_once(char::is_whitespace)?;
-        let (value, rest) = unquote(rest.trim_start())?;
-        rest.trim().is_empty().then_some((key, operator, value))
+    let scanned = scan_compare(rest);
+    let Scanned { key: Some(key), operator: Some(operator), value: Some(value) } = scanned else {
+        let Scanned { key, operator, value } = scanned;
+        let (key, operator) = (quote(&key.unwrap_or_default()), operator.unwrap_or_default());
+        let value = quote(&value.unwrap_or_default());
+        let got = format!("{target}({key}) {operator} {value}");
+        return Err(Failure::invalid_input(format!("malformed comparison: {line}; got {got}")));
     };
-    let (key, operator, value) = parts().ok_or_else(malformed)?;
     let result = match operator {
         "=" => CompareResult::Equal,
         "!=" => CompareResult::NotEqual,
@@ -140,9 +165,6 @@ fn parse_compare(line: &str) -> Result<Compare, Failure> {
             return Err(Failure::invalid_input(format!("malformed comparison: {unknown}")));
         }
     };
-    if key.is_empty() {
-        return Err(Failure::invalid_input(format!("malformed comparison: {line} (key {})", quote(&key))));
-    }
     Ok(Compare {
         result: result.into(),
         target: target.into(),
@@ -179,7 +201,8 @@ mod tests {
         let cases = [
             ("mod(\"a\") > \"0\"\n", "EOF"),
             ("", "EOF"),
-            ("mod(a) > \"0\"\n\n\n\n", "malformed comparison: mod(a) > \"0\""),
+            ("mod(a) > \"0\"\n\n\n\n", "malformed comparison: mod(a) > \"0\"; got mod(\"\")  \"\""),
+            ("mod(\"a\") >\n\n\n\n", "malformed comparison: mod(\"a\") >; got mod(\"a\") > \"\""),
             ("mod(\"a\") ~ \"0\"\n\n\n\n", "malformed comparison: mod(\"a\") ~ \"0\""),
             ("mod(\"a\") > \"x\"\n\n\n\n", "invalid txn compare request: mod(\"a\") > \"x\""),
             ("foo(\"a\") > \"1\"\n\n\n\n", "malformed comparison: foo(\"a\") > \"1\" (unknown target foo)"),

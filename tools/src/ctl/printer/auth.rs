@@ -1,5 +1,5 @@
 //! Answers about authentication, users and roles.
-use super::{Format, Printer, header_json, no_table};
+use super::{Format, Printer, header_json, no_fields, no_table};
 use crate::ctl::failure::Failure;
 use crate::ctl::json::{Object, text};
 use crate::ctl::quote::quote;
@@ -133,10 +133,6 @@ fn object(header: Option<&ResponseHeader>) -> Object {
 
 fn texts(names: &[String]) -> Vec<String> {
     names.iter().map(|name| text(name)).collect()
-}
-
-fn no_fields() -> Failure {
-    Failure::bad_feature("fields not supported as output format")
 }
 
 /// A range as etcdctl prints it to people.
