@@ -11,7 +11,7 @@
 //!
 //! Reading order: `flags` (how a command line is read), `options` (global flags), `connect`, `http`, `failure` (exit codes), `printer` (output forms, with
 //! `json`, `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`, `maintenance`,
-//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
+//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `top`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod flags;
@@ -25,7 +25,7 @@ pub(crate) mod table;
 
 use crate::{
     about, auth, backup, bench, check, compare, elect, endpoint, inspect, kv, lease, lock, maintenance,
-    member, mirror, recover, salvage, snapshot, verify, watch,
+    member, mirror, recover, salvage, snapshot, top, verify, watch,
 };
 use clap::{Parser, Subcommand};
 use connect::Client;
@@ -78,6 +78,8 @@ enum Command {
     MakeMirror(Box<mirror::MirrorOptions>),
     /// Whether the cluster bears a load
     Check(check::CheckCommand),
+    /// A view of all members that refreshes itself; q ends it
+    Top(top::TopOptions),
     /// Enable and disable authentication
     Auth(auth::AuthCommand),
     /// Users, their passwords and roles
@@ -190,6 +192,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Defrag(defrag) => maintenance::defrag(&client, printer, defrag).await,
             Command::Downgrade(downgrade) => maintenance::downgrade(&client, printer, downgrade).await,
             Command::Check(check) => check::run(&client, check).await,
+            Command::Top(top) => top::run(&client, printer, top).await,
             Command::MakeMirror(mirror) => mirror::run(&client, &options, *mirror).await,
             Command::Lock(lock) => lock::run(&client, printer, lock).await,
             Command::Elect(elect) => elect::run(&client, printer, elect).await,

@@ -1,8 +1,8 @@
-//! Commands of `sternctl` that go on for as long as somebody wants them: `lock`, `elect` and `make-mirror`, against servers of ours.
+//! Commands of `sternctl` that go on for as long as somebody wants them: `lock`, `elect`, `make-mirror` and `top`, against servers of ours.
 mod support;
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use support::start;
 
@@ -132,6 +132,57 @@ fn a_mirror_has_what_stands_and_what_happens() {
     let created: Vec<&str> = revisions.lines().filter(|line| line.contains("CreateRevision")).collect();
     assert!(created.len() == 2 && created[0] == created[1], "{revisions}");
     drop(mirror);
+}
+
+#[test]
+fn top_prints_looks_where_there_is_no_terminal() {
+    let (endpoint, _directory) = start(&["--name=alder", "--initial-cluster-token=top"]);
+    said(&endpoint, &["put", "a", "1"]);
+    let looks = said(&endpoint, &["top", "--interval=100ms", "--count=2"]);
+    let lines: Vec<&str> = looks.lines().collect();
+    assert_eq!(lines.len(), 8, "{looks}");
+    assert_eq!(lines[0], "1 of 1 members answer, revision 2, leader alder, no alarm");
+    assert!(lines[1].starts_with("MEMBER") && lines[1].ends_with("WATCHERS"), "{looks}");
+    assert!(lines[2].starts_with("alder ") && lines[2].contains(" leader "), "{looks}");
+    // The second look has rates.
+    let words: Vec<&str> = lines[6].split_whitespace().collect();
+    let (first, second) = (lines[2].matches(" -").count(), lines[6].matches(" -").count());
+    assert!(first == 3 && second == 0 && words.last() == Some(&"0"), "{looks}");
+}
+
+/// Frames take each other's place; `q` ends it, and leaves the terminal as it was.
+#[test]
+fn top_refreshes_a_terminal_until_q() {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    use rustix::termios::tcgetattr;
+    let (endpoint, _directory) = start(&[]);
+    let terminal = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&terminal).unwrap();
+    unlockpt(&terminal).unwrap();
+    let path = ptsname(&terminal, Vec::new()).unwrap();
+    let open = || std::fs::File::options().read(true).write(true).open(path.to_str().unwrap()).unwrap();
+    let side = open();
+    let before = format!("{:?}", tcgetattr(&side).unwrap().local_modes);
+    let mut command = sternctl(&endpoint, &["top", "--interval=100ms"]);
+    command.stdin(open()).stdout(open());
+    let mut child = command.spawn().unwrap();
+    drop(command);
+    let mut terminal = std::fs::File::from(terminal);
+    let mut shown = String::new();
+    let mut bytes = [0; 4_096];
+    while shown.matches("members answer").count() < 3 {
+        let count = terminal.read(&mut bytes).unwrap();
+        shown += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    assert!(shown.starts_with("\x1b[?1049h\x1b[?25l\x1b[H"), "{shown:?}");
+    assert_ne!(format!("{:?}", tcgetattr(&side).unwrap().local_modes), before);
+    terminal.write_all(b"xq").unwrap();
+    while !shown.ends_with("\x1b[?25h\x1b[?1049l") {
+        let count = terminal.read(&mut bytes).unwrap();
+        shown += &String::from_utf8_lossy(&bytes[..count]);
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(format!("{:?}", tcgetattr(&side).unwrap().local_modes), before);
 }
 
 /// A shell that reads the script finds no mistake, and every command is in it.
