@@ -1,8 +1,9 @@
-//! `version`, `options` and `completion`: what this program says of itself; none speaks to a server.
+//! `version`, `options`, `completion` and `man`: what this program says of itself; none speaks to a server.
 use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::printer::{Format, Printer};
 use clap::{Args, Command};
 use clap_complete::Shell;
+use std::path::PathBuf;
 use sternpost_server::config::ETCD_VERSION;
 
 #[derive(Args)]
@@ -14,6 +15,13 @@ pub(crate) struct CompletionOptions {
     /// bash, zsh, fish or powershell
     #[arg(value_name = "SHELL")]
     arguments: Vec<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct ManOptions {
+    /// Where to write the pages; it is made if need be
+    #[arg(value_name = "FOLDER")]
+    folder: PathBuf,
 }
 
 /// Our own version, and that of etcd's API, which is the first two numbers of the release whose API it is.
@@ -61,4 +69,10 @@ pub(crate) fn print_completion(mut command: Command, options: CompletionOptions)
     let mut printer = Printer::new(Format::Simple, false);
     printer.line(String::from_utf8_lossy(&script).trim_end());
     printer.flush()
+}
+
+/// One page for the program and one for each command, in section 1.
+pub(crate) fn write_man_pages(command: Command, options: &ManOptions) -> Result<(), Failure> {
+    std::fs::create_dir_all(&options.folder)?;
+    Ok(clap_mangen::generate_to(command, &options.folder)?)
 }

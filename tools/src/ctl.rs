@@ -121,6 +121,9 @@ enum Command {
     },
     /// Print a script that completes commands and flags in a shell
     Completion(about::CompletionOptions),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(about::ManOptions),
 }
 
 /// Runs `sternctl` with these arguments, the first being the program's name.
@@ -156,6 +159,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
         Command::Recover(command) => return recover::run(&command, &options),
         Command::Options { .. } => return about::print_options(flags::command::<CommandLine>()),
         Command::Version { .. } => return about::print_version(),
+        Command::Man(man) => return about::write_man_pages(flags::command::<CommandLine>(), &man),
         Command::Completion(completion) => {
             return about::print_completion(flags::command::<CommandLine>(), completion);
         }
@@ -209,6 +213,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             | Command::Options { .. }
             | Command::Version { .. }
             | Command::Completion(_)
+            | Command::Man(_)
             | Command::Snapshot(_) => {
                 unreachable!("handled above")
             }

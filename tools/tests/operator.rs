@@ -202,3 +202,14 @@ fn completion_scripts_are_scripts() {
         assert!(child.wait().unwrap().success());
     }
 }
+
+#[test]
+fn every_command_has_a_man_page() {
+    let folder = tempfile::tempdir().unwrap();
+    let pages = folder.path().join("man1");
+    said("127.0.0.1:1", &["man", pages.to_str().unwrap()]);
+    for name in ["sternctl", "sternctl-get", "sternctl-member-add", "sternctl-top"] {
+        let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
+        assert!(page.contains(".TH ") && page.contains(".SH OPTIONS"), "{name}");
+    }
+}

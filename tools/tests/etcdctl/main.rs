@@ -139,7 +139,7 @@ fn what_differs_on_purpose_is_listed() {
     let mut used = BTreeSet::new();
     for path in std::fs::read_dir(folder().join("cases")).unwrap() {
         let file = CaseFile::read(&path.unwrap().path());
-        used.extend(file.requests().flat_map(|step| differences(step)).map(|(_, why)| why.to_owned()));
+        used.extend(file.requests().flat_map(differences).map(|(_, why)| why.to_owned()));
     }
     assert_eq!(used, listed, "reasons in the files, and in README.md");
 }
