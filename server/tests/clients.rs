@@ -238,6 +238,66 @@ fn secure_server() -> Option<SecureServer> {
     Some(SecureServer { server, variables, _folder: folder })
 }
 
+/// By which a client program is somebody.
+const ROOT: [(&str, &str); 2] = [("CLIENT_USER", "root"), ("CLIENT_PASSWORD", "a-passw0rd")];
+
+/// Turns authentication on: nobody but root may do anything. `tls` are etcdctl's flags for it. `None` if etcdctl is not there.
+fn guard(server: &Server, tls: &[String]) -> Option<()> {
+    let etcdctl = found(peer("etcdctl"))?;
+    let [(_, name), (_, password)] = ROOT;
+    let user = format!("{name}:{password}");
+    for line in [&["user", "add", &user][..], &["user", "grant-role", name, "root"], &["auth", "enable"]] {
+        run(Command::new(&etcdctl).arg("--endpoints").arg(server.endpoint()).args(tls).args(line), "").well();
+    }
+    Some(())
+}
+
+fn guarded_server() -> Option<Server> {
+    let server = server()?;
+    guard(&server, &[])?;
+    Some(server)
+}
+
+#[test]
+fn go_client_as_a_user() {
+    let Some(binary) = installed("client-go") else { return };
+    for scenario in GO_SCENARIOS {
+        let Some(server) = guarded_server() else { return };
+        let ended = run(Command::new(&binary).arg(server.endpoint()).arg(scenario).envs(ROOT), "");
+        assert!(ended.success, "{scenario}\n{}\n{}\nserver:\n{}", ended.out, ended.err, server.log_tail());
+    }
+}
+
+#[test]
+fn python_client_as_a_user() {
+    let (Some(python), Some(program)) = (installed("python/bin/python"), installed("python/client.py"))
+    else {
+        return;
+    };
+    // Its library gives a token to nobody whom it has not verified.
+    let Some(SecureServer { server, variables, _folder }) = secure_server() else { return };
+    let flags = ["--cacert", "--cert", "--key"].iter().zip(&variables);
+    let flags: Vec<_> = flags.map(|(flag, (_, path))| format!("{flag}={}", path.display())).collect();
+    let Some(()) = guard(&server, &flags) else { return };
+    let address = server.address();
+    let (host, port) = address.split_once(':').expect("a port");
+    run(Command::new(python).arg(program).args([host, port]).envs(variables).envs(ROOT), "").well();
+}
+
+#[test]
+fn node_client_as_a_user() {
+    let Some(program) = installed("node/client.js") else { return };
+    let Some(server) = guarded_server() else { return };
+    run(Command::new("node").arg(program).arg(server.endpoint()).envs(ROOT), "").well();
+}
+
+#[test]
+fn rust_client_as_a_user() {
+    let Some(binary) = installed("client-rust") else { return };
+    let Some(server) = guarded_server() else { return };
+    run(Command::new(binary).arg(server.endpoint()).envs(ROOT), "").well();
+}
+
 const GO_SCENARIOS: [&str; 13] = [
     "kv",
     "range",

@@ -48,7 +48,7 @@ var scenarios = map[string]func(context.Context, *clientv3.Client){
 	"maintenance":   maintenance,
 }
 
-// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files.
+// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files; as a user, if CLIENT_USER and CLIENT_PASSWORD are there.
 func config() clientv3.Config {
 	config := clientv3.Config{Endpoints: []string{os.Args[1]}, DialTimeout: 10 * time.Second, Logger: zap.NewNop()}
 	if cacert := os.Getenv("CLIENT_CACERT"); cacert != "" {
@@ -57,6 +57,7 @@ func config() clientv3.Config {
 		pair := one(tls.LoadX509KeyPair(os.Getenv("CLIENT_CERT"), os.Getenv("CLIENT_KEY")))
 		config.TLS = &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{pair}}
 	}
+	config.Username, config.Password = os.Getenv("CLIENT_USER"), os.Getenv("CLIENT_PASSWORD")
 	return config
 }
 

@@ -1,5 +1,5 @@
 // Drives a server through the npm package etcd3: node client.js ENDPOINT. Exit status 0 if all of it held.
-// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files.
+// By TLS, if CLIENT_CACERT, CLIENT_CERT and CLIENT_KEY name files; as a user, if CLIENT_USER and CLIENT_PASSWORD are there.
 'use strict';
 
 const assert = require('node:assert/strict');
@@ -117,6 +117,9 @@ async function main() {
       readFileSync(process.env[`CLIENT_${name}`]),
     );
     options.credentials = { rootCertificate, certChain, privateKey };
+  }
+  if (process.env.CLIENT_USER) {
+    options.auth = { username: process.env.CLIENT_USER, password: process.env.CLIENT_PASSWORD };
   }
   const client = new Etcd3(options);
   for (const scenario of [kv, txn, watch, lease, lock, election, maintenance]) {

@@ -1,16 +1,19 @@
 //! Drives a server through the Rust crate etcd-client: `sternpost-client-rust ENDPOINT`. Exit status 0 if all of it held.
+//! As a user, if CLIENT_USER and CLIENT_PASSWORD are there.
 
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, Error, EventType, GetOptions, PutOptions, Txn, TxnOp,
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, Error, EventType, GetOptions, PutOptions, Txn, TxnOp,
     TxnOpResponse, WatchOptions,
 };
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Error> {
     let endpoint = std::env::args().nth(1).expect("usage: sternpost-client-rust ENDPOINT");
-    let mut client = Client::connect([endpoint], None).await?;
+    let user = std::env::var("CLIENT_USER").ok().zip(std::env::var("CLIENT_PASSWORD").ok());
+    let options = user.map(|(name, password)| ConnectOptions::new().with_user(name, password));
+    let mut client = Client::connect([endpoint], options).await?;
     let all = async {
         kv(&mut client).await?;
         txn(&mut client).await?;
