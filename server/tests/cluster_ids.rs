@@ -5,14 +5,13 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 
 use sternpost_server::apply::GenesisState;
 use sternpost_server::identity;
 use sternpost_server::wire::etcdserverpb::cluster_client::ClusterClient;
 use sternpost_server::wire::etcdserverpb::{Member, MemberListRequest};
-use support::process::{Program, Server, required};
+use support::process::{Program, Server, free_port, required};
 
 /// One process of a cluster, killed when dropped.
 struct Process(Child);
@@ -36,21 +35,12 @@ fn has_etcd() -> bool {
     }
 }
 
-/// Ports that nobody listens on, below the range of outgoing ones.
-fn free_ports(count: usize) -> Vec<u16> {
-    let first = 32_000 + (std::process::id() * 31 % 700) as u16;
-    let free = (first..first + 2_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
-    let ports: Vec<u16> = free.take(count).collect();
-    assert_eq!(ports.len(), count, "free ports");
-    ports
-}
-
 #[tokio::test]
 async fn three_etcds_have_the_ids_that_we_compute() {
     if !has_etcd() {
         return;
     }
-    let ports = free_ports(6);
+    let ports: Vec<u16> = (0..6).map(|_| free_port()).collect();
     let url = |port: u16| format!("http://127.0.0.1:{port}");
     // Names and ports in different orders, so that nothing fits by accident of sorting.
     let initial_cluster: Vec<(String, Vec<String>)> = [("b", ports[2]), ("c", ports[0]), ("a", ports[1])]
@@ -122,7 +112,7 @@ fn complaint(program: Program, arguments: &[String]) -> String {
 
 #[test]
 fn what_is_wrong_with_the_initial_cluster_is_said_in_etcds_words() {
-    let ports = free_ports(2);
+    let ports: Vec<u16> = (0..2).map(|_| free_port()).collect();
     let (client, peer) = (format!("http://127.0.0.1:{}", ports[0]), format!("http://127.0.0.1:{}", ports[1]));
     let other = "http://127.0.0.1:1";
     let last = "http://127.0.0.1:2";

@@ -5,7 +5,7 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use sternpost_server::metrics::names::METRICS;
@@ -14,7 +14,7 @@ use sternpost_server::wire::etcdserverpb::alarm_request::AlarmAction;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::{AlarmRequest, HashKvRequest};
 use support::cluster::{Cluster, runtime, until};
-use support::process::required;
+use support::process::{free_port, required};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging")
@@ -182,7 +182,7 @@ impl Prometheus {
         );
         let path = place.path().join("prometheus.yml");
         std::fs::write(&path, config).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let child = Command::new("prometheus")
             .arg(format!("--config.file={}", path.display()))
             .arg(format!("--storage.tsdb.path={}", place.path().join("data").display()))

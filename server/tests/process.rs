@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
-use support::process::{Program, Server};
+use support::process::{Program, Server, free_port};
 
 fn binary() -> PathBuf {
     Program::Sternpost.binary().unwrap()
@@ -213,8 +213,7 @@ fn a_stopped_server_starts_again_on_the_same_port_at_once() {
 #[test]
 fn every_kind_of_url_serves_its_part() {
     let folder = tempfile::tempdir().unwrap();
-    let port = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let (http, metrics) = (port(), port());
+    let (http, metrics) = (free_port(), free_port());
     let socket = folder.path().join("socket");
     let flags = [
         format!("--listen-client-http-urls=http://127.0.0.1:{http}"),

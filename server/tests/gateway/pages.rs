@@ -1,7 +1,7 @@
 //! Pages of other origins, hosts, and listeners: what `--cors`, `--host-whitelist`, `--enable-grpc-gateway` and `--listen-client-http-urls` say.
 use super::{Raw, ask, ask_with, on_each, on_ours, runtime};
 use crate::support::gateway_client::post;
-use crate::support::process::{Program, Server};
+use crate::support::process::{Program, Server, free_port};
 use crate::support::raw_client::RawClient;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
@@ -103,9 +103,7 @@ fn http_listeners_take_the_gateway_off_the_others() {
         if program.binary().is_err() {
             continue;
         }
-        let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let address = free.local_addr().expect("it is bound").to_string();
-        drop(free);
+        let address = format!("127.0.0.1:{}", free_port());
         let server = Server::start(program, &[format!("--listen-client-http-urls=http://{address}")]);
         runtime().block_on(async {
             let json = || r#"{"key":"YQ==","value":"MQ=="}"#.into();

@@ -70,7 +70,7 @@ fn a_port_without_tls_refuses_tls() {
 /// Those who scrape by TLS are verified as clients are, and come from an address of their certificate.
 #[test]
 fn metrics_are_served_by_tls() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = crate::support::process::free_port();
     let url = format!("--listen-metrics-urls=https://127.0.0.1:{port}");
     let secured = Secured::start(1, |_, _| vec![url.clone()]);
     let elsewhere = Wanted { hosts: vec!["10.9.8.7".into()], ..Wanted::local("elsewhere", 0x91) };

@@ -1,7 +1,6 @@
 //! Flags that do not fit end the start, in the words of the real etcd, which is asked too if it is there.
-use crate::support::process::{Program, required};
+use crate::support::process::{Program, free_port, required};
 use crate::support::tls::{Authority, Wanted};
-use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
 /// Runs a program until it ends by itself; what it said.
@@ -31,10 +30,6 @@ fn said(
     Some(String::from_utf8_lossy(&ended.stderr).into_owned())
 }
 
-fn port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
-}
-
 #[test]
 fn flags_that_do_not_fit_end_the_start_with_etcds_words() {
     let folder = tempfile::tempdir().unwrap();
@@ -48,7 +43,7 @@ fn flags_that_do_not_fit_end_the_start_with_etcds_words() {
     let is_there = Program::Etcd.binary().is_ok();
     assert!(is_there || !required("STERNPOST_REQUIRE_PEERS"), "etcd is not there");
     let (http, https) =
-        (|| format!("http://127.0.0.1:{}", port()), || format!("https://127.0.0.1:{}", port()));
+        (|| format!("http://127.0.0.1:{}", free_port()), || format!("https://127.0.0.1:{}", free_port()));
     let pair = |cert: &str, key: &str| vec![format!("--cert-file={cert}"), format!("--key-file={key}")];
     let peer_pair =
         |cert: &str, key: &str| vec![format!("--peer-cert-file={cert}"), format!("--peer-key-file={key}")];

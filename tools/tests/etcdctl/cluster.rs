@@ -3,7 +3,8 @@
 //! **Contract.** `Cluster::start` returns when there is a leader, which is the member with the least id. Members stand in the order of
 //! their ids, since that is how servers list them. Processes are killed when the value is dropped; servers of ours live
 //! as long as the test does.
-use std::net::TcpListener;
+use socket2::{Domain, Socket, Type};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -63,10 +64,17 @@ pub(crate) fn peer(name: &str) -> Option<PathBuf> {
 }
 
 fn free_ports(count: usize) -> Vec<u16> {
-    // Held until all are found, so that no two are the same.
-    let listeners: Vec<_> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("bound").port()).collect()
+    // Held until all are found, so that no two are the same. They do not listen: a process that another thread starts just then has
+    // them too for a moment, and one that listened would keep a member from its port.
+    let bound = |_| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_reuse_address(true).expect("an option of every socket");
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
+        socket
+    };
+    let sockets: Vec<_> = (0..count).map(bound).collect();
+    let address = |socket: &Socket| socket.local_addr().ok().and_then(|address| address.as_socket());
+    sockets.iter().map(|socket| address(socket).expect("bound").port()).collect()
 }
 
 impl Cluster {
