@@ -69,8 +69,12 @@ fn model(operations: &[LogOperation]) -> Store {
 }
 
 fn whole() -> Whole {
+    whole_of(1)
+}
+
+fn whole_of(seed: u64) -> Whole {
     let disk = SimDisk::new(4);
-    let operations = history(1, 420);
+    let operations = history(seed, 420);
     let mut db = SimulatedDb::open(&disk, &small(), 1).expect("a new disk opens");
     for operation in &operations {
         let answer = write(&mut db, operation);
@@ -165,9 +169,12 @@ fn a_damaged_block_of_records_stops_neither_a_start_nor_a_write() {
 /// checkpoint writes it anew, while changes wait over it and when some of them are pushed down. The same is true of what is pending.
 #[test]
 fn a_damaged_leaf_is_made_again_from_the_records() {
-    let whole = whole();
     let (mut leaves, mut pending) = (0, 0);
-    for (name, offset, bytes) in whole.blocks(".k") {
+    let wholes = [1, 2, 3].map(whole_of);
+    // One history alone leaves few leaves of what waits.
+    let blocks =
+        wholes.iter().flat_map(|whole| whole.blocks(".k").into_iter().map(move |block| (whole, block)));
+    for (whole, (name, offset, bytes)) in blocks {
         // Leaves of the key tree and of the pending tree; those that no tree refers to any more are read by nobody.
         let tree = bytes[6];
         if !(bytes.starts_with(b"STPG") && [1, 4].contains(&tree) && bytes[5] == 0) {
@@ -201,7 +208,7 @@ fn a_damaged_leaf_is_made_again_from_the_records() {
         db.verify().unwrap_or_else(|error| panic!("{story}: {error}"));
         assert_same(&dump(db.store()), &dump(&model(&operations)), &story);
     }
-    assert!(leaves > 5 && pending > 1, "{leaves} {pending}");
+    assert!(leaves > 5 && pending > 2, "{leaves} {pending}");
 }
 
 /// A leaf is believed only if the sums in its reference say that it is the one: here a record of it is lost too.
