@@ -19,7 +19,7 @@
 //! **Invariants.** V1: the revisions of a segment ascend strictly. V2: a record replaces an older one, `prev < revision`,
 //! and jumps no less far, to ever older ones, `prev >= jump > jump`. V3: everything that is read from the file is covered by a checksum that is held
 //! elsewhere: the trailer's in [`SegmentSummary`], those of top and dictionary in the trailer, those of index blocks in
-//! the top; only a record holds its own, which depends on its place.
+//! the top; only a record holds its own, which depends on its place. V4: what is looked up at once is looked up in the order of its revisions.
 //!
 //! **Failure.** What does not verify is read twice more, then reported as [`Error::Corruption`](crate::Error::Corruption)
 //! with what was expected and what was found. Damage of a record concerns that record only.
@@ -28,9 +28,10 @@
 //!
 //! Source: the split of values from index after WiscKey (Lu et al., FAST 2016).
 //!
-//! Reading order: `record`, `compression`, `index`, `top`, `trailer`, `summary`, `writer`, `segment`, `scan`, `verify`, `salvage`.
+//! Reading order: `record`, `compression`, `index`, `top`, `trailer`, `summary`, `writer`, `segment`, `scan`, `lookup`, `verify`, `salvage`.
 mod compression;
 mod index;
+mod lookup;
 mod record;
 pub(crate) mod salvage;
 mod scan;

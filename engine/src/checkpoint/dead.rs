@@ -4,8 +4,8 @@
 //! twice (a tombstone below the compact revision that a put replaced): the bit decides, so it counts once (D5).
 //!
 //! **Looking up.** The revisions that die are known in the order of what replaced them, which is no order at all. They are gathered and
-//! sorted, [`NAMED_MAX`] at a time, so that each block of an index is decoded once for all of them and not once for each: a compaction of
-//! a million versions spent seconds on that.
+//! sorted, [`NAMED_MAX`] at a time, so that each block of an index is read and decoded once for all of them and not once for each, with its
+//! neighbours, and past the cache (`revision_log/lookup.rs`).
 use crate::base::ids::Revision;
 use crate::disk_state::{
     DEAD_CHUNK_RECORDS, DiskState, RevisionsFile, Shelf, dead_chunk, dead_chunk_key, encode_revisions,
@@ -13,15 +13,13 @@ use crate::disk_state::{
 };
 use crate::error::{Error, Result};
 use crate::memtable::record_bytes;
-use crate::revision_log::{Entries, Entry, SegmentSummary};
+use crate::revision_log::{Entry, SegmentSummary};
 use crate::segment::{self, SegmentKind};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Revisions gathered before they are looked up: 4 MiB. Few in tests, so that they see more than one batch.
 const NAMED_MAX: usize = if cfg!(debug_assertions) { 16 } else { 1 << 18 };
-/// A next revision that is further away than this is looked for anew; up to there the entries in between are passed by. Half a block.
-const NEAR: i64 = 256;
 
 /// Changes of the segment table.
 pub(super) type TableEdits = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
@@ -57,27 +55,14 @@ impl<'a> DeadRecords<'a> {
         named.sort_unstable();
         named.dedup();
         let base = self.base;
-        // The walk over the index of one segment, and where it is.
-        let mut walk: Option<(usize, Entries)> = None;
-        let mut at: Option<Entry> = None;
-        for &revision in &named {
-            let Some((number, segment)) = base.segment_of(revision) else { continue };
-            let is_near = at.as_ref().is_some_and(|entry| revision.main <= entry.revision.main + NEAR);
-            let mut entries = match walk.take() {
-                Some((walked, entries)) if walked == number && is_near => entries,
-                _ => {
-                    let mut entries = segment.entries(revision);
-                    at = entries.next().transpose()?;
-                    entries
-                }
-            };
-            while at.as_ref().is_some_and(|entry| entry.revision < revision) {
-                at = entries.next().transpose()?;
-            }
-            if let Some(entry) = at.as_ref().filter(|entry| entry.revision == revision) {
-                self.add(number, entry);
-            }
-            walk = Some((number, entries));
+        let mut rest = &named[..];
+        while let Some(&first) = rest.first() {
+            // What is behind the last segment was never written.
+            let Some((number, segment)) = base.segment_of(first) else { break };
+            let last = segment.summary().last;
+            let (here, later) = rest.split_at(rest.partition_point(|revision| *revision <= last));
+            segment.find_each(here, &mut |entry| self.add(number, entry))?;
+            rest = later;
         }
         named.clear();
         self.named = named;

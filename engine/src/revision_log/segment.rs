@@ -279,14 +279,22 @@ impl RevisionSegment {
     /// The index block `number`, through the cache.
     pub(super) fn index_block(&self, number: usize) -> Result<Arc<IndexBlock>> {
         let top = self.top()?;
-        let block = top.row(number).expect("the caller asked the top for the number").block;
-        let key = CacheKey { segment: self.summary.id, block: u64::from(block) };
-        if let Some(block) = self.cache.get::<IndexBlock>(key) {
+        if let Some(block) = self.cached_index_block(&top, number) {
             return Ok(block);
         }
         let block = Arc::new(self.read_index_block(&top, number)?);
-        self.cache.insert(key, Class::Index, block.clone());
+        self.cache.insert(self.index_key(&top, number), Class::Index, block.clone());
         Ok(block)
+    }
+
+    /// The index block `number`, if the cache has it.
+    pub(super) fn cached_index_block(&self, top: &Top, number: usize) -> Option<Arc<IndexBlock>> {
+        self.cache.get::<IndexBlock>(self.index_key(top, number))
+    }
+
+    fn index_key(&self, top: &Top, number: usize) -> CacheKey {
+        let block = top.row(number).expect("the caller asked the top for the number").block;
+        CacheKey { segment: self.summary.id, block: u64::from(block) }
     }
 
     /// The index block `number`, from the file.

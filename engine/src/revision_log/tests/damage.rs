@@ -78,6 +78,11 @@ impl Fixture {
             segment.find(absent).map_or_else(damage, |found| right(found.is_none()));
         }
         segment.read_many(&self.entries).map_or_else(damage, |found| right(found == self.records));
+        let revisions: Vec<Revision> = self.entries.iter().map(|entry| entry.revision).collect();
+        let mut found = Vec::new();
+        let looked_up = segment.find_each(&revisions, &mut |entry| found.push(*entry));
+        right(found.iter().zip(&self.entries).all(|(found, entry)| found == entry));
+        looked_up.map_or_else(damage, |()| right(found.len() == self.entries.len()));
         let mut expected = self.entries.iter();
         let mut broken = false;
         for entry in segment.entries(START) {

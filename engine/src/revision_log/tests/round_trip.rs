@@ -34,6 +34,7 @@ fn check(segment: &Arc<RevisionSegment>, records: &[OwnedRecord], rng: &mut Rng)
         assert!(found.iter().map(|(_, record)| record).eq(&records[number..]));
     }
     some_records_are_read_like_all(segment, &entries, records, rng);
+    some_revisions_are_found_like_one(segment, &entries, rng);
 
     let mut progress = Vec::new();
     let counts = segment.verify(&mut |done| progress.push(done)).unwrap();
@@ -89,6 +90,24 @@ fn some_records_are_read_like_all(
         let found = segment.read_many(&picked).unwrap();
         assert!(found.iter().eq(wanted.iter().map(|&number| &records[number])));
     }
+}
+
+/// With revisions among them that the segment does not hold.
+fn some_revisions_are_found_like_one(segment: &Arc<RevisionSegment>, entries: &[Entry], rng: &mut Rng) {
+    for part in [1, 3, 40] {
+        let mut wanted = vec![START, Revision::new(i64::MAX, i64::MAX)];
+        for entry in entries.iter().filter(|_| rng.chance(1, part)) {
+            let Revision { main, sub } = entry.revision;
+            wanted.extend([entry.revision, Revision::new(main, sub.saturating_add(1))]);
+        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        let mut found = Vec::new();
+        segment.find_each(&wanted, &mut |entry| found.push(*entry)).unwrap();
+        let expected = wanted.iter().filter_map(|&revision| segment.find(revision).unwrap());
+        assert!(expected.eq(found.iter().copied()), "one in {part}");
+    }
+    segment.find_each(&[], &mut |entry| panic!("{entry:?}")).unwrap();
 }
 
 #[test]
@@ -199,6 +218,39 @@ fn few_reads_do() {
     assert!(chunks <= bytes / (200 << 10) + 1, "{chunks} reads for {bytes} bytes");
     segment.read_many(&entries).unwrap();
     assert!(taken() <= chunks + 1, "what is near each other is read at once");
+}
+
+/// Index blocks are read with their neighbours, those that nobody asked for only where they lie between, and the cache stays as it is.
+#[test]
+fn looking_up_many_takes_few_reads_and_no_place_in_the_cache() {
+    let mut rng = Rng::new(57);
+    let records = random_records(&mut rng, 60_000, Shape { key_bytes_max: 8, value_bytes_max: 8, ..SMALL });
+    let mut disk = disk();
+    let summary = write(&mut disk, ID, &records, None);
+    let reads = Arc::new(AtomicU64::new(0));
+    let files = CountingFiles { files: &disk, reads: reads.clone() };
+    let cache = Cache::new(16 << 20);
+    let segment = RevisionSegment::open(&files, cache.clone(), DATABASE, summary).unwrap();
+    let blocks = segment.index_places().unwrap();
+    let index_bytes: u64 = blocks.iter().map(|block| u64::from(block.bytes).next_multiple_of(4096)).sum();
+    assert!(blocks.len() > 64, "{} blocks", blocks.len());
+    let look_up = |wanted: &[Revision]| {
+        let mut found = 0;
+        reads.store(0, Ordering::Relaxed);
+        segment.find_each(wanted, &mut |_| found += 1).unwrap();
+        assert_eq!(found, wanted.len());
+        reads.load(Ordering::Relaxed)
+    };
+    let all: Vec<Revision> = records.iter().map(|record| record.revision).collect();
+    let taken = look_up(&all);
+    assert!(taken <= index_bytes.div_ceil(240 << 10), "{taken} reads of {index_bytes} bytes");
+    // Far apart each costs a read of its own: what lies between is longer than a gap.
+    let apart: Vec<Revision> = blocks.iter().step_by(8).map(|block| block.first).collect();
+    assert_eq!(look_up(&apart), apart.len() as u64);
+    assert_eq!((cache.stats().insertions, cache.stats().entries), (0, 0));
+    // What the cache has is not read.
+    segment.find(all[0]).unwrap();
+    assert_eq!((look_up(&all[..1]), cache.stats().entries), (0, 1));
 }
 
 #[cfg(feature = "zstd")]
