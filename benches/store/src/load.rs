@@ -5,10 +5,13 @@ use crate::{Place, text};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 use sternpost_engine::base::rng::Rng;
+use sternpost_engine::checkpoint::CheckpointStats;
 use sternpost_engine::{Batch, Db};
 
 /// Time between two lines of progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
+/// A batch that took as long is told of at once.
+const LONG: Duration = Duration::from_millis(500);
 
 #[derive(clap::Args)]
 pub(crate) struct Load {
@@ -23,9 +26,47 @@ pub(crate) struct Load {
     /// Puts of one batch, which becomes durable as one
     #[arg(long, default_value_t = 1_000)]
     batch: u64,
+    /// Tell of every checkpoint: how long it took, and what it wrote
+    #[arg(long)]
+    checkpoints: bool,
     /// Random gets at the end
     #[arg(long, default_value_t = 100_000)]
     gets: u64,
+}
+
+/// Tells of checkpoints as they are made.
+struct Watcher {
+    is_on: bool,
+    seen: CheckpointStats,
+}
+
+impl Watcher {
+    fn look(&mut self, db: &Db) {
+        if !self.is_on {
+            return;
+        }
+        let Some(now) = db.stats().checkpoints else { return };
+        let made = |stats: &CheckpointStats| stats.checkpoints_count + stats.upkeeps_count;
+        if made(&now) == made(&self.seen) {
+            return;
+        }
+        let (new, old) = (&now.totals, &self.seen.totals);
+        let mib = |new: u64, old: u64| (new - old) as f64 / f64::from(1 << 20);
+        eprintln!(
+            "{} checkpoints in {:.2} s; MiB: memtables {:.0}, records {:.0}, cleaning {:.0}, key tree {:.1}, pending tree {:.1}, all trees {:.1}; {} changes wait, {} went down",
+            made(&now) - made(&self.seen),
+            (new.duration_us - old.duration_us) as f64 / 1e6,
+            mib(new.run_bytes, old.run_bytes),
+            mib(new.revision_bytes - new.cleaned_bytes, old.revision_bytes - old.cleaned_bytes),
+            mib(new.cleaned_bytes, old.cleaned_bytes),
+            mib(new.key_page_bytes, old.key_page_bytes),
+            mib(new.pending_page_bytes, old.pending_page_bytes),
+            mib(new.page_bytes, old.page_bytes),
+            new.changes_waiting - old.changes_waiting,
+            new.changes_pushed - old.changes_pushed
+        );
+        self.seen = now;
+    }
 }
 
 /// One part of the run.
@@ -34,7 +75,8 @@ struct Phase<'a> {
     begun: Instant,
     written: u64,
     processor_us: u64,
-    longest: Duration,
+    /// How long each operation took.
+    times: Vec<Duration>,
     memory: &'a MemorySampler,
     told: Instant,
 }
@@ -48,7 +90,7 @@ impl<'a> Phase<'a> {
             begun,
             written: written_bytes(),
             processor_us: processor_us(),
-            longest: Duration::ZERO,
+            times: Vec::new(),
             memory,
             told: begun,
         }
@@ -58,8 +100,22 @@ impl<'a> Phase<'a> {
     fn time<T>(&mut self, operation: impl FnOnce() -> T) -> T {
         let begun = now();
         let result = operation();
-        self.longest = self.longest.max(begun.elapsed());
+        self.times.push(begun.elapsed());
         result
+    }
+
+    /// Tells of the newest operation if it was long, with how far checkpoints lagged behind then.
+    fn tell_if_long(&self, db: &Db) {
+        let Some(last) = self.times.last().filter(|last| **last >= LONG) else { return };
+        let checkpoints = db.stats().checkpoints.unwrap_or_default();
+        eprintln!(
+            "{}: {:.0} ms for one batch at {:.1} s; {} runs not durable, {} checkpoints made",
+            self.name,
+            last.as_secs_f64() * 1000.0,
+            self.begun.elapsed().as_secs_f64(),
+            checkpoints.runs_count,
+            checkpoints.checkpoints_count
+        );
     }
 
     fn progress(&mut self, done: u64, total: u64) {
@@ -70,7 +126,11 @@ impl<'a> Phase<'a> {
         }
     }
 
-    fn end(self, operations: u64, user_bytes: u64) {
+    fn end(mut self, operations: u64, user_bytes: u64) {
+        self.times.sort_unstable();
+        let place =
+            |share: f64| ((self.times.len() as f64 * share) as usize).min(self.times.len().max(1) - 1);
+        let at = |share: f64| self.times.get(place(share)).map_or(0.0, |time| time.as_secs_f64() * 1000.0);
         let seconds = self.begun.elapsed().as_secs_f64();
         let written = written_bytes() - self.written;
         let factor = match user_bytes {
@@ -78,12 +138,14 @@ impl<'a> Phase<'a> {
             bytes => format!(" = {:.2}x", written as f64 / bytes as f64),
         };
         println!(
-            "{:<12} {operations:>10} in {seconds:7.2} s = {:>9.0}/s · CPU {:5.1} µs each · longest {:6.1} ms · written {:>6} \
+            "{:<12} {operations:>10} in {seconds:7.2} s = {:>9.0}/s · CPU {:5.1} µs each · one call p50 {:.1}, p99 {:.1}, max {:.1} ms · written {:>6} \
              MiB{factor} · RssAnon at most {} MiB",
             self.name,
             operations as f64 / seconds,
             (processor_us() - self.processor_us) as f64 / operations.max(1) as f64,
-            self.longest.as_secs_f64() * 1000.0,
+            at(0.5),
+            at(0.99),
+            at(1.0),
             written >> 20,
             self.memory.take_peak_bytes() >> 20,
         );
@@ -92,7 +154,8 @@ impl<'a> Phase<'a> {
 
 impl Load {
     pub(crate) fn run(&self) -> Result<(), String> {
-        let Self { place, overwrites, existing, batch, gets } = self;
+        let Self { place, overwrites, existing, batch, checkpoints, gets } = self;
+        let mut watcher = Watcher { is_on: *checkpoints, seen: CheckpointStats::default() };
         let memory = MemorySampler::start();
         let db = Db::open(&place.dir, place.options()).map_err(text)?;
         let mut rng = Rng::new(7);
@@ -106,6 +169,8 @@ impl Load {
                 puts = puts.put(key(number), value(number, place.value, &mut rng));
             }
             phase.time(|| db.write(puts)).map_err(text)?;
+            phase.tell_if_long(&db);
+            watcher.look(&db);
             phase.progress(first, loaded);
         }
         phase.end(loaded, loaded * place.user_bytes());
@@ -122,6 +187,8 @@ impl Load {
                     }
                 }
                 phase.time(|| db.write(puts)).map_err(text)?;
+                phase.tell_if_long(&db);
+                watcher.look(&db);
                 phase.progress(number * batch, keys);
             }
             let revision = db.latest().revision();
