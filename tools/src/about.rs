@@ -1,4 +1,6 @@
 //! `version`, `options`, `completion` and `man`: what this program says of itself; none speaks to a server.
+mod server_page;
+
 use crate::ctl::failure::{Exit, Failure};
 use crate::ctl::printer::{Format, Printer};
 use clap::{Args, Command};
@@ -71,8 +73,9 @@ pub(crate) fn print_completion(mut command: Command, options: CompletionOptions)
     printer.flush()
 }
 
-/// One page for the program and one for each command, in section 1.
+/// One page for the program and one for each command, in section 1, and the server's in section 8.
 pub(crate) fn write_man_pages(command: Command, options: &ManOptions) -> Result<(), Failure> {
     std::fs::create_dir_all(&options.folder)?;
-    Ok(clap_mangen::generate_to(command, &options.folder)?)
+    clap_mangen::generate_to(command, &options.folder)?;
+    Ok(std::fs::write(options.folder.join("sternpost.8"), server_page::render())?)
 }

@@ -121,7 +121,7 @@ enum Command {
     },
     /// Print a script that completes commands and flags in a shell
     Completion(about::CompletionOptions),
-    /// Write man pages
+    /// Write man pages, the server's among them
     #[command(hide = true)]
     Man(about::ManOptions),
 }
@@ -145,12 +145,8 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 fn run(command_line: CommandLine) -> Result<(), Failure> {
-    let CommandLine { options, command } = command_line;
+    let CommandLine { mut options, command } = command_line;
     options.explain();
-    // The load generator brings its own threads.
-    if let Command::Bench(command) = command {
-        return bench::run(command, &options);
-    }
     match command {
         Command::Inspect(command) => return inspect::run(command, &options),
         Command::Verify(command) => return verify::run(&command, &options),
@@ -168,15 +164,24 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
     if let Command::Snapshot(command) = command {
         return match snapshot::run(command, &options)? {
             Some(path) => {
-                let (printer, client) = (options.printer()?, Client::new(options));
-                runtime()?.block_on(snapshot::save(&client, printer, &path))
+                let printer = options.printer()?;
+                runtime()?.block_on(async {
+                    options.discover().await?;
+                    snapshot::save(&Client::new(options), printer, &path).await
+                })
             }
             None => Ok(()),
         };
     }
+    let runtime = runtime()?;
+    runtime.block_on(options.discover())?;
+    // The load generator brings its own threads.
+    if let Command::Bench(command) = command {
+        return bench::run(command, &options);
+    }
     let printer = options.printer()?;
     let client = Client::new(options.clone());
-    runtime()?.block_on(async {
+    runtime.block_on(async {
         match command {
             Command::Put(put) => kv::put(&client, printer, put).await,
             Command::Get(get) => kv::get(&client, printer, get).await,

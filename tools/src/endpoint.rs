@@ -81,7 +81,7 @@ async fn health(client: &Client, mut printer: Printer, endpoints: Vec<String>) -
     for health in asked {
         healths.push(health.await.map_err(|error| Failure::new(Exit::Error, error.to_string()))?);
     }
-    printer.healths(&healths);
+    printer.healths(&healths)?;
     printer.flush()?;
     if healths.iter().all(|health| health.error.is_empty()) {
         Ok(())
@@ -159,7 +159,7 @@ pub(crate) async fn status(
             }
         }
     }
-    printer.statuses(&statuses);
+    printer.statuses(&statuses)?;
     printer.flush()?;
     if is_complete { Ok(()) } else { Err(Failure::new(Exit::Error, "")) }
 }
@@ -187,7 +187,7 @@ async fn hash(
             }
         }
     }
-    printer.hashes(&hashes);
+    printer.hashes(&hashes)?;
     printer.flush()?;
     last_failure.map_or(Ok(()), |failure| Err(failure.with_exit(Exit::Error)))
 }

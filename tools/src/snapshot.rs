@@ -10,7 +10,7 @@ use crate::ctl::connect::Client;
 use crate::ctl::failure::{Exit, Failure, raw_status_text, system_text};
 use crate::ctl::json::{Object, text};
 use crate::ctl::options::GlobalOptions;
-use crate::ctl::printer::{Format, Printer};
+use crate::ctl::printer::{Format, Printer, no_protobuf};
 use crate::ctl::table::{self, bytes_text};
 use crate::progress::ProgressLine;
 use clap::{Args, Subcommand};
@@ -162,6 +162,7 @@ fn print_status(path: &Path, mut printer: Printer) -> Result<(), Failure> {
             ];
             fields.iter().for_each(|(name, value)| printer.line(format!("\"{name}\" : {value}")));
         }
+        Format::Protobuf => return Err(no_protobuf()),
     }
     printer.flush()
 }

@@ -1,9 +1,11 @@
 //! `sternctl backup` on directories that a database has made, and of a server that runs, as a person types it.
+mod support;
+
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 use sternpost_engine::{Db, Options};
-use sternpost_server::config::{self, Request};
+use support::start_on;
 
 fn options() -> Options {
     let mut options = Options::new().memtable_bytes(64 << 10).calibrate(false);
@@ -167,19 +169,8 @@ fn a_running_server_backs_itself_up() {
     let directory = tempfile::tempdir().unwrap();
     let backups = directory.path().join("backups");
     std::fs::create_dir(&backups).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let endpoint = format!("127.0.0.1:{port}");
-    let flags = [
-        format!("--data-dir={}", directory.path().join("data").display()),
-        format!("--backup-dir={}", backups.display()),
-        format!("--listen-client-urls=http://{endpoint}"),
-        format!("--advertise-client-urls=http://{endpoint}"),
-    ];
-    let Ok(Request::Serve(loaded)) = config::load(&flags, &[]) else { panic!("the flags are known") };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
-    });
+    let flags = [format!("--backup-dir={}", backups.display())];
+    let endpoint = start_on(&directory.path().join("data"), "http", &flags);
     let ask = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sternctl"));
         command.args(["--endpoints", &endpoint, "--dial-timeout", "20s"]).args(arguments);

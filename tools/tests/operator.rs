@@ -204,12 +204,14 @@ fn completion_scripts_are_scripts() {
 }
 
 #[test]
-fn every_command_has_a_man_page() {
+fn every_command_has_a_man_page_and_the_server_one() {
     let folder = tempfile::tempdir().unwrap();
-    let pages = folder.path().join("man1");
+    let pages = folder.path().join("man");
     said("127.0.0.1:1", &["man", pages.to_str().unwrap()]);
     for name in ["sternctl", "sternctl-get", "sternctl-member-add", "sternctl-top"] {
         let page = std::fs::read_to_string(pages.join(format!("{name}.1"))).unwrap();
         assert!(page.contains(".TH ") && page.contains(".SH OPTIONS"), "{name}");
     }
+    let server = std::fs::read_to_string(pages.join("sternpost.8")).unwrap();
+    assert!(server.contains(".TH sternpost 8") && server.contains(".SH CLUSTERING"), "{server}");
 }

@@ -2,30 +2,14 @@
 //! user, a role) and against a server of ours.
 //!
 //! The expected texts of `save` and `status` are those that etcdctl and etcdutl 3.7.3 print.
-use std::net::TcpListener;
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use sternpost_server::config::{self, Request};
+use support::start_on;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/etcd-3.7.3.snapshot")
-}
-
-/// Starts a server in this process, which lives as long as the test, on a data directory, and returns its endpoint.
-fn start(data_dir: &Path) -> String {
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a free port").port();
-    let url = format!("http://127.0.0.1:{port}");
-    let arguments = [
-        format!("--data-dir={}", data_dir.display()),
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-    ];
-    let Ok(Request::Serve(loaded)) = config::load(&arguments, &[]) else { panic!("the flags are etcd's") };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
-    });
-    format!("127.0.0.1:{port}")
 }
 
 fn sternctl(arguments: &[&str]) -> Output {
@@ -75,7 +59,7 @@ fn a_file_of_etcd_is_restored_and_saved_again() {
     check(&restore, 0, "restored: revision 4, 3 records, 1 leases, 1 users, 1 roles\n", "");
     let refused = format!("Error: data-dir {to:?} not empty or could not be read\n");
     check(&restore, 1, "", &refused);
-    let endpoint = start(&data_dir);
+    let endpoint = start_on(&data_dir, "http", &[]);
     let said = format!("Snapshot saved at {saved}\nServer version 3.7.0\n");
     check(&["--endpoints", &endpoint, "snapshot", "save", saved], 0, &said, "");
     assert!(!Path::new(saved).with_added_extension("part").exists());

@@ -2,11 +2,11 @@
 #[path = "../../server/tests/support/tls.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the server's tests, which use more of it")]
 mod certificates;
+mod support;
 
 use certificates::{Authority, Wanted, client_flags};
-use std::net::TcpListener;
 use std::process::Command;
-use sternpost_server::config::{self, Request};
+use support::start_on;
 
 /// Exit code, standard output, standard error.
 type Said = (Option<i32>, String, String);
@@ -34,19 +34,8 @@ fn sternctl_speaks_tls_with_etcdctls_flags() {
         std::fs::create_dir(&other).unwrap();
         Authority::new("another").bundle(&other, &[])
     };
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let url = format!("https://127.0.0.1:{port}");
-    let mut flags = client_flags(&server, &ca);
-    flags.extend([
-        format!("--data-dir={}", folder.path().join("data").display()),
-        format!("--listen-client-urls={url}"),
-        format!("--advertise-client-urls={url}"),
-    ]);
-    let Ok(Request::Serve(loaded)) = config::load(&flags, &[]) else { panic!("the flags are etcd's") };
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-        runtime.block_on(sternpost_server::run::run(*loaded)).expect("the server runs until the test ends");
-    });
+    let endpoint = start_on(&folder.path().join("data"), "https", &client_flags(&server, &ca));
+    let url = format!("https://{endpoint}");
     let text = |path: &std::path::Path| path.display().to_string();
     let (ca, cert, key) = (text(&ca), text(&client.cert), text(&client.key));
     let with = |endpoint: &str, tls: &[&str], command: &[&str]| {
@@ -57,7 +46,7 @@ fn sternctl_speaks_tls_with_etcdctls_flags() {
     let well = |out: &str| (Some(0), out.to_owned(), String::new());
     assert_eq!(with(&url, &tls, &["put", "a", "1"]), well("OK\n"));
     // Without a scheme the flags say that it is TLS.
-    let bare = format!("localhost:{port}");
+    let bare = endpoint.replace("127.0.0.1", "localhost");
     assert_eq!(with(&bare, &tls, &["get", "a"]), well("a\n1\n"));
     let skipping = ["--insecure-skip-tls-verify", "--cert", &cert, "--key", &key];
     assert_eq!(with(&url, &skipping, &["get", "a"]), well("a\n1\n"));
@@ -76,7 +65,7 @@ fn sternctl_speaks_tls_with_etcdctls_flags() {
     let (exit, _, err) =
         brief(&["--cacert", &ca, "--cert", &text(&stranger.cert), "--key", &text(&stranger.key)]);
     assert!(exit != Some(0) && err.contains("UnknownCA"), "{err}");
-    let plain = format!("http://127.0.0.1:{port}");
+    let plain = format!("http://{endpoint}");
     let (exit, _, err) = sternctl(&["--dial-timeout", "1s", "--endpoints", &plain, "get", "a"]);
     assert!(exit != Some(0) && err.starts_with("Error: "), "{err}");
 

@@ -52,6 +52,7 @@ impl Registry {
             cacert: options.cacert.clone(),
             identity: options.identity.clone(),
             skips_verification: options.skips_verification,
+            server_name: None,
         };
         let mut channels = Vec::new();
         for text in &options.endpoints {

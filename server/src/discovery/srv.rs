@@ -1,4 +1,5 @@
-//! Members from SRV records: `_etcd-server-ssl._tcp.DOMAIN` for peer URLs of https, `_etcd-server._tcp.DOMAIN` for http.
+//! Members from SRV records: `_etcd-server-ssl._tcp.DOMAIN` for peer URLs of https, `_etcd-server._tcp.DOMAIN` for http; and for clients
+//! `_etcd-client-ssl._tcp.DOMAIN` and `_etcd-client._tcp.DOMAIN`.
 //!
 //! **Rules**, etcd's. Both names are asked and what they have is put together; it is enough if one of them has something. A record is this member's own if
 //! its target is at an address of one of `--initial-advertise-peer-urls`; it has this member's name then, and the others are numbered. URLs are those of the
@@ -39,16 +40,43 @@ pub async fn members(domain: &str, suffix: &str, name: &str, advertised: &[Url])
     }
 }
 
-async fn look_up_all(domain: &str, suffix: &str, name: &str, advertised: &[Url]) -> Result<Members, String> {
+/// URLs of the members for clients, those of https first, as etcdctl finds them; asked once.
+///
+/// # Errors
+/// What was found wrong, if neither name has records.
+pub async fn client_urls(domain: &str, suffix: &str) -> Result<Vec<String>, String> {
+    let resolver = resolver()?;
+    let (mut urls, mut errors) = (Vec::new(), Vec::new());
+    for (scheme, service) in [("https", "etcd-client-ssl"), ("http", "etcd-client")] {
+        match look_up(&resolver, &record_name(service, suffix, domain)).await {
+            Ok(found) => {
+                urls.extend(found.into_iter().map(|(target, port)| format!("{scheme}://{target}:{port}")));
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    if urls.is_empty() { Err(format!("dns lookup errors: {}", errors.join(" and "))) } else { Ok(urls) }
+}
+
+fn resolver() -> Result<TokioResolver, String> {
     let resolver = TokioResolver::builder_tokio().and_then(|builder| builder.build());
-    let resolver = resolver.map_err(|error| format!("no name server can be asked: {error}"))?;
+    resolver.map_err(|error| format!("no name server can be asked: {error}"))
+}
+
+fn record_name(service: &str, suffix: &str, domain: &str) -> String {
+    let dash = if suffix.is_empty() { "" } else { "-" };
+    format!("_{service}{dash}{suffix}._tcp.{domain}")
+}
+
+async fn look_up_all(domain: &str, suffix: &str, name: &str, advertised: &[Url]) -> Result<Members, String> {
+    let resolver = resolver()?;
     let own = addresses_of(advertised).await?;
     let mut members = Members::new();
     let mut errors = Vec::new();
     let mut next_number = 0;
     for (scheme, service) in [("https", "etcd-server-ssl"), ("http", "etcd-server")] {
+        let looked_up = look_up(&resolver, &record_name(service, suffix, domain)).await;
         let service = if suffix.is_empty() { service.to_owned() } else { format!("{service}-{suffix}") };
-        let looked_up = look_up(&resolver, &format!("_{service}._tcp.{domain}")).await;
         let found = match looked_up {
             Ok(found) => found,
             Err(error) => {

@@ -27,6 +27,8 @@ pub struct ClientOptions {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// Verify nothing of the server.
     pub skips_verification: bool,
+    /// What servers are verified to be, if not the name that they are reached by.
+    pub server_name: Option<String>,
 }
 
 impl ClientOptions {
@@ -48,9 +50,13 @@ impl ClientOptions {
                 Err(why) => Trust::Nobody(why),
             },
         };
+        let server_name = self.server_name.clone().map(|name| {
+            ServerName::try_from(name.clone())
+                .map_err(|error| format!("{name:?} is no name of a server: {error}"))
+        });
         let verifier = Verifier {
             trust: Arc::new(trust),
-            rules: Arc::new(Rules::default()),
+            rules: Arc::new(Rules { server_name: server_name.transpose()?, ..Rules::default() }),
             provider: Arc::clone(&provider),
             presented: Presented::default(),
         };

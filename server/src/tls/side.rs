@@ -92,6 +92,7 @@ impl Side {
             revoked,
             allowed_cns: settings.allowed_cns.clone(),
             allowed_hostnames: settings.allowed_hostnames.clone(),
+            server_name: None,
         });
         Ok(Arc::new(Self { settings, provider, versions, identity, client_identity, trust, rules }))
     }

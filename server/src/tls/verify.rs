@@ -135,6 +135,8 @@ pub struct Rules {
     pub allowed_cns: Vec<String>,
     /// Empty for any.
     pub allowed_hostnames: Vec<String>,
+    /// What a server has to be instead of the name that it is reached by.
+    pub server_name: Option<ServerName<'static>>,
 }
 
 impl Rules {
@@ -249,6 +251,7 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         self.note(leaf);
+        let name = self.rules.server_name.as_ref().unwrap_or(name);
         if let Some(roots) = self.trust.roots()? {
             match roots.trusts_itself(leaf, now) {
                 Some(judged) => {

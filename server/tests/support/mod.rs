@@ -9,6 +9,8 @@ pub mod forge;
 pub mod gateway_client;
 pub mod history;
 pub mod latency;
+pub mod names;
+pub mod ports;
 pub mod process;
 pub mod proxy;
 pub mod raw_client;

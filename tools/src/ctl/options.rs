@@ -1,5 +1,5 @@
 //! Global flags: etcdctl's names and defaults, each also read from `STERNCTL_<NAME>`, and from `ETCDCTL_<NAME>` if neither is given.
-use super::failure::Failure;
+use super::failure::{Exit, Failure};
 use super::flags;
 use super::printer::{Format, Printer};
 use super::secret;
@@ -7,6 +7,7 @@ use clap::{ArgAction, Args};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use sternpost_server::discovery::srv;
 use sternpost_server::tls::connect::{ClientConfig, ClientOptions};
 
 const ENDPOINTS_DEFAULT: &str = "127.0.0.1:2379";
@@ -24,7 +25,45 @@ pub(crate) struct GlobalOptions {
     )]
     endpoints: Vec<String>,
 
-    /// Form of the output: simple, json, fields or table
+    /// Domain whose SRV records name the endpoints, instead of --endpoints
+    #[arg(
+        long,
+        short = 'd',
+        global = true,
+        env = "STERNCTL_DISCOVERY_SRV",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Global options"
+    )]
+    discovery_srv: String,
+
+    /// Behind the service's name in those records, with a dash
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_DISCOVERY_SRV_NAME",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Global options"
+    )]
+    discovery_srv_name: String,
+
+    /// Take endpoints without TLS from those records, and servers that are not certified for the domain
+    #[arg(
+        long,
+        global = true,
+        env = "STERNCTL_INSECURE_DISCOVERY",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true",
+        value_parser = flags::truth,
+        help_heading = "Global options"
+    )]
+    insecure_discovery: bool,
+
+    /// Form of the output: simple, json, fields, table or protobuf
     #[arg(
         long,
         short = 'w',
@@ -241,11 +280,34 @@ impl GlobalOptions {
         typed.filter(|endpoint| !endpoint.is_empty()).collect()
     }
 
+    /// Puts the endpoints that the records name in the place of those that were typed, if a domain was. etcdctl's rules and texts.
+    pub(crate) async fn discover(&mut self) -> Result<(), Failure> {
+        if self.discovery_srv.is_empty() {
+            return Ok(());
+        }
+        let found = srv::client_urls(&self.discovery_srv, &self.discovery_srv_name).await;
+        let mut found = found.map_err(|error| Failure::new(Exit::Error, error))?;
+        if !self.insecure_discovery {
+            found.retain(|url| {
+                let is_secure = !url.starts_with("http://");
+                if !is_secure {
+                    eprintln!("ignoring discovered insecure endpoint {url:?}");
+                }
+                is_secure
+            });
+        }
+        if !found.is_empty() {
+            self.endpoints = found;
+        }
+        Ok(())
+    }
+
     /// The same times and sizes towards another cluster, and nothing else of these.
     pub(crate) fn towards(&self, destination: Destination) -> Self {
         let Destination { endpoint, cert, key, cacert, insecure_transport, user, password } = destination;
         Self {
             endpoints: vec![endpoint],
+            discovery_srv: String::new(),
             cert,
             key,
             cacert,
@@ -287,7 +349,9 @@ impl GlobalOptions {
             }
         };
         let skips_verification = self.insecure_skip_tls_verify;
-        let options = ClientOptions { cacert, identity, skips_verification };
+        let is_certified = !self.discovery_srv.is_empty() && !self.insecure_discovery;
+        let server_name = is_certified.then(|| self.discovery_srv.clone());
+        let options = ClientOptions { cacert, identity, skips_verification, server_name };
         let asked_for =
             if is_asked_for { Some(options.config().map_err(Failure::bad_arguments)?) } else { None };
         Ok(Tls { asked_for })
@@ -311,7 +375,7 @@ impl GlobalOptions {
             Some((name, password)) => (name.to_owned(), password.to_owned()),
             None => {
                 let asked = secret::ask("Password: ");
-                (user, asked.map_err(|error| Failure::new(super::failure::Exit::Error, error))?)
+                (user, asked.map_err(|error| Failure::new(Exit::Error, error))?)
             }
         };
         Ok(Login::User { name, password })
@@ -325,6 +389,9 @@ impl GlobalOptions {
         let path = |path: &Option<String>| path.clone().unwrap_or_default();
         let rows = [
             ("ENDPOINTS", self.endpoints().join(",")),
+            ("DISCOVERY_SRV", self.discovery_srv.clone()),
+            ("DISCOVERY_SRV_NAME", self.discovery_srv_name.clone()),
+            ("INSECURE_DISCOVERY", self.insecure_discovery.to_string()),
             ("WRITE_OUT", self.write_out.clone()),
             ("HEX", self.hex.to_string()),
             ("DIAL_TIMEOUT", format!("{:?}", self.dial_timeout)),
@@ -352,6 +419,7 @@ impl GlobalOptions {
             "json" => Format::Json,
             "fields" => Format::Fields,
             "table" => Format::Table,
+            "protobuf" => Format::Protobuf,
             _ => return Err(Failure::bad_feature("unsupported output format")),
         };
         Ok(Printer::new(format, self.hex))

@@ -1,7 +1,7 @@
 //! Responses as text: one method per response, in the form that `-w` names.
 //!
-//! `simple` and `json` exist for everything, `fields` for all but a few, `table` for members and endpoints; what does not
-//! exist fails with etcdctl's exit code 4. Text is collected and written at once by [`Printer::flush`].
+//! `simple` and `json` exist for everything, `fields` for all but a few, `table` for members and endpoints, `protobuf` for what is one
+//! message; what does not exist fails with etcdctl's exit code 4. Text is collected and written at once by [`Printer::flush`].
 mod auth;
 mod cluster;
 
@@ -11,6 +11,7 @@ use super::failure::Failure;
 use super::json::{Object, base64, list};
 use super::quote::quote;
 use super::table;
+use prost::Message;
 use std::fmt::Display;
 use std::io::Write;
 use sternpost_server::wire::etcdserverpb::response_op::Response;
@@ -32,6 +33,8 @@ pub(crate) enum Format {
     Fields,
     /// Boxes.
     Table,
+    /// etcd's messages in their binary form, nothing between them.
+    Protobuf,
 }
 
 /// Collects the output of a command.
@@ -82,6 +85,7 @@ impl Printer {
                 self.fields_kvs("Prev", response.prev_kv.as_slice());
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -97,6 +101,7 @@ impl Printer {
                 self.field("Count", response.count);
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -114,6 +119,7 @@ impl Printer {
                 self.fields_kvs("Prev", &response.prev_kvs);
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -130,6 +136,10 @@ impl Printer {
                 self.field("Succeeded", response.succeeded);
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => {
+                self.message(response);
+                return Ok(());
+            }
         }
         for operation in &response.responses {
             if self.format == Format::Simple {
@@ -165,6 +175,15 @@ impl Printer {
                 }
             }
             Format::Table => return Err(no_table()),
+            // What etcdctl fills in.
+            Format::Protobuf => self.message(&WatchResponse {
+                header: response.header,
+                created: response.created,
+                canceled: response.canceled,
+                compact_revision: response.compact_revision,
+                events: response.events.clone(),
+                ..WatchResponse::default()
+            }),
         }
         Ok(())
     }
@@ -185,6 +204,7 @@ impl Printer {
                 self.field("TTL", response.ttl);
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -198,6 +218,7 @@ impl Printer {
             }
             Format::Fields => self.fields_header(response.header.as_ref()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -217,6 +238,7 @@ impl Printer {
                 self.field("TTL", response.ttl);
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -260,6 +282,7 @@ impl Printer {
                 }
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -285,11 +308,12 @@ impl Printer {
                 }
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
 
-    pub(crate) fn statuses(&mut self, statuses: &[(String, StatusResponse)]) {
+    pub(crate) fn statuses(&mut self, statuses: &[(String, StatusResponse)]) -> Result<(), Failure> {
         match self.format {
             Format::Simple => {
                 for (endpoint, status) in statuses {
@@ -313,7 +337,13 @@ impl Printer {
                     statuses.iter().map(|(endpoint, status)| status_row(endpoint, status)).collect();
                 self.out.extend_from_slice(table::render(&STATUS_COLUMNS, &rows).as_bytes());
             }
+            Format::Protobuf => return Err(no_protobuf()),
         }
+        Ok(())
+    }
+
+    fn message(&mut self, message: &impl Message) {
+        self.out.extend_from_slice(&message.encode_to_vec());
     }
 
     fn simple_kvs(&mut self, kvs: &[KeyValue]) {
@@ -390,8 +420,12 @@ impl Printer {
     }
 }
 
-fn no_fields() -> Failure {
+pub(crate) fn no_fields() -> Failure {
     Failure::bad_feature("fields not supported as output format")
+}
+
+pub(crate) fn no_protobuf() -> Failure {
+    Failure::bad_feature("protobuf not supported as output format")
 }
 
 fn no_table() -> Failure {

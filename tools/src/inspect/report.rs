@@ -1,7 +1,7 @@
 //! What `inspect` and `verify` print: sections of fields or rows, as tables for people or as JSON for programs.
 use crate::ctl::failure::Failure;
 use crate::ctl::json::{self, Object};
-use crate::ctl::printer::{Format, Printer};
+use crate::ctl::printer::{Format, Printer, no_fields, no_protobuf};
 use crate::ctl::quote::quote;
 use crate::ctl::table;
 
@@ -129,7 +129,8 @@ impl Printer {
                     .fold(Object::new(), |object, section| object.raw(section.name, &section.json()));
                 self.line(object.end());
             }
-            Format::Fields => return Err(Failure::bad_feature("fields not supported as output format")),
+            Format::Fields => return Err(no_fields()),
+            Format::Protobuf => return Err(no_protobuf()),
         }
         Ok(())
     }

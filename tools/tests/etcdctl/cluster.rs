@@ -3,8 +3,7 @@
 //! **Contract.** `Cluster::start` returns when there is a leader, which is the member with the least id. Members stand in the order of
 //! their ids, since that is how servers list them. Processes are killed when the value is dropped; servers of ours live
 //! as long as the test does.
-use socket2::{Domain, Socket, Type};
-use std::net::{Ipv4Addr, SocketAddr};
+use super::ports::free_port;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -63,30 +62,15 @@ pub(crate) fn peer(name: &str) -> Option<PathBuf> {
     path.is_file().then_some(path)
 }
 
-fn free_ports(count: usize) -> Vec<u16> {
-    // Held until all are found, so that no two are the same. They do not listen: a process that another thread starts just then has
-    // them too for a moment, and one that listened would keep a member from its port.
-    let bound = |_| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-        socket.set_reuse_address(true).expect("an option of every socket");
-        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a free port");
-        socket
-    };
-    let sockets: Vec<_> = (0..count).map(bound).collect();
-    let address = |socket: &Socket| socket.local_addr().ok().and_then(|address| address.as_socket());
-    sockets.iter().map(|socket| address(socket).expect("bound").port()).collect()
-}
-
 impl Cluster {
     pub(crate) fn start(server: Server, members_count: usize, flags: &[String]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
-        let ports = free_ports(members_count * 2);
         let members: Vec<Member> = (0..members_count)
             .map(|index| Member {
                 id: 0,
                 name: NAMES[index].to_owned(),
-                client_port: ports[index * 2],
-                peer_port: ports[index * 2 + 1],
+                client_port: free_port(),
+                peer_port: free_port(),
             })
             .collect();
         let initial: Vec<String> =

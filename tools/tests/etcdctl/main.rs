@@ -7,6 +7,10 @@
 mod case_file;
 mod cluster;
 mod normal;
+#[path = "../../../server/tests/support/ports.rs"]
+#[allow(unreachable_pub, reason = "shared with the server's tests")]
+mod ports;
+mod protobuf;
 
 use case_file::{CaseFile, Step};
 use cluster::{Cluster, Server, peer};

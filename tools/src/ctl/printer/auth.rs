@@ -9,8 +9,8 @@ use std::fmt::Display;
 use sternpost_server::wire::authpb::Permission;
 use sternpost_server::wire::authpb::permission::Type;
 use sternpost_server::wire::etcdserverpb::{
-    AuthRoleGetResponse, AuthRoleListResponse, AuthStatusResponse, AuthUserGetResponse, AuthUserListResponse,
-    ResponseHeader,
+    AuthRoleGetResponse, AuthRoleListResponse, AuthStatusResponse, AuthUserAddResponse, AuthUserGetResponse,
+    AuthUserListResponse, ResponseHeader,
 };
 
 impl Printer {
@@ -25,6 +25,8 @@ impl Printer {
             Format::Json => self.line(object(header).end()),
             Format::Fields => self.fields_header(header),
             Format::Table => return Err(no_table()),
+            // A header is the first field of every answer.
+            Format::Protobuf => self.message(&AuthUserAddResponse { header: header.copied() }),
         }
         Ok(())
     }
@@ -41,6 +43,7 @@ impl Printer {
             }
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -58,6 +61,7 @@ impl Printer {
             }
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -71,6 +75,7 @@ impl Printer {
             }
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -88,6 +93,7 @@ impl Printer {
                 self.line(format_args!("\"Roles\" :{}", roles.collect::<String>()));
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -122,6 +128,7 @@ impl Printer {
                 }
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }

@@ -1,12 +1,13 @@
 //! Answers about members, endpoints, alarms and versions.
-use super::{Format, Printer, header_json, no_fields, no_table};
+use super::{Format, Printer, header_json, no_fields, no_protobuf, no_table};
 use crate::ctl::failure::Failure;
 use crate::ctl::json::{Object, list, text};
 use crate::ctl::quote::quote;
 use crate::ctl::table;
+use prost::Message;
 use sternpost_server::wire::etcdserverpb::{
     AlarmResponse, AlarmType, DowngradeResponse, HashKvResponse, Member, MemberAddResponse,
-    MemberListResponse, MoveLeaderResponse, ResponseHeader,
+    MemberListResponse, MemberUpdateResponse, MoveLeaderResponse, ResponseHeader,
 };
 
 /// How an endpoint is.
@@ -47,6 +48,7 @@ impl Printer {
                 let rows: Vec<_> = response.members.iter().map(member_row).collect();
                 self.table(&MEMBER_COLUMNS, &rows);
             }
+            Format::Protobuf => self.message(response),
         }
     }
 
@@ -85,6 +87,7 @@ impl Printer {
             }
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
@@ -105,6 +108,10 @@ impl Printer {
             Format::Json => self.line(self.members_in(self.ids_object(header), members).end()),
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            // All that change a member answer in these two fields.
+            Format::Protobuf => {
+                self.message(&MemberUpdateResponse { header: header.copied(), members: members.to_vec() })
+            }
         }
         Ok(())
     }
@@ -115,18 +122,20 @@ impl Printer {
         to: u64,
         response: &MoveLeaderResponse,
     ) -> Result<(), Failure> {
-        self.simple_or_json(
+        self.line_or_message(
             format!("Leadership transferred from {from:x} to {to:x}"),
             Object::new().object("header", response.header.as_ref().map(header_json)),
+            response,
         )
     }
 
     /// An answer about a downgrade; `what` was asked for.
     pub(crate) fn downgrade(&mut self, what: &str, response: &DowngradeResponse) -> Result<(), Failure> {
         let header = response.header.as_ref().map(header_json);
-        self.simple_or_json(
+        self.line_or_message(
             format!("Downgrade {what} success, cluster version {}", response.version),
             Object::new().object("header", header).text("version", &response.version),
+            response,
         )
     }
 
@@ -164,12 +173,13 @@ impl Printer {
                 }
             }
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(response),
         }
         Ok(())
     }
 
     /// Unhealthy endpoints are named on standard error in the simple form.
-    pub(crate) fn healths(&mut self, healths: &[Health]) {
+    pub(crate) fn healths(&mut self, healths: &[Health]) -> Result<(), Failure> {
         match self.format {
             Format::Simple => {
                 for Health { endpoint, took, error, .. } in healths {
@@ -208,10 +218,12 @@ impl Printer {
                 });
                 self.table(&HEALTH_COLUMNS, &rows.collect::<Vec<_>>());
             }
+            Format::Protobuf => return Err(no_protobuf()),
         }
+        Ok(())
     }
 
-    pub(crate) fn hashes(&mut self, hashes: &[(String, HashKvResponse)]) {
+    pub(crate) fn hashes(&mut self, hashes: &[(String, HashKvResponse)]) -> Result<(), Failure> {
         let row = |(endpoint, hash): &(String, HashKvResponse)| {
             vec![endpoint.clone(), hash.hash.to_string(), hash.hash_revision.to_string()]
         };
@@ -241,15 +253,24 @@ impl Printer {
                 }
             }
             Format::Table => self.table(&HASH_COLUMNS, &hashes.iter().map(row).collect::<Vec<_>>()),
+            Format::Protobuf => return Err(no_protobuf()),
         }
+        Ok(())
     }
 
-    fn simple_or_json(&mut self, simple: String, json: Object) -> Result<(), Failure> {
+    /// For what has neither fields nor a table.
+    fn line_or_message(
+        &mut self,
+        simple: String,
+        json: Object,
+        message: &impl Message,
+    ) -> Result<(), Failure> {
         match self.format {
             Format::Simple => self.line(simple),
             Format::Json => self.line(json.end()),
             Format::Fields => return Err(no_fields()),
             Format::Table => return Err(no_table()),
+            Format::Protobuf => self.message(message),
         }
         Ok(())
     }
