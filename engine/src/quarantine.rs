@@ -3,7 +3,8 @@
 //! **Contract.** Every verified read of a segment that is given up notes its place here, whoever made it: a reader, a checkpoint,
 //! the scrubber. Nothing else changes for that reader, who gets the error; and nothing changes for others, who get it when they
 //! need the same place. A place that the *device* did not give is not read again until somebody asks for it on purpose
-//! ([`Quarantine::release`], which a scrub does): a disk that takes seconds to fail would hold up every reader. What merely does not
+//! ([`Quarantine::release`], which a scrub does): a disk that takes seconds to fail would hold up every reader. Who wants fewer bytes from
+//! the same offset on does read: the sector that was not given may lie behind them. What merely does not
 //! verify is read again each time, since that costs nothing and may have been the way and not the device.
 //!
 //! **Bound.** [`UNITS_MAX`] places; more are counted and not kept.
@@ -56,8 +57,8 @@ pub(crate) struct Quarantine {
 
 struct Unit {
     what: String,
-    /// The device's error.
-    error: Option<IoError>,
+    /// The device's error, and the fewest bytes that were asked for in vain.
+    error: Option<(IoError, usize)>,
     is_repaired: bool,
 }
 
@@ -66,19 +67,23 @@ impl Quarantine {
         self.units.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a read at this place was given up.
-    fn note(&self, file: &str, offset: u64, error: &Error) {
+    /// Notes that a read of so many bytes at this place was given up.
+    fn note(&self, file: &str, offset: u64, bytes: usize, error: &Error) {
         self.findings_count.fetch_add(1, Ordering::Relaxed);
         let (what, error) = match error {
             Error::Corruption { what, .. } => (what.clone(), None),
-            Error::Io(error) => (error.to_string(), Some(error.clone())),
+            Error::Io(error) => (error.to_string(), Some((error.clone(), bytes))),
             // Nothing was damaged.
             _ => return,
         };
         let mut units = self.units();
         let key = (file.to_string(), offset);
         if units.len() < UNITS_MAX || units.contains_key(&key) {
-            let is_repaired = units.get(&key).is_some_and(|unit| unit.is_repaired);
+            let known = units.get(&key);
+            let is_repaired = known.is_some_and(|unit| unit.is_repaired);
+            let known_bytes =
+                known.and_then(|unit| unit.error.as_ref()).map_or(usize::MAX, |(_, bytes)| *bytes);
+            let error = error.map(|(error, bytes)| (error, bytes.min(known_bytes)));
             units.insert(key, Unit { what, error, is_repaired });
         }
         self.count_unreadable(&units);
@@ -89,12 +94,14 @@ impl Quarantine {
         self.unreadable_count.store(count, Ordering::Release);
     }
 
-    /// The device's error, if it did not give this place before.
-    fn refusal(&self, file: &str, offset: u64) -> Option<IoError> {
+    /// The device's error, if it did not give this place before, or a part of it from its beginning.
+    fn refusal(&self, file: &str, offset: u64, bytes: usize) -> Option<IoError> {
         if self.unreadable_count.load(Ordering::Acquire) == 0 {
             return None;
         }
-        self.units().get(&(file.to_string(), offset))?.error.clone()
+        let units = self.units();
+        let (error, refused_bytes) = units.get(&(file.to_string(), offset))?.error.as_ref()?;
+        (bytes >= *refused_bytes).then(|| error.clone())
     }
 
     /// What was at this place was made again.
@@ -182,7 +189,7 @@ struct WatchedFile {
 
 impl ReadFile for WatchedFile {
     fn read(&self, offset: u64, bytes: usize) -> Result<AlignedBytes, IoError> {
-        if let Some(refusal) = self.quarantine.refusal(&self.path, offset) {
+        if let Some(refusal) = self.quarantine.refusal(&self.path, offset, bytes) {
             return Err(refusal);
         }
         match (&self.file, &self.missing) {
@@ -204,8 +211,8 @@ impl ReadFile for WatchedFile {
         &self.path
     }
 
-    fn given_up(&self, offset: u64, error: &Error) {
-        self.quarantine.note(&self.path, offset, error);
+    fn given_up(&self, offset: u64, bytes: usize, error: &Error) {
+        self.quarantine.note(&self.path, offset, bytes, error);
     }
 }
 
@@ -226,9 +233,9 @@ mod tests {
     fn a_place_is_kept_once_and_goes_with_its_file() {
         let quarantine = Quarantine::default();
         for offset in [0, 4096, 4096] {
-            quarantine.note("seg/00000001.r", offset, &damage(offset));
+            quarantine.note("seg/00000001.r", offset, 4096, &damage(offset));
         }
-        quarantine.note("seg/00000002.k", 0, &device_error());
+        quarantine.note("seg/00000002.k", 0, 4096, &device_error());
         let stats = quarantine.stats();
         assert_eq!((stats.units.len(), stats.findings_count), (3, 4));
         assert!(quarantine.has_segment(SegmentId(1)) && !quarantine.has_segment(SegmentId(3)));
@@ -240,20 +247,34 @@ mod tests {
     #[test]
     fn only_what_the_device_does_not_give_is_refused_until_it_is_released() {
         let quarantine = Quarantine::default();
-        quarantine.note("seg/00000001.r", 0, &damage(0));
-        assert!(quarantine.refusal("seg/00000001.r", 0).is_none());
-        quarantine.note("seg/00000001.r", 4096, &device_error());
-        assert!(quarantine.refusal("seg/00000001.r", 4096).is_some());
-        assert!(quarantine.refusal("seg/00000001.r", 8192).is_none());
+        let refusal = |offset, bytes| quarantine.refusal("seg/00000001.r", offset, bytes);
+        quarantine.note("seg/00000001.r", 0, 4096, &damage(0));
+        assert!(refusal(0, 4096).is_none());
+        quarantine.note("seg/00000001.r", 4096, 4096, &device_error());
+        assert!(refusal(4096, 4096).is_some() && refusal(4096, 8192).is_some());
+        assert!(refusal(8192, 4096).is_none());
         quarantine.release("seg/00000001.r");
-        assert!(quarantine.refusal("seg/00000001.r", 4096).is_none());
+        assert!(refusal(4096, 4096).is_none());
+    }
+
+    /// A record that reaches into a lost sector made the one before it, which ends in the same block as that begins, unreadable too.
+    #[test]
+    fn a_shorter_read_from_the_same_place_is_not_refused() {
+        let quarantine = Quarantine::default();
+        let refusal = |bytes| quarantine.refusal("seg/00000001.r", 4096, bytes);
+        quarantine.note("seg/00000001.r", 4096, 8192, &device_error());
+        assert!(refusal(4096).is_none() && refusal(8192).is_some() && refusal(12_288).is_some());
+        // It failed as well, and a longer one again.
+        quarantine.note("seg/00000001.r", 4096, 4096, &device_error());
+        quarantine.note("seg/00000001.r", 4096, 8192, &device_error());
+        assert!(refusal(4096).is_some());
     }
 
     #[test]
     fn it_is_bounded() {
         let quarantine = Quarantine::default();
         for number in 0..UNITS_MAX as u64 + 10 {
-            quarantine.note("seg/00000001.r", number * 4096, &damage(number));
+            quarantine.note("seg/00000001.r", number * 4096, 4096, &damage(number));
         }
         assert_eq!(quarantine.units_count(), UNITS_MAX);
         assert_eq!(quarantine.stats().findings_count, UNITS_MAX as u64 + 10);

@@ -272,7 +272,7 @@ pub fn read_verified<T>(
         result = attempt();
     }
     if let Err(error) = &result {
-        file.given_up(offset, error);
+        file.given_up(offset, bytes, error);
     }
     result
 }

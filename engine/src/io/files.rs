@@ -50,8 +50,8 @@ pub trait ReadFile: Send + Sync {
     /// Path relative to the directory, for messages.
     fn path(&self) -> &str;
 
-    /// Hears that a read at `offset` was given up: it failed, or what it gave did not verify, again and again.
-    fn given_up(&self, _offset: u64, _error: &Error) {}
+    /// Hears that a read of `bytes` at `offset` was given up: it failed, or what it gave did not verify, again and again.
+    fn given_up(&self, _offset: u64, _bytes: usize, _error: &Error) {}
 }
 
 /// A read of more than this asks for the length of the file before it allocates: lengths come from other files and may
