@@ -39,6 +39,7 @@ use crate::base::clock::Clock;
 use crate::base::rng::Rng;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +76,8 @@ struct Device {
     images: Option<Vec<SimDisk>>,
     rng: Rng,
     plan: FaultPlan,
+    /// Inode and number of each block that is not given.
+    lost_blocks: BTreeSet<(u64, u64)>,
     latency: Latency,
     capacity_bytes: Option<u64>,
     /// False as between two file systems.
@@ -143,6 +146,7 @@ impl SimDisk {
             images: None,
             rng: Rng::new(seed),
             plan: FaultPlan::default(),
+            lost_blocks: BTreeSet::new(),
             latency: Latency::default(),
             capacity_bytes: None,
             links: true,
@@ -258,6 +262,20 @@ impl SimDisk {
         self.device().plan.add(fault);
     }
 
+    /// From now on no read through [`Files`](super::files::Files) that touches block `block` of the file succeeds: a sector that the device
+    /// does not give any more. What a new device is made of has none. False if there is no such file.
+    pub fn lose_block(&self, path: impl AsRef<Path>, block: u64) -> bool {
+        let mut device = self.device();
+        let Some(Name::File(inode)) = device.content.name(path.as_ref()) else { return false };
+        device.lost_blocks.insert((inode, block));
+        true
+    }
+
+    /// Gives all blocks again.
+    pub fn find_blocks(&self) {
+        self.device().lost_blocks.clear();
+    }
+
     /// Sets how long operations take.
     pub fn set_latency(&self, latency: Latency) {
         self.device().latency = latency;
@@ -358,12 +376,21 @@ impl SimDisk {
         }
     }
 
-    /// What an open file holds now, and what goes wrong with this read of it.
-    pub(super) fn content_to_read(&self, id: u32) -> Result<(Arc<Bytes>, Option<Effect>), Refusal> {
+    /// What an open file holds now, and what goes wrong with this read of these bytes of it.
+    pub(super) fn content_to_read(
+        &self,
+        id: u32,
+        bytes: Range<u64>,
+    ) -> Result<(Arc<Bytes>, Option<Effect>), Refusal> {
         let mut device = self.device();
         device.reads += 1;
         let OpenFile { inode, path, .. } = device.open_file(FileId(id)).clone();
         let effect = device.begin_read(OperationKind::Read, &path)?;
+        let block_bytes = BLOCK_BYTES as u64;
+        let blocks = bytes.start / block_bytes..bytes.end.div_ceil(block_bytes);
+        if device.lost_blocks.range((inode, blocks.start)..(inode, blocks.end)).next().is_some() {
+            return Err(UNREADABLE);
+        }
         let content = device.content.file(inode).map(|file| file.current.clone()).unwrap_or_default();
         Ok((content, effect))
     }
@@ -843,6 +870,7 @@ impl Device {
 const NO_SUCH_NAME: Refusal = (IoErrorKind::NotFound, "No such file or directory");
 const NAME_EXISTS: Refusal = (IoErrorKind::AlreadyExists, "File exists");
 const CANNOT_LINK: Refusal = (IoErrorKind::CannotLink, "Invalid cross-device link (simulated)");
+const UNREADABLE: Refusal = (IoErrorKind::Device, "Input/output error (simulated)");
 const IS_DIRECTORY: Refusal = (IoErrorKind::Device, "Is a directory");
 const NO_SPACE: Refusal = (IoErrorKind::NoSpace, "No space left on device (simulated)");
 

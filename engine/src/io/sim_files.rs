@@ -2,7 +2,8 @@
 //!
 //! **Contract.** A read sees what a reader sees at that moment: completed writes, damage included. It takes no simulated
 //! time and is no step, so that a test may read as much as it likes and the power cuts stay where they were. The plan of
-//! faults counts each open and each read; `Fail`, `NoSpace` and `RottenRead` do what they say, a `Stall` takes no time.
+//! faults counts each open and each read; `Fail`, `NoSpace` and `RottenRead` do what they say, a `Stall` takes no time. Blocks
+//! that the device has lost are not given.
 //! A stopped device refuses both.
 //!
 //! **Does not know** of owners and completions: any thread may read, as on a real disk.
@@ -39,7 +40,7 @@ impl ReadFile for SimFile {
         check_read(offset, bytes);
         let (content, effect) = self
             .disk
-            .content_to_read(self.id)
+            .content_to_read(self.id, offset..offset + bytes as u64)
             .map_err(|refusal| error(read_phrase(offset, bytes, &self.path), refusal))?;
         let mut buffer = AlignedBytes::zeroed(bytes.min(bytes_behind(content.length, offset)));
         let count = content.read(offset, &mut buffer);
@@ -53,7 +54,7 @@ impl ReadFile for SimFile {
     }
 
     fn length(&self) -> Result<u64, IoError> {
-        let content = self.disk.content_to_read(self.id);
+        let content = self.disk.content_to_read(self.id, 0..0);
         content
             .map(|(content, _)| content.length)
             .map_err(|refusal| error(length_phrase(&self.path), refusal))
