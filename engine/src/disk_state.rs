@@ -48,6 +48,7 @@ pub(crate) use cursor::DiskCursor;
 pub(crate) use kept_names::{NamesKept, SegmentFile};
 pub(crate) use leaves_ahead::LeavesAhead;
 pub(crate) use pending::{PendingChange, Replaced, check_newer};
+use read_ahead::Wanted;
 pub(crate) use repair::KeyPages;
 pub(crate) use scrub::{OnBytes, ScrubPosition};
 use segment_table::decode_segments;
@@ -66,7 +67,7 @@ use crate::io::files::ReadFile;
 use crate::quarantine::Quarantine;
 use crate::revision_log::{Entry, OwnedRecord, RevisionSegment, SegmentSummary};
 pub(crate) use crate::superblock::Roots;
-use crate::tree::{Aggregate, CellKind, PageRef, RangePiece, Tree};
+use crate::tree::{Aggregate, CellKind, Page, PageRef, RangePiece, Tree};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -298,24 +299,44 @@ impl DiskState {
 
     /// Says that [`Self::newest`] will be asked for this key: its leaf may be in memory by then. Reads nothing itself.
     pub(crate) fn read_ahead(self: &Arc<Self>, key: &[u8]) {
-        let Some((shelf, ahead)) =
-            self.shelf.as_ref().and_then(|shelf| Some((shelf, shelf.read_ahead.get()?)))
-        else {
-            return;
-        };
-        for root in [self.roots.pending, self.roots.keys] {
-            let Some(mut reference) = root else { continue };
+        self.hint(key, Wanted::Newest);
+    }
+
+    fn hint(self: &Arc<Self>, key: &[u8], wanted: Wanted) {
+        let Some(shelf) = self.shelf.as_deref() else { return };
+        let Some(ahead) = shelf.read_ahead.get() else { return };
+        self.go_to(key, wanted, |_, reference| {
+            let page = shelf.page_in_memory(reference);
+            if page.is_none() {
+                ahead.submit(self, key, wanted, *reference);
+            }
+            page
+        });
+    }
+
+    /// Follows a hint: brings the pages on the way into memory, as far as they can be read.
+    fn load_ahead(&self, key: &[u8], wanted: Wanted) {
+        if let Some(shelf) = self.shelf.as_deref() {
+            self.go_to(key, wanted, |tree, reference| shelf.load_page_ahead(tree, reference));
+        }
+    }
+
+    /// Goes the way to a key, through what is pending and then the key tree, until a page on it is not to be had.
+    fn go_to(
+        &self,
+        key: &[u8],
+        wanted: Wanted,
+        mut page_of: impl FnMut(TreeId, &PageRef) -> Option<Arc<Page>>,
+    ) {
+        for tree in [TreeId::Pending, TreeId::Keys] {
+            let Some(mut reference) = tree.root(&self.roots) else { continue };
             loop {
-                let Some(page) = shelf.page_in_memory(&reference) else {
-                    ahead.submit(self, key, reference);
-                    return;
-                };
+                let Some(page) = page_of(tree, &reference) else { return };
                 if page.level() == 0 {
-                    // What is pending spares the leaf.
-                    match page.search(key) {
-                        Ok(_) => return,
-                        Err(_) => break,
+                    if wanted == Wanted::Newest && page.search(key).is_ok() {
+                        return;
                     }
+                    break;
                 }
                 reference = page.child(page.child_index(key));
             }
@@ -329,12 +350,12 @@ impl DiskState {
         Some(shelf.options.range_ahead_bytes).filter(|&bytes| bytes > 0)
     }
 
-    /// [`Self::read_ahead`] for a range.
-    fn read_leaf_ahead(self: &Arc<Self>, fence: &[u8]) {
+    /// [`Self::read_ahead`] for a range: `key` is one that the leaf covers.
+    fn read_leaf_ahead(self: &Arc<Self>, key: &[u8]) {
         if let Some(shelf) = &self.shelf {
             shelf.leaves_read_ahead.fetch_add(1, Ordering::Relaxed);
         }
-        self.read_ahead(fence);
+        self.hint(key, Wanted::Leaf);
     }
 
     /// The newest version of a key with a main revision of at most `main`, a tombstone too.

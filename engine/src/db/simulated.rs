@@ -2,6 +2,7 @@
 use super::core::{Core, Shared};
 use super::export;
 use super::reply::WriteFuture;
+use super::snapshot::Snapshot;
 use crate::backup::{BackupOptions, BackupProgress, BackupReport, Place, create};
 use crate::checkpoint::CheckpointStats;
 use crate::error::{Error, Result};
@@ -56,6 +57,11 @@ impl SimulatedDb {
     /// What readers see.
     pub fn store(&self) -> &Store {
         self.core.store()
+    }
+
+    /// See [`crate::Db::latest`].
+    pub fn latest(&self) -> Snapshot {
+        Snapshot::new(self.store().clone(), self.store().revision())
     }
 
     /// What checkpoints did.

@@ -67,6 +67,10 @@ pub struct ShelfOptions {
     pub range_ahead_bytes: u64,
     /// Size at which a segment is closed and a new one begun: 64 KiB to 64 MiB.
     pub segment_bytes: u64,
+    /// For tests: what is read ahead is read by whoever asks for it, as this seed draws it (0: at once), in place of threads. None by
+    /// default, and then nothing is read ahead over a simulated disk.
+    #[cfg(feature = "sim")]
+    pub ahead_seed: Option<u64>,
 }
 
 impl Default for ShelfOptions {
@@ -76,6 +80,8 @@ impl Default for ShelfOptions {
             page_bytes: 16 << 10,
             range_ahead_bytes: 1 << 20,
             segment_bytes: 64 << 20,
+            #[cfg(feature = "sim")]
+            ahead_seed: None,
         }
     }
 }
@@ -114,7 +120,7 @@ impl Shelf {
         let cache = Cache::new(options.cache_bytes);
         let quarantine = Arc::<Quarantine>::default();
         let files = WatchedFiles::new(files, quarantine.clone());
-        Arc::new(Self {
+        let shelf = Self {
             files,
             cache,
             quarantine,
@@ -127,14 +133,23 @@ impl Shelf {
             pieces_read_at_once: AtomicU64::new(0),
             leaves_read_ahead: AtomicU64::new(0),
             read_ahead: OnceLock::new(),
-        })
+        };
+        #[cfg(feature = "sim")]
+        if let Some(seed) = shelf.options.ahead_seed {
+            shelf.start(|| ReadAhead::without_threads(seed));
+        }
+        Arc::new(shelf)
     }
 
     /// From now on hints about what will be read are followed, by threads.
     pub(crate) fn start_read_ahead(&self) {
+        self.start(ReadAhead::default);
+    }
+
+    fn start(&self, read_ahead: impl FnOnce() -> ReadAhead) {
         // Without a cache every page would be read twice.
         if self.options.cache_bytes > 0 {
-            self.read_ahead.get_or_init(ReadAhead::default);
+            self.read_ahead.get_or_init(read_ahead);
         }
     }
 
@@ -188,6 +203,19 @@ impl Shelf {
         let page = self.read_page(tree, reference)?;
         self.cache.insert(page_key(reference), class_of(tree, reference), page.clone());
         Ok(page)
+    }
+
+    /// A page that nobody needs yet; none if it cannot be read. That is no news: who needs it reads it again, and says what is wrong.
+    pub(super) fn load_page_ahead(&self, tree: TreeId, reference: &PageRef) -> Option<Arc<Page>> {
+        if let Some(page) = self.page_in_memory(reference) {
+            return Some(page);
+        }
+        let file = self.pages_file(reference.segment).ok()?;
+        let bytes = file.read(reference.offset(), reference.bytes()).ok()?;
+        let page = Page::decode(bytes.into_bytes(), reference, tree as u8, &self.database).ok()?;
+        let page = Arc::new(page);
+        self.cache.insert(page_key(reference), class_of(tree, reference), page.clone());
+        Some(page)
     }
 
     /// A page, if no device need be asked for it.

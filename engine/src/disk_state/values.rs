@@ -59,12 +59,16 @@ impl ValueBatch {
 
     /// Reads pieces until none is left to be taken.
     pub(super) fn work(&self) {
-        loop {
-            let number = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(piece) = self.pieces.get(number) else { return };
-            let mut taken = Taken { batch: self, number, read: None };
-            taken.read = Some(self.state.read_piece(piece));
-        }
+        while self.work_at_one() {}
+    }
+
+    /// Reads the next piece that nobody has taken; false if there is none.
+    pub(super) fn work_at_one(&self) -> bool {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let Some(piece) = self.pieces.get(number) else { return false };
+        let mut taken = Taken { batch: self, number, read: None };
+        taken.read = Some(self.state.read_piece(piece));
+        true
     }
 
     /// Works, and waits for what others have taken.

@@ -28,6 +28,8 @@ pub(crate) fn options(seed: u64) -> Options {
     options.checkpoint.shelf.segment_bytes = pick([16 << 10, 64 << 10, 1 << 20]);
     options.checkpoint.shelf.cache_bytes = pick([0, 64 << 10, 8 << 20]) as usize;
     options.checkpoint.pending_percent_max = pick([25, 400, 1_000]) as u32;
+    // Every other seed reads ahead, without threads.
+    options.checkpoint.shelf.ahead_seed = (seed % 2 == 1).then_some(seed);
     options
 }
 
