@@ -1,4 +1,5 @@
 //! Reading at one revision, page by page.
+use crate::disk_state::LeavesAhead;
 use crate::error::{Error, Result};
 use crate::mvcc::{KeyRange, KeyValue, Range, RangeSum, Scan, Store, key_after};
 use bytes::Bytes;
@@ -47,6 +48,7 @@ impl Snapshot {
         RangeReader {
             store: self.store.clone(),
             scan: Scan { lower, upper, revision: self.revision, reverse: false, limit: 0, keys_only: false },
+            ahead: None,
             remaining: usize::MAX,
             page: Vec::new().into_iter(),
             end: false,
@@ -107,6 +109,8 @@ pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
 pub struct RangeReader {
     store: Store,
     scan: Scan,
+    /// From page to page; none before the first.
+    ahead: Option<LeavesAhead>,
     remaining: usize,
     page: std::vec::IntoIter<KeyValue>,
     end: bool,
@@ -134,7 +138,8 @@ impl RangeReader {
 
     fn next_page(&mut self) -> Result<()> {
         self.scan.limit = PAGE_KEYS.min(self.remaining);
-        let page = self.store.scan(&self.scan)?;
+        let ahead = self.ahead.get_or_insert_with(|| self.scan.leaves_ahead());
+        let page = self.store.scan_on(&self.scan, ahead)?;
         self.end = page.len() < self.scan.limit;
         if let Some(last) = page.last() {
             if self.scan.reverse {

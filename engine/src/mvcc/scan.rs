@@ -6,6 +6,7 @@ use super::found::{Found, Hit, Parts, copy_all};
 use super::operation::KeyValue;
 use super::store::Store;
 use super::view_set::{Bounds, ViewSet};
+use crate::disk_state::LeavesAhead;
 use crate::error::OperationError;
 use bytes::Bytes;
 
@@ -26,18 +27,38 @@ pub struct Scan {
     pub keys_only: bool,
 }
 
+impl Scan {
+    /// What the scan of the first page begins with.
+    pub(crate) fn leaves_ahead(&self) -> LeavesAhead {
+        match self.reverse {
+            false => LeavesAhead::default(),
+            true => LeavesAhead::backward(),
+        }
+    }
+}
+
 impl Store {
     /// One page of a scan, in its order. Fails with `Compacted` or `FutureRevision`.
     pub fn scan(&self, scan: &Scan) -> Result<Vec<KeyValue>, OperationError> {
+        self.scan_on(scan, &mut scan.leaves_ahead())
+    }
+
+    /// One page of a scan that goes on: `ahead` is that of the page before.
+    pub(crate) fn scan_on(
+        &self,
+        scan: &Scan,
+        ahead: &mut LeavesAhead,
+    ) -> Result<Vec<KeyValue>, OperationError> {
         let (view, main) = self.readable(scan.revision)?;
         let mut hits = Vec::new();
         if scan.limit == 0 || scan.upper.as_ref().is_some_and(|upper| *upper <= scan.lower) {
             return Ok(Vec::new());
         }
         if scan.reverse {
-            scan_backward(&view, scan, main, &mut hits)?;
+            scan_backward(&view, scan, main, ahead, &mut hits)?;
         } else {
-            view.scan(Bounds::From(&scan.lower, scan.upper.as_deref()), main, |key, found| {
+            let bounds = Bounds::From(&scan.lower, scan.upper.as_deref());
+            view.scan_on(bounds, main, ahead, |key, found| {
                 hits.push(Hit::new(key, found));
                 Ok(hits.len() < scan.limit)
             })?;
@@ -50,12 +71,15 @@ fn scan_backward<'a>(
     view: &'a ViewSet,
     scan: &Scan,
     main: i64,
+    ahead: &mut LeavesAhead,
     hits: &mut Vec<Hit<'a>>,
 ) -> Result<(), OperationError> {
     let mut end = scan.upper.clone();
     let mut disk = view.disk.cursor();
+    ahead.go_on();
     if let Some(disk) = &mut disk {
         disk.seek_before(end.as_deref())?;
+        ahead.follow(&view.disk, disk, Some(&scan.lower));
     }
     while hits.len() < scan.limit {
         let last = view.tables.iter().filter_map(|table| table.last_below(end.as_deref()));
@@ -75,6 +99,7 @@ fn scan_backward<'a>(
             && disk.key() == Some(&key[..])
         {
             disk.prev()?;
+            ahead.follow(&view.disk, disk, Some(&scan.lower));
         }
         end = Some(key);
     }

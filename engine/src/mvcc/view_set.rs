@@ -181,6 +181,17 @@ impl ViewSet {
         &'a self,
         bounds: Bounds<'_>,
         main: i64,
+        visit: impl FnMut(&[u8], Found<'a>) -> Result<bool, OperationError>,
+    ) -> Result<(), OperationError> {
+        self.scan_on(bounds, main, &mut LeavesAhead::default(), visit)
+    }
+
+    /// [`Self::scan`] as a part of one that others may have begun and may go on with.
+    pub(crate) fn scan_on<'a>(
+        &'a self,
+        bounds: Bounds<'_>,
+        main: i64,
+        ahead: &mut LeavesAhead,
         mut visit: impl FnMut(&[u8], Found<'a>) -> Result<bool, OperationError>,
     ) -> Result<(), OperationError> {
         let (from, end) = match bounds {
@@ -194,7 +205,7 @@ impl ViewSet {
             Bounds::From(..) => return Ok(()),
         };
         let mut memory = MemoryLanes::new(self, from, end, main);
-        let mut disk = DiskLane::new(&self.disk, from, end)?;
+        let mut disk = DiskLane::new(&self.disk, ahead, from, end)?;
         loop {
             let order = match (memory.key(), disk.key()) {
                 (None, None) => return Ok(()),
@@ -331,19 +342,22 @@ impl Eq for Lane<'_> {}
 /// The disk's part of a scan.
 struct DiskLane<'a, 'b> {
     disk: &'a Arc<DiskState>,
-    ahead: LeavesAhead,
+    ahead: &'b mut LeavesAhead,
     cursor: Option<DiskCursor<'a>>,
     end: Option<&'b [u8]>,
 }
 
 impl<'a, 'b> DiskLane<'a, 'b> {
-    fn new(disk: &'a Arc<DiskState>, from: &[u8], end: Option<&'b [u8]>) -> Result<Self, OperationError> {
+    fn new(
+        disk: &'a Arc<DiskState>,
+        ahead: &'b mut LeavesAhead,
+        from: &[u8],
+        end: Option<&'b [u8]>,
+    ) -> Result<Self, OperationError> {
         let mut cursor = disk.cursor();
+        ahead.go_on();
         if let Some(cursor) = &mut cursor {
             cursor.seek(from)?;
-        }
-        let mut ahead = LeavesAhead::default();
-        if let Some(cursor) = &cursor {
             ahead.follow(disk, cursor, end);
         }
         Ok(Self { disk, ahead, cursor, end })
