@@ -27,7 +27,10 @@ const WAYS_DEFAULT: u64 = 5;
 const PARTS: usize = 3;
 
 /// The first seeds, and the CRC-32 of their dumps. They change when the operations or the dump do, never with an option or feature.
-const DIGESTS: [u32; 3] = [0x3177_a138, 0xaf22_7bce, 0xf8e2_ea26];
+const DIGESTS: [u32; 3] = [0x438d_a6a1, 0x9bc5_94b9, 0xdd38_77dc];
+
+/// Version of the superblock from which on cells may name stations (`docs/data_file.md`).
+const STATIONS_FORMAT: u8 = 5;
 
 /// What the ways reached, so that it is known that they do.
 #[derive(Clone, Copy, Debug, Default)]
@@ -40,6 +43,11 @@ struct Reached {
     power_cuts: u64,
     compressed_records: u64,
     dictionaries: u64,
+    /// Runs at whose end cells name stations.
+    stations: u64,
+    /// Records read on the way to older versions.
+    versions_read: u64,
+    leaves_ahead: u64,
 }
 
 impl std::ops::AddAssign for Reached {
@@ -52,13 +60,28 @@ impl std::ops::AddAssign for Reached {
         self.power_cuts += other.power_cuts;
         self.compressed_records += other.compressed_records;
         self.dictionaries += other.dictionaries;
+        self.stations += other.stations;
+        self.versions_read += other.versions_read;
+        self.leaves_ahead += other.leaves_ahead;
     }
 }
 
-/// Objects as there are many, so that dictionaries are made of them.
+/// Objects as there are many, so that dictionaries are made of them. Every other put is of one of two keys that nothing deletes, so that they have
+/// versions enough for stations; in odd seeds few compactions are left, so that those stay named.
 fn operations_of(seed: u64) -> Vec<LogOperation> {
     let mut rng = Rng::new(seed);
     let mut all = operations(&mut rng, OPERATIONS_PER_SEED);
+    if seed % 2 == 1 {
+        all.retain(|operation| !matches!(operation, LogOperation::Compact(_)) || rng.chance(1, 10));
+    }
+    for operation in &mut all {
+        if let LogOperation::Put(put) = operation
+            && rng.chance(1, 2)
+        {
+            put.key = format!("hot{}", rng.below(2)).into();
+            put.lease = 0;
+        }
+    }
     let mut enrich = |put: &mut Put| {
         if rng.chance(3, 4) {
             let text = format!(
@@ -100,7 +123,9 @@ fn dump_bytes(store: &Store) -> Vec<u8> {
     };
     number(&mut out, head);
     number(&mut out, store.compact_revision());
-    for revision in oldest..=head {
+    // All revisions, or about a hundred of many.
+    let step = 1 + usize::try_from(head - oldest).unwrap_or(0) / 100;
+    for revision in (oldest..=head).rev().step_by(step) {
         let outcome =
             store.range(&Range { range: all(), revision, ..Range::default() }).expect("it is whole");
         number(&mut out, outcome.count);
@@ -168,6 +193,9 @@ impl Way {
         options.checkpoint.shelf.segment_bytes = pick([8 << 10, 32 << 10, 128 << 10, 64 << 20]);
         options.checkpoint.shelf.cache_bytes = pick([0, 16 << 10, 256 << 10, 64 << 20]) as usize;
         options.checkpoint.dictionary_records_min = pick([64, 64, 128, 4096]) as usize;
+        options.checkpoint.shelf.range_ahead_bytes = pick([0, 1, 8 << 10, 1 << 20]);
+        // Nothing ahead, all at once, as it comes.
+        options.checkpoint.shelf.ahead_seed = [None, Some(0), Some(1 + seed)][pick([0, 1, 2, 2]) as usize];
         options.log.groups_in_flight_max = pick([1, 2, 3, 4]) as usize;
         options.durability = match rng.below(4) {
             0 => DurabilityLevel::Manual,
@@ -205,6 +233,8 @@ impl Way {
         }
         reached += of(&db);
         reached += compression(&disk);
+        let format = disk.read_file("super").map_or(0, |bytes| bytes[8]);
+        reached.stations += u64::from(format >= STATIONS_FORMAT);
         (dumps, reached)
     }
 
@@ -249,6 +279,8 @@ fn of(db: &SimulatedDb) -> Reached {
         records_cleaned: stats.totals.records_cleaned,
         changes_waiting: stats.totals.changes_waiting,
         changes_pushed: stats.totals.changes_pushed,
+        versions_read: stats.versions_read,
+        leaves_ahead: stats.leaves_read_ahead,
         ..Reached::default()
     }
 }
@@ -332,6 +364,9 @@ fn no_option_shows_in_an_answer() {
     assert!(reached.changes_waiting > 10 * seeds, "{reached:?}");
     assert!(reached.changes_pushed > 5 * seeds, "{reached:?}");
     assert!(reached.power_cuts > seeds, "{reached:?}");
+    assert!(reached.stations > seeds, "{reached:?}");
+    assert!(reached.versions_read > 100 * seeds, "{reached:?}");
+    assert!(reached.leaves_ahead > 10 * seeds, "{reached:?}");
     if sternpost_engine::revision_log::COMPRESSION_IS_SUPPORTED {
         assert!(reached.compressed_records > 10 * seeds, "{reached:?}");
         assert!(reached.dictionaries > 0, "{reached:?}");
@@ -340,8 +375,8 @@ fn no_option_shows_in_an_answer() {
     }
 }
 
-/// A check that has never failed proves nothing: a bug that shows only where records are cleaned, or leases are read from disk, is a
-/// difference between ways.
+/// A check that has never failed proves nothing: a bug that shows only where records are cleaned, leases are read from disk, or versions have stations,
+/// is a difference between ways, or does not verify.
 #[test]
 fn a_bug_that_depends_on_an_option_is_found_out() {
     let bugs = [
@@ -351,6 +386,7 @@ fn a_bug_that_depends_on_an_option_is_found_out() {
         PlantedBug::DropPushed,
         PlantedBug::OlderPushed,
         PlantedBug::CountTwice,
+        PlantedBug::StationElsewhere,
     ];
     let found = bugs.map(|bug| {
         (bug, (0..6).find(|&seed| std::panic::catch_unwind(|| check_seed(seed, 4, Some(bug))).is_err()))
