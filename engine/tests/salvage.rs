@@ -7,7 +7,7 @@
 mod db_support;
 
 use db_support::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use sternpost_engine::base::rng::Rng;
 use sternpost_engine::db::SimulatedDb;
 use sternpost_engine::io::sim_disk::SimDisk;
@@ -84,13 +84,18 @@ fn history(seed: u64, count: u64) -> Vec<LogOperation> {
 struct Whole {
     disk: SimDisk,
     operations: Vec<LogOperation>,
+    /// Keys that were ever put.
+    keys: Vec<Bytes>,
     store: Store,
     dump: Dump,
 }
 
 fn whole() -> Whole {
+    whole_of(history(1, 620))
+}
+
+fn whole_of(operations: Vec<LogOperation>) -> Whole {
     let disk = SimDisk::new(4);
-    let operations = history(1, 620);
     let mut db = SimulatedDb::open(&disk, &small(), 1).expect("a new disk opens");
     for operation in &operations {
         let answer = write(&mut db, operation);
@@ -104,7 +109,15 @@ fn whole() -> Whole {
     assert_same(&dump(db.store()), &dump_expected, "the whole database");
     db.verify().expect("the whole database verifies");
     db.close().expect("a close");
-    Whole { disk, operations, store, dump: dump_expected }
+    Whole { disk, keys: keys_of(&operations), operations, store, dump: dump_expected }
+}
+
+fn keys_of(operations: &[LogOperation]) -> Vec<Bytes> {
+    let key = |operation: &LogOperation| match operation {
+        LogOperation::Put(put) => Some(put.key.clone()),
+        _ => None,
+    };
+    operations.iter().filter_map(key).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 fn model(operations: &[LogOperation]) -> Store {
@@ -133,6 +146,15 @@ struct Cost {
 impl Whole {
     /// Salvages a damaged duplicate and holds the result against the model.
     fn check(&self, damage: &dyn Fn(&SimDisk), memory_bytes: usize) -> Result<(Cost, SalvageReport), String> {
+        self.check_with(damage, memory_bytes, &|_, _| Ok(()))
+    }
+
+    fn check_with(
+        &self,
+        damage: &dyn Fn(&SimDisk),
+        memory_bytes: usize,
+        look: &dyn Fn(&SimulatedDb, &SalvageReport) -> Result<(), String>,
+    ) -> Result<(Cost, SalvageReport), String> {
         let disk = self.disk.duplicate(1);
         damage(&disk);
         let before: Vec<_> =
@@ -147,6 +169,7 @@ impl Whole {
         }
         let db = SimulatedDb::open(&target, &small(), 7).map_err(|error| format!("open: {error}"))?;
         let cost = self.compare(&db, &report).map_err(|what| format!("{what}\n{report:#?}"))?;
+        look(&db, &report).map_err(|what| format!("{what}\n{report:#?}"))?;
         Ok((cost, report))
     }
 
@@ -181,9 +204,9 @@ impl Whole {
         cost.history = report.compact_revision > report.compact_revision_before.unwrap_or(-1);
         let (head, oldest) = (store.revision(), store.compact_revision().max(1));
         for revision in [head, oldest, oldest.midpoint(head)] {
-            for key in (0..KEYS).map(key_of) {
-                let wanted = get(&expected, &key, revision).map_err(|error| error.to_string())?;
-                match (get(store, &key, revision), lost.get(&key)) {
+            for key in &self.keys {
+                let wanted = get(&expected, key, revision).map_err(|error| error.to_string())?;
+                match (get(store, key, revision), lost.get(key)) {
                     (Ok(found), _) if found == wanted => {}
                     (Err(Error::Corruption { .. }), Some(Fate::ValueLost)) => {
                         cost.keys += usize::from(revision == head)
@@ -271,13 +294,20 @@ fn overlaps(damage: &Damage, name: &str, block: usize) -> bool {
     damage.file == name && damage.offset < to && damage.offset + damage.bytes.max(1) > from
 }
 
-#[test]
-fn one_damaged_block_costs_what_is_in_it_and_no_more() {
-    let whole = whole();
-    let blocks = whole.blocks();
+/// What the damage of blocks of one kind cost: blocks, damaged, keys, versions, system records, entries lost, history lost.
+type Costs = BTreeMap<String, [usize; 7]>;
+
+/// Damages one block after the other, but those without a kind, and says what that cost by kind. `look` sees each salvage.
+fn damage_every_block(
+    whole: &Whole,
+    kind_of: &dyn Fn(&(String, usize)) -> String,
+    look: &dyn Fn(&SimulatedDb, &SalvageReport) -> Result<(), String>,
+) -> Costs {
+    let mut blocks = whole.blocks();
+    blocks.retain(|at| !kind_of(at).is_empty());
     let mut rng = Rng::new(3);
     let mut wrong = Vec::new();
-    let mut costs: BTreeMap<String, [usize; 7]> = BTreeMap::new();
+    let mut costs = Costs::new();
     for (number, at) in blocks.iter().enumerate() {
         let (name, block) = at;
         let offset = (block * BLOCK) as u64;
@@ -293,10 +323,10 @@ fn one_damaged_block_costs_what_is_in_it_and_no_more() {
         };
         // Now and then with so little memory that a lost leaf takes several rounds.
         let memory_bytes = if number % 5 == 0 { 2 << 10 } else { 1 << 20 };
-        match whole.check(&damage, memory_bytes) {
+        match whole.check_with(&damage, memory_bytes, look) {
             Err(what) => wrong.push(format!("block {block} of {name}, kind {}: {what}", number % 3)),
             Ok((cost, report)) => {
-                let count = costs.entry(kind.clone()).or_default();
+                let count = costs.entry(kind_of(at)).or_default();
                 let counted = [
                     1,
                     usize::from(cost.damages > 0),
@@ -315,8 +345,16 @@ fn one_damaged_block_costs_what_is_in_it_and_no_more() {
             }
         }
     }
-    println!("(blocks, damaged, keys, versions, system records, entries lost, history lost): {costs:?}");
+    println!("(blocks, damaged, keys, versions, system records, entries lost, history lost): {costs:#?}");
     assert!(wrong.is_empty(), "{} of them:\n{}", wrong.len(), wrong[..wrong.len().min(3)].join("\n"));
+    costs
+}
+
+#[test]
+fn one_damaged_block_costs_what_is_in_it_and_no_more() {
+    let kind_of =
+        |(name, _): &(String, usize)| name.rsplit_once('.').map_or("super", |(_, kind)| kind).into();
+    let costs = damage_every_block(&whole(), &kind_of, &|_, _| Ok(()));
     // Damage of the superblock, of the log's old part and of indexes costs nothing; that of records and of the system tree does.
     assert_eq!(costs["super"], [4, 4, 0, 0, 0, 0, 0]);
     let [blocks, damaged, keys, versions, ..] = costs["r"];
@@ -324,6 +362,189 @@ fn one_damaged_block_costs_what_is_in_it_and_no_more() {
     assert!(damaged * 10 >= blocks * 9 && keys > 0 && versions > keys, "{costs:?}");
     let [_, _, keys, versions, system, ..] = costs["k"];
     assert!(keys == 0 && versions == 0 && system > 0, "{costs:?}");
+}
+
+/// Four keys of which hundreds of versions are retained, so that their cells and records name stations, among others that change seldom.
+fn hot_history() -> Vec<LogOperation> {
+    let mut rng = Rng::new(9);
+    let mut operations = history(2, 150);
+    operations.retain(|operation| !matches!(operation, LogOperation::Compact(_)));
+    for number in 0..600_u64 {
+        let hot = Bytes::from(format!("hot{}", rng.below(4)));
+        let key = if rng.chance(1, 8) { key_of(rng.below(KEYS)) } else { hot };
+        operations.push(match number {
+            // Stations below it are forgotten.
+            200 => LogOperation::Compact(140),
+            _ if rng.chance(1, 90) => {
+                LogOperation::DeleteRange(DeleteRange { range: one(key), prev_kv: false })
+            }
+            _ => {
+                // In the cell, or in the record alone.
+                let mut value = vec![0; [20, 50, 150, 400][rng.below(4) as usize]];
+                rng.fill(&mut value);
+                LogOperation::Put(Put { key, value: value.into(), ..Put::default() })
+            }
+        });
+    }
+    operations
+}
+
+/// What a block of the file is, by its header or its place (`docs/data_file.md`).
+fn kind_of_block(whole: &Whole, at: &(String, usize)) -> String {
+    let (name, block) = at;
+    let content = whole.block(at);
+    match name.rsplit_once('.') {
+        None => "super".into(),
+        Some((_, "k")) if content.starts_with(b"STPG") => {
+            let tree = ["", "keys", "system", "segments", "pending"][content[6] as usize];
+            format!("{tree} {}", if content[5] == 0 { "leaf" } else { "inner" })
+        }
+        Some((_, "r")) => {
+            let file = whole.disk.read_file(name).expect("a file");
+            let trailer = file.len() - BLOCK;
+            let records_end = file[trailer + 88..trailer + 96].try_into().map_or(0, u64::from_le_bytes);
+            match block * BLOCK {
+                0 => "record header".into(),
+                at if at == trailer => "record trailer".into(),
+                at if (at as u64) < records_end => "records".into(),
+                _ => "record index".into(),
+            }
+        }
+        Some((_, "k")) => "page header".into(),
+        // Of the log, which knows nothing of stations.
+        Some(_) => String::new(),
+    }
+}
+
+/// A version: revision, key, number, create revision, value.
+type RetainedVersion = (i64, i64, Bytes, i64, i64, Bytes);
+
+fn retained_versions(store: &Store) -> Result<Vec<RetainedVersion>, Error> {
+    let mut versions = Vec::new();
+    store.for_each_retained(store.revision(), &mut |record| {
+        let (key, value) = (Bytes::copy_from_slice(record.key), Bytes::copy_from_slice(record.value));
+        let revision = record.revision;
+        versions.push((revision.main, revision.sub, key, record.version, record.create_revision, value));
+    })?;
+    Ok(versions)
+}
+
+/// Every version that the new directory's compact revision leaves is there as it was, or the report names it; and that revision is no
+/// higher than the lost versions want.
+fn look_at_every_version(whole: &Whole, db: &SimulatedDb, report: &SalvageReport) -> Result<(), String> {
+    let store = db.store();
+    let applied = store.applied().0 as usize;
+    let (model, mut writer) = StoreWriter::new(Options::new().store);
+    whole.operations[..applied].iter().for_each(|operation| apply(&mut writer, operation));
+    let (compacted, compacted_before) = (store.compact_revision(), model.compact_revision());
+    let all_before = retained_versions(&model).map_err(|error| error.to_string())?;
+    // The next version of the same key, which a read below it would have to have met the lost one for.
+    let next_of = |main: i64, sub: i64| {
+        let (_, _, key, ..) = all_before.iter().find(|version| (version.0, version.1) == (main, sub))?;
+        let newer =
+            all_before.iter().filter(|version| version.2 == key && (version.0, version.1) > (main, sub));
+        newer.map(|version| version.0).min()
+    };
+    let wanted = report
+        .lost_records()
+        .map(|(revision, ..)| next_of(revision.main, revision.sub).unwrap_or(0).max(revision.main + 1));
+    let unknown = report.damages.iter().filter(|damage| damage.records.is_empty());
+    let unknown = unknown.filter_map(|damage| Some(damage.between?.1.main));
+    let bound = wanted.chain(unknown).max().unwrap_or(0).max(compacted_before);
+    if compacted > bound {
+        return Err(format!("the compact revision is {compacted}, and {bound} is enough"));
+    }
+    if compacted > compacted_before {
+        writer.compact(compacted).map_err(|error| format!("{error:?}"))?;
+    }
+    let expected = retained_versions(&model).map_err(|error| error.to_string())?;
+    let is_named = |version: &RetainedVersion| {
+        let revision = (version.0, version.1);
+        report.damages.iter().any(|damage| {
+            let by_record = damage.records.keys().any(|lost| (lost.main, lost.sub) == revision);
+            let by_range = damage.between.is_some_and(|(after, before)| {
+                (after.main, after.sub) < revision && revision < (before.main, before.sub)
+            });
+            by_record || (by_range && damage.records.is_empty())
+        })
+    };
+    match retained_versions(store) {
+        Ok(found) => {
+            let found: BTreeSet<_> = found.into_iter().collect();
+            if let Some(missing) =
+                expected.iter().find(|version| !found.contains(*version) && !is_named(version))
+            {
+                return Err(format!("{missing:?} is missing and not named"));
+            }
+            // Of one that a lost version replaced nobody knows that it is dead now.
+            if let Some(more) = found.iter().find(|version| !all_before.contains(version)) {
+                return Err(format!("{more:?} was not there"));
+            }
+        }
+        // A newest version without its value.
+        Err(Error::Corruption { .. })
+            if report.lost_records().any(|(_, lost, _)| lost.fate == Fate::ValueLost) => {}
+        Err(error) => return Err(error.to_string()),
+    }
+    // Old versions are found over stations, whatever is left of those.
+    let mut rng = Rng::new(applied as u64);
+    for _ in 0..40 {
+        let oldest = compacted.max(1);
+        let revision = oldest + rng.below((store.revision() - oldest + 1) as u64) as i64;
+        let key = Bytes::from(format!("hot{}", rng.below(4)));
+        let (found, wanted) = (get(store, &key, revision), get(&model, &key, revision));
+        let is_lost = || report.lost_records().any(|(_, lost, _)| lost.key.as_ref() == Some(&key));
+        match (&found, &wanted) {
+            (Ok(found), Ok(wanted)) if found == wanted => {}
+            (Err(Error::Corruption { .. }), _) if is_lost() => {}
+            _ => return Err(format!("{key:?} at {revision}: {found:.200?}, was {wanted:.200?}")),
+        }
+    }
+    Ok(())
+}
+
+/// What cells and records name as stations are revisions of other records, and any of those may be lost.
+#[test]
+fn one_damaged_block_of_keys_with_stations_costs_what_is_in_it_and_no_more() {
+    let whole = whole_of(hot_history());
+    let version = |disk: &SimDisk| disk.read_file("super").map(|bytes| bytes[8]);
+    assert_eq!(version(&whole.disk), Some(5), "cells name stations");
+    // Undamaged: what is salvaged finds old versions in as few reads as before.
+    let target = SimDisk::new(9);
+    let report = salvage_simulated(&whole.disk, &target, &salvage_options(1 << 20), 5).expect("a salvage");
+    assert!(report.is_complete(), "{report:#?}");
+    assert_eq!(version(&target), Some(5));
+    let db = SimulatedDb::open(&target, &small(), 7).expect("it opens");
+    look_at_every_version(&whole, &db, &report).expect("it is whole");
+    for number in 0..4 {
+        let key = Bytes::from(format!("hot{number}"));
+        let before = db.checkpoint_stats().versions_read;
+        let found = get(db.store(), &key, 200).expect("it is whole");
+        assert_eq!(found, get(&whole.store, &key, 200).expect("it is retained"));
+        let reads = db.checkpoint_stats().versions_read - before;
+        // Of about two hundred versions, which are a dozen stations at four levels.
+        assert!((1..=16 + 8).contains(&reads), "{reads} reads");
+    }
+    let kind_of = |at: &(String, usize)| kind_of_block(&whole, at);
+    let costs = damage_every_block(&whole, &kind_of, &|db, report| look_at_every_version(&whole, db, report));
+    let kinds = [
+        "keys leaf",
+        "keys inner",
+        "pending leaf",
+        "segments leaf",
+        "records",
+        "record index",
+        "record header",
+        "record trailer",
+    ];
+    for kind in kinds {
+        let [blocks, _, keys, versions, ..] = costs[kind];
+        let is_lost = kind == "records";
+        assert!(blocks > 0 && (versions > 0) == is_lost && (is_lost || keys == 0), "{kind}: {costs:#?}");
+    }
+    assert_eq!(costs["super"], [4, 4, 0, 0, 0, 0, 0]);
+    let [_, _, _, versions, .., history] = costs["records"];
+    assert!(versions > 100 && history > 5, "{costs:#?}");
 }
 
 fn files(whole: &Whole, extension: &str) -> Vec<String> {
@@ -505,7 +726,7 @@ fn a_lost_trailer_costs_nothing_and_a_lost_dictionary_the_values_made_with_it() 
     drop(futures);
     db.close().expect("a close");
     let store = model(&operations);
-    let whole = Whole { disk, operations, dump: dump(&store), store };
+    let whole = Whole { disk, keys: keys_of(&operations), operations, dump: dump(&store), store };
     let segment = files(&whole, ".r").remove(0);
     let bytes = whole.disk.read_file(&segment).expect("the segment");
     let trailer = &bytes[bytes.len() - BLOCK..];
