@@ -358,6 +358,60 @@ fn a_range_that_is_cheaper_to_go_over_is_gone_over() {
     assert!(changes > 2 * walk && cheapest <= walk + walk / 8 + 12, "{cheapest} {walk} {changes}");
 }
 
+/// What the constants of the choice stand for, as reads of the device that are counted: cold, of a range of 8,000 keys at revisions ever further
+/// back, changes in order and changes all over the range. What is found out there stands in `docs/mvcc.md`.
+#[test]
+fn the_way_that_is_taken_reads_little_more_than_the_better_one() {
+    const KEYS: u64 = 8_000;
+    let options = || {
+        let mut options = plain(16 << 20);
+        options.checkpoint.shelf.page_bytes = 16 << 10;
+        options.store.memtable_bytes = 1 << 20;
+        options
+    };
+    let range = KeyRange { key: Bytes::from_static(b"key/"), end: Bytes::from_static(b"key0") };
+    for is_scattered in [false, true] {
+        let disk = SimDisk::new(9);
+        let mut db = SimulatedDb::open(&disk, &options(), 1).expect("a new disk opens");
+        write_to_disk(&mut db, (0..KEYS).map(|number| put(number, 1)));
+        let mut revisions = Vec::new();
+        for count in [8_000, 4_000, 2_000, 1_000, 500, 250, 125, 60, 30, 15, 7, 1_u64] {
+            revisions.push(db.store().revision());
+            // A number without a divisor in common: each time another key.
+            let place = |number: u64| if is_scattered { number * 7_919 % KEYS } else { number };
+            write_to_disk(&mut db, (0..count).map(|number| put(place(number), 2)));
+        }
+        db.close().expect("a close");
+        let mut rows = Vec::new();
+        for revision in revisions.into_iter().rev() {
+            let cold = |way: Option<SumWay>| {
+                let db = SimulatedDb::open(&disk, &options(), 1).expect("it opens");
+                let ranges = std::slice::from_ref(&range);
+                let (reads, sum) = reads_of(&disk, || match way {
+                    Some(way) => db.store().range_sums_by(ranges, revision, way).map(|sums| sums[0].0),
+                    None => db.store().range_sum(&range, revision).map(|(sum, _)| sum),
+                });
+                assert_eq!(sum.as_ref().map(|sum| sum.keys_count), Ok(KEYS));
+                reads
+            };
+            let changes_count = db_head(&disk, &options()) - revision;
+            let row = (changes_count, cold(Some(SumWay::Walk)), cold(Some(SumWay::Changes)), cold(None));
+            println!("scattered {is_scattered}: changes, and reads of a walk, by changes, as taken: {row:?}");
+            rows.push(row);
+        }
+        for &(changes_count, walk, changes, taken) in &rows {
+            // Above as many changes as keys the range is gone over without a look at where they lie.
+            let most = if changes_count > KEYS as i64 { 4 } else { 2 };
+            assert!(taken <= most * walk.min(changes) + 16, "{taken} reads: {rows:?}");
+        }
+        assert!(rows[0].2 * 2 < rows[0].1, "few changes are read sooner: {rows:?}");
+    }
+}
+
+fn db_head(disk: &SimDisk, options: &Options) -> i64 {
+    SimulatedDb::open(disk, options, 1).expect("it opens").store().revision()
+}
+
 /// A change of another key that cannot be read costs time and no answer: as before, only what a range has fails it.
 #[test]
 fn a_damaged_change_elsewhere_costs_no_count() {
