@@ -342,16 +342,20 @@ fn what_fails_for_a_hint_alone_is_no_error_of_the_range() {
         )
     };
     let whole = keys(&world.open(&world.disk, None).expect("it is whole"));
-    let mut failed = 0;
-    for nth in 0..40 {
+    let run = |nth, count| {
         let disk = world.disk.duplicate(1);
         let db = world.open(&disk, Some(0)).expect("it is whole");
-        // One attempt alone fails: of three by whoever needs the page, and of one for a hint.
-        disk.set_plan(FaultPlan::new([Fault::nth(OperationKind::Read, nth, Effect::Fail).on(".k")]));
+        let fault = Fault::nth(OperationKind::Read, nth, Effect::Fail).on(".k");
+        disk.set_plan(FaultPlan::new([Fault { count, ..fault }]));
         assert_eq!(keys(&db), whole, "read {nth}");
-        let quarantine = db.store().quarantine();
-        assert_eq!((quarantine.units.len(), quarantine.findings_count), (0, 0), "read {nth}");
-        failed += db.checkpoint_stats().leaves_read_ahead;
+        assert!(db.checkpoint_stats().leaves_read_ahead > 20, "{:?}", db.checkpoint_stats());
+        db.store().quarantine().findings_count
+    };
+    // Whoever needs a page makes three attempts, and for a hint there is one.
+    for nth in 0..40 {
+        assert_eq!(run(nth, 1), 0, "read {nth}");
     }
-    assert!(failed > 400, "{failed}");
+    // Three in a row are the end of a read that somebody needs, and of most of these nobody does yet.
+    let noted = (0..40).filter(|&nth| run(nth, 3) > 0).count();
+    assert!((1..20).contains(&noted), "{noted} of 40");
 }
