@@ -11,13 +11,14 @@ use crate::naive::Model;
 #[cfg(feature = "planted-bugs")]
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use sternpost_engine::base::record_hash::CanonicalRecord;
 use sternpost_engine::base::rng::Rng;
 #[cfg(feature = "planted-bugs")]
 use sternpost_engine::checkpoint::PlantedBug;
 use sternpost_engine::db::{Answer, SimulatedDb};
 use sternpost_engine::io::sim_disk::{CrashPolicy, SimDisk};
-use sternpost_engine::mvcc::Range;
 use sternpost_engine::mvcc::encoding::LogOperation;
+use sternpost_engine::mvcc::{KeyRange, Range, RangeSum, SumWay};
 use sternpost_engine::{Bytes, Error, Options};
 
 #[cfg(feature = "planted-bugs")]
@@ -223,6 +224,7 @@ impl Pair {
         let expected: Vec<_> =
             expected.map(|(key, it, visible)| (key, it.main, it.version, it.value, visible)).collect();
         assert_eq!(retained, expected);
+        self.check_sums(oldest + rng.below((model.head - oldest + 1) as u64) as i64);
         for lease in db_support::LEASES {
             assert_eq!(store.lease_keys(lease), model.lease_keys(lease), "lease {lease}");
         }
@@ -232,5 +234,33 @@ impl Pair {
         assert_eq!(events, model.events(oldest).map(|events| events.len()));
         assert_eq!(store.stats().keys_count as usize, model.state(model.head).len());
         self.db().verify().expect("a sound disk verifies");
+    }
+
+    /// Range sums in every way, against the records themselves.
+    fn check_sums(&self, revision: i64) {
+        let store = self.db().store();
+        let some = KeyRange { key: Bytes::from_static(b"key3"), end: Bytes::from_static(b"rare3") };
+        let ranges = [all(), some.clone()];
+        let mut expected = [RangeSum::default(); 2];
+        let recounted = store.for_each_retained(revision, &mut |record| {
+            let canonical = CanonicalRecord {
+                key: record.key,
+                revision: record.revision,
+                create_revision: record.create_revision,
+                version: record.version,
+                lease: record.lease,
+                value: record.value,
+            };
+            let is_in = [true, some.key <= record.key && record.key < &some.end[..]];
+            for (sum, _) in expected.iter_mut().zip(is_in).filter(|(_, is_in)| *is_in && record.visible) {
+                sum.keys_count += 1;
+                sum.hash_sum = sum.hash_sum.wrapping_add(canonical.hash());
+            }
+        });
+        assert_eq!(recounted, Ok(self.model.compact));
+        for way in [SumWay::Cheapest, SumWay::Walk, SumWay::Changes] {
+            let found = store.range_sums_by(&ranges, revision, way).expect("a sound disk");
+            assert_eq!(found, expected.map(|sum| (sum, sum.keys_count)), "{way:?} at {revision}");
+        }
     }
 }
