@@ -25,8 +25,8 @@
 //! **Bounds** ([`Limits`]): bytes queued for each lane of a peer (at the bound the frame is dropped and the caller told: it reports the peer
 //! to Raft as unreachable), bytes of one frame, unauthenticated connections and the time of each.
 //!
-//! **Failure.** A lost connection is made again after a short pause with jitter; a refused one too, since what is wrong may be put right. A
-//! name is resolved at every attempt. Whatever a peer or a stranger sends, the worst is a closed connection and one [`Notice`].
+//! **Failure.** A lost connection is made again, at once if it had stood, else after a short pause with jitter; a refused one too, since what is wrong may
+//! be put right. A name is resolved at every attempt. Whatever a peer or a stranger sends, the worst is a closed connection and one [`Notice`].
 //!
 //! **Security.** Whoever reaches a plain peer port and knows the ids can speak for a member. [`TransportConfig::secure`] puts TLS, or whatever it makes,
 //! between socket and frames ([`stream`]), for listeners and addresses that ask for it.
@@ -100,6 +100,12 @@ pub trait Inbound: Send + Sync + 'static {
     /// A connection has ended, or is made anew at other addresses; what was queued for `Out` is dropped, and Raft wants to know that the
     /// peer is unreachable. Not told of connections that [`Transport::remove_peer`] or [`Transport::shutdown`] ended; may be told of one that never stood.
     fn lost(&self, peer: u64, lane: Lane, direction: Direction);
+
+    /// Nobody listens at any address of the peer, and its connection for the control lane has ended: its process is gone, or no way leads to it. Told
+    /// again at each attempt to reach it. Must not block.
+    fn absent(&self, peer: u64) {
+        let _ = peer;
+    }
 
     /// Where this member's log and vote stand, for the handshake. Must not block.
     fn position(&self) -> Position;
@@ -370,6 +376,7 @@ impl Transport {
             retired.extend(peer.threads);
         }
         self.shared.receivers.cut(id);
+        self.shared.note_refused(id, false);
         self.shared.drop_counters(id);
     }
 

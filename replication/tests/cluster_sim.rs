@@ -82,6 +82,7 @@ fn every_seed() {
         totals.installs += stats.installs;
         totals.installs_useless += stats.installs_useless;
         totals.fetches_cut_short += stats.fetches_cut_short;
+        totals.absences += stats.absences;
         if (seed + 1).is_multiple_of(1000) {
             eprintln!("{} of {count} seeds: {totals:?}", seed + 1);
         }
@@ -101,6 +102,7 @@ fn every_seed() {
     assert!(totals.installs > count / 2, "states are installed");
     assert!(totals.installs_useless > count / 16, "states come that are of no use");
     assert!(totals.fetches_cut_short > count / 16, "states do not come");
+    assert!(totals.absences > count, "members seem gone");
 }
 
 /// The first seed from `from` on that finds `bug`, and how it shows.

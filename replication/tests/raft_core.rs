@@ -25,6 +25,7 @@ fn options(member: u64) -> CoreOptions {
         tick_us: 10_000,
         request_timeout_us: 60_000_000,
         stall_us: 150_000,
+        quick_elections: false,
         cache_bytes_max: 1 << 20,
         command_id,
         planted: Planted::default(),

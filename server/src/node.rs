@@ -59,6 +59,7 @@ impl Node {
         let group = GroupOptions {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             election: Duration::from_millis(election_ms.into()),
+            quick_elections: config.quick_elections,
             request_timeout: config.request_timeout(),
             command_id: command::id,
             retain_bytes: config.wal_retain_bytes,

@@ -217,6 +217,10 @@ impl Inbound for Members {
         }
     }
 
+    fn absent(&self, peer: u64) {
+        self.inbox.absent(peer);
+    }
+
     fn position(&self) -> Position {
         let status = self.raft.core_status();
         Position { term: status.role.term, last_index: status.last, last_term: status.last_term }

@@ -145,7 +145,32 @@ fn leases_end_late_and_never_early_when_their_leader_dies() {
     });
 }
 
-#[expect(clippy::disallowed_methods, reason = "leases are about time")]
+/// Row 56: the others do not wait for its silence. By that alone it would be missed nine seconds later.
+#[test]
+fn a_leader_that_is_killed_is_replaced_at_once_where_elections_are_quick() {
+    const QUICK: &[&str] = &["--heartbeat-interval=1000", "--election-timeout=10000", "--quick-elections"];
+    runtime().block_on(async {
+        let mut load = Load::start(Cluster::start(3, QUICK)).await;
+        for _ in 0..5 {
+            let leader = load.cluster.leader().await;
+            let term = load.term(leader).await;
+            let begun = now();
+            load.cluster.members[leader].end(Signal::KILL);
+            let next = load.leader_without(leader).await;
+            let gap = begun.elapsed();
+            eprintln!("the next one leads, and answers, after {gap:?}");
+            assert!(gap < Duration::from_secs(8), "{gap:?}");
+            assert_eq!(load.term(next).await, term + 1, "one election");
+            load.goes_on("writes of the others").await;
+            load.cluster.start_member(leader);
+            load.cluster.leader().await;
+            assert_eq!(load.term(leader).await, term + 1, "it comes back without one");
+        }
+        load.end().await;
+    });
+}
+
+#[expect(clippy::disallowed_methods, reason = "times are what some rows are about")]
 fn now() -> Instant {
     Instant::now()
 }

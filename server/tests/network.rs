@@ -88,6 +88,33 @@ impl Network {
         self.set_cut(two, one, is_cut);
     }
 
+    /// The connections between these two are reset; new ones can be made. False if the system cannot do that.
+    fn reset(&self, one: usize, two: usize) -> bool {
+        [(one, two), (two, one)].iter().all(|(near, far)| {
+            run("ip", &format!("netns exec {} ss -K dst {}", self.space(*near), self.address(*far)))
+        })
+    }
+
+    /// The machine of `member` resets every connection with these others from now on, also those that somebody begins to make, as for a process that is gone; or
+    /// not any more. False if the system cannot do that.
+    fn set_refused(&self, member: usize, others: &[usize], is_refused: bool) -> bool {
+        let mut rules = "add table inet refuse ; delete table inet refuse".to_owned();
+        if is_refused {
+            rules += " ; add table inet refuse";
+            for (hook, side) in [("input", "saddr"), ("output", "daddr")] {
+                rules +=
+                    &format!(" ; add chain inet refuse {hook} {{ type filter hook {hook} priority 0 ; }}");
+                for other in others {
+                    let address = self.address(*other);
+                    rules += &format!(
+                        " ; add rule inet refuse {hook} ip {side} {address} tcp flags & rst == 0 reject with tcp reset"
+                    );
+                }
+            }
+        }
+        run("ip", &format!("netns exec {} nft {rules}", self.space(member)))
+    }
+
     /// No member sends more than this from now on; first come, first served. False if the system cannot do that.
     fn slow_down(&self, kilobits_per_second: u64) -> bool {
         (0..self.count).all(|member| {
@@ -299,6 +326,102 @@ fn the_only_member_that_everybody_hears_takes_over() {
             assert!(bench.term(hub).await <= term + 1, "the leaves do not campaign");
             pairs().for_each(|(one, two)| bench.network.set_apart(one, two, false));
             bench.goes_on("writes after it").await;
+        }
+        bench.end().await;
+    });
+}
+
+/// Nobody is missed by silence for more than four seconds.
+const QUICK: &[&str] = &["--heartbeat-interval=500", "--election-timeout=5000", "--quick-elections"];
+/// What is not done by silence is done within this.
+const SOON: Duration = Duration::from_secs(4);
+
+/// Row 56: one follower alone finds the leader gone. It says so, gets no votes, and nothing changes.
+#[test]
+fn a_leader_that_seems_gone_to_one_follower_leads_on() {
+    let Some((bench, runtime)) = Bench::start_many(3, QUICK) else { return };
+    runtime.block_on(async {
+        for number in 1..3 {
+            let leader = bench.cluster.leader().await;
+            let term = bench.term(leader).await;
+            let follower = (leader + number) % 3;
+            let begun = tokio::time::Instant::now();
+            if !bench.network.set_refused(follower, &[leader], true) {
+                eprintln!("skipped: connections cannot be refused on purpose here (nft)");
+                return;
+            }
+            let told = &bench.cluster.members[follower];
+            until("a leader that is forgotten", async || {
+                (told.status().await.ok()?.leader == 0).then_some(())
+            })
+            .await;
+            let forgotten = begun.elapsed();
+            eprintln!("the leader is forgotten after {forgotten:?}");
+            assert!(forgotten < SOON, "{forgotten:?}");
+            for _ in 0..5 {
+                bench.goes_on("writes of the others").await;
+            }
+            assert!(bench.network.set_refused(follower, &[], false));
+            assert_eq!(bench.cluster.leader().await, leader);
+            for member in 0..3 {
+                assert_eq!(bench.term(member).await, term, "no term grows");
+            }
+        }
+        bench.end().await;
+    });
+}
+
+/// Row 56: all others find the leader gone, and it lives: one election, and it follows when it hears of it.
+#[test]
+fn a_leader_that_lives_and_seems_gone_to_all_is_replaced_once() {
+    let Some((bench, runtime)) = Bench::start_many(3, QUICK) else { return };
+    runtime.block_on(async {
+        for _ in 0..3 {
+            let leader = bench.cluster.leader().await;
+            let term = bench.term(leader).await;
+            let others = [(leader + 1) % 3, (leader + 2) % 3];
+            let begun = tokio::time::Instant::now();
+            if !bench.network.set_refused(leader, &others, true) {
+                eprintln!("skipped: connections cannot be refused on purpose here (nft)");
+                return;
+            }
+            let next = bench.leader_without(leader).await;
+            let gap = begun.elapsed();
+            eprintln!("the next one leads, and answers, after {gap:?}");
+            assert!(gap < SOON, "{gap:?}");
+            bench.goes_on("writes of the others").await;
+            assert!(bench.network.set_refused(leader, &[], false));
+            assert_eq!(bench.cluster.leader().await, next);
+            for member in 0..3 {
+                assert_eq!(bench.term(member).await, term + 1, "one clean change");
+            }
+        }
+        bench.end().await;
+    });
+}
+
+/// Row 56: connections that are reset and made again say nothing of whoever is at their end.
+#[test]
+fn a_leader_whose_connections_are_reset_again_and_again_leads_on() {
+    let Some((bench, runtime)) = Bench::start_many(3, QUICK) else { return };
+    runtime.block_on(async {
+        let leader = bench.cluster.leader().await;
+        let term = bench.term(leader).await;
+        let others = [(leader + 1) % 3, (leader + 2) % 3];
+        for round in 0..20 {
+            let reset = &others[..1 + round % 2];
+            if !reset.iter().all(|other| bench.network.reset(leader, *other)) {
+                eprintln!("skipped: connections cannot be reset on purpose here (ss -K)");
+                return;
+            }
+            bench.goes_on("writes in spite of it").await;
+        }
+        for other in others {
+            bench.cluster.members[other].says("lost the connection to a member").await;
+        }
+        assert_eq!(bench.cluster.leader().await, leader);
+        for member in 0..3 {
+            assert_eq!(bench.term(member).await, term, "no term grows");
         }
         bench.end().await;
     });

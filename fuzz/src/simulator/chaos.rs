@@ -94,6 +94,34 @@ impl World {
         }
     }
 
+    /// The process of `of` has ended, and its machine refuses whoever wants to connect; or it only looks like that. All others hear so in a while, or one.
+    pub(super) fn seems_gone(&mut self, of: usize, to_one: bool) {
+        if !self.plan.quick_elections {
+            return;
+        }
+        let one = self.alarms.below(self.members.len() as u64) as usize;
+        for member in (0..self.members.len()).filter(|member| *member != of) {
+            let delay_us = 150 + self.alarms.below(3_000);
+            if (!to_one || member == one) && !self.network.is_cut(of, member) {
+                self.after(delay_us, Event::Absent { member, of });
+            }
+        }
+    }
+
+    /// A leader that lives seems gone, as when something between it and others resets connections.
+    pub(super) fn alarm(&mut self) {
+        if self.is_healed {
+            return;
+        }
+        let pause_us = 1 + self.alarms.below(4 * self.plan.fault_pause_us);
+        self.after(pause_us, Event::Alarm);
+        let to_one = self.alarms.chance(1, 2);
+        let leads = |member: &Member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some());
+        if let Some(leader) = self.members.iter().position(leads) {
+            self.seems_gone(leader, to_one);
+        }
+    }
+
     /// The leader is cut off and stands still for longer than the others need for a new one.
     fn depose(&mut self) {
         let leads = |member: &Member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some());

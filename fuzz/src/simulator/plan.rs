@@ -110,6 +110,8 @@ faults! {
     transfers
     /// Members come and go.
     changes
+    /// A leader that lives seems gone to others, to one or to all.
+    alarms
     /// Frames are lost.
     loss
     /// Frames come twice.
@@ -136,6 +138,8 @@ pub(crate) struct Plan {
     pub(crate) retain_bytes: u64,
     pub(crate) checkpoint: CheckpointOptions,
     pub(crate) latency: Latency,
+    /// Members elect as soon as the leader's process is known to be gone.
+    pub(crate) quick_elections: bool,
     /// Bytes of values, at most.
     pub(crate) value_bytes_max: u64,
     /// Microseconds between faults on average.
@@ -169,11 +173,17 @@ impl Plan {
             rot: one_of(4),
             transfers: one_of(3),
             changes: one_of(3),
+            alarms: 0,
             loss: one_of(2) * 30 / 1000,
             duplication: one_of(2) * 50 / 1000,
             late: one_of(2) * 20 / 1000,
             late_copies: one_of(3) * 50 / 1000,
         };
+        // A generator of its own: everything else is what it was before there were quick elections.
+        let quick_elections = Rng::new(seed ^ 0xab5e_17ce).chance(1, 3);
+        if quick_elections {
+            faults.alarms = 1000;
+        }
         for name in &case.without {
             faults.leave_out(name);
         }
@@ -219,6 +229,7 @@ impl Plan {
             retain_bytes: [0, 64 << 10, 1 << 20][rng.below(3) as usize],
             checkpoint,
             latency,
+            quick_elections,
             value_bytes_max: [32, 600, 4_000][rng.below(3) as usize],
             // At least some faults in a short run too.
             fault_pause_us: [300_000, 1_000_000, 3_000_000][rng.below(3) as usize].min(length.chaos_us / 20),

@@ -206,6 +206,7 @@ impl Running {
         let group = GroupOptions {
             heartbeat: HEARTBEAT,
             election: ELECTION,
+            quick_elections: plan.quick_elections,
             request_timeout: REQUEST_TIMEOUT,
             command_id: command::id,
             retain_bytes: plan.retain_bytes,

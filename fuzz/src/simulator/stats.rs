@@ -46,4 +46,5 @@ stats! {
     bits_rotten
     aborts
     starts_refused
+    absences
 }

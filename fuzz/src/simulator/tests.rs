@@ -36,6 +36,7 @@ fn every_seed_keeps_what_a_cluster_promises_and_runs_the_same_twice() {
     assert!(totals.leases_expired > SEEDS && totals.renewals > SEEDS, "{totals:?}");
     assert!(totals.disk_errors > SEEDS / 8 && totals.full_disks > 0, "{totals:?}");
     assert!(totals.jumps > 0 && totals.bits_rotten > 0, "{totals:?}");
+    assert!(totals.absences > SEEDS, "{totals:?}");
     assert!(totals.member_changes > SEEDS / 4 && totals.states_fetched > SEEDS / 4, "{totals:?}");
 }
 

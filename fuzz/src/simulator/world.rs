@@ -68,6 +68,10 @@ pub(super) enum Event {
     Change,
     /// A member whose disk has rotted is to be removed.
     Replace,
+    /// A member finds nobody where this one was.
+    Absent { member: usize, of: usize },
+    /// A leader that lives seems gone.
+    Alarm,
 }
 
 /// One member, running or not.
@@ -125,6 +129,8 @@ pub(super) struct OpenCall {
 pub(super) struct World {
     pub(super) plan: Plan,
     pub(super) rng: Rng,
+    /// Of what quick elections bring.
+    pub(super) alarms: Rng,
     pub(super) now_us: u64,
     events: BTreeMap<(u64, u64), Event>,
     events_count: u64,
@@ -174,6 +180,7 @@ impl World {
         let clients = (0..plan.clients_count).map(|number| Client::new(number, members.len())).collect();
         let watchers = (0..2).map(|number| Watcher::new(number % members.len())).collect();
         Self {
+            alarms: Rng::new(plan.seed ^ 0xa1a4),
             plan,
             rng,
             now_us: 0,
@@ -222,6 +229,9 @@ impl World {
         self.after(700_000, Event::Look);
         if self.plan.faults.changes > 0 {
             self.after(1_000_000, Event::Change);
+        }
+        if self.plan.faults.alarms > 0 {
+            self.after(1_000_000, Event::Alarm);
         }
         while self.now_us < self.plan.length.chaos_us {
             self.step()?;
@@ -322,6 +332,19 @@ impl World {
             }
             Event::Replace => {
                 self.replace_rotten();
+                Ok(())
+            }
+            Event::Absent { member, of } => {
+                let id = self.members[of].id;
+                if let Some(running) = &self.members[member].running {
+                    self.stats.absences += 1;
+                    running.node.raft().inbox().absent(id);
+                    self.turn_at(member, self.now_us);
+                }
+                Ok(())
+            }
+            Event::Alarm => {
+                self.alarm();
                 Ok(())
             }
         }
@@ -617,6 +640,7 @@ impl World {
         let seed = self.rng.next_u64();
         let disk = here.disk.crash_process(seed);
         self.ends(member, disk);
+        self.seems_gone(member, false);
     }
 
     /// The process ends when nothing of its disk is in flight that anybody waits for, and starts again at once.

@@ -24,6 +24,7 @@
 //! | R18 acknowledgements of heartbeats wait for no disk | [`Core::drain`] |
 //! | R22 a disk that went back | [`Input::Promised`] |
 //! | R20 hand-over when the disk hangs | [`super::stall`] |
+//! | 10 a leader whose process is gone is forgotten | [`absence`] |
 //!
 //! **Invariants.** D1: nothing leaves before what it promises is durable: votes and appends acknowledged, and everything said in a term, before the
 //! hard state of that term. D2: persists are numbered and become durable in order. D3: entries are handed to the state machine in order,
@@ -31,7 +32,8 @@
 //!
 //! **Does not know** what a command means: it knows its id by a function it is given.
 //!
-//! Reading order: here, `library`, `committed`.
+//! Reading order: here, `library`, `committed`, `absence`.
+mod absence;
 mod committed;
 mod library;
 
@@ -45,6 +47,7 @@ use super::reads::Reads;
 use super::stall::Watchdog;
 use super::terms::Terms;
 use crate::entry_format::{add_command, start_entry};
+use absence::Absence;
 use bytes::Bytes;
 use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, HardState, Message, MessageType};
 use raft::{Config, RawNode, ReadOnlyOption, StateRole};
@@ -82,6 +85,8 @@ pub struct CoreOptions {
     pub request_timeout_us: u64,
     /// A leader whose write has been in flight for so many microseconds hands over.
     pub stall_us: u64,
+    /// An election begins as soon as the leader is said to be gone ([`Input::Absent`]), and not only when it was not heard of for long enough.
+    pub quick_elections: bool,
     /// Bytes of entries kept in memory only for followers that are behind.
     pub cache_bytes_max: usize,
     /// Finds the id in a command.
@@ -204,6 +209,7 @@ pub struct Core {
     reads: Reads,
     peers: BTreeMap<u64, Peer>,
     watchdog: Watchdog,
+    absence: Option<Absence>,
     has_room: bool,
     proved_term: Option<u64>,
     quarantine: Option<Quarantine>,
@@ -295,6 +301,7 @@ impl Core {
             reads: Reads::new(options.member, options.boot),
             peers: BTreeMap::new(),
             watchdog: Watchdog::default(),
+            absence: None,
             has_room: true,
             proved_term: None,
             quarantine: None,
@@ -337,6 +344,7 @@ impl Core {
                 self.settle(out);
             }
             Input::Connected { id } => again = id == self.role.leader,
+            Input::Absent { id } => self.absent(id, out),
             Input::TransferLeader { to } => self.transfer(to, out),
             Input::StateDiffers => return self.enter_quarantine(Quarantine::StateDiffers, out),
             Input::Promised { by, term, index } => {
@@ -485,6 +493,7 @@ impl Core {
             self.node.tick();
             self.settle(out);
         }
+        self.campaign_in_turn(out);
         self.proposals.is_late(self.tick, self.again_ticks())
     }
 
@@ -554,6 +563,10 @@ impl Core {
             return;
         }
         let tick = self.tick;
+        if self.absence.is_some_and(|absence| absence.is_deaf_to(from, tick)) {
+            self.frames_dropped_count += 1;
+            return;
+        }
         // Members only: what strangers say must not grow this map.
         if self.node.raft.prs().get(from).is_some() {
             let peer = self.peers.entry(from).or_default();

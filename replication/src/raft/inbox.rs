@@ -49,6 +49,7 @@ pub(super) struct Arrived {
     log_bytes: usize,
     pub(super) unreachable: Vec<u64>,
     pub(super) connected: Vec<u64>,
+    pub(super) absent: Vec<u64>,
     pub(super) proposals: Vec<Proposal>,
     proposals_bytes: usize,
     pub(super) readers: Vec<Reader>,
@@ -67,6 +68,7 @@ impl Arrived {
             && self.log.is_empty()
             && self.unreachable.is_empty()
             && self.connected.is_empty()
+            && self.absent.is_empty()
             && self.proposals.is_empty()
             && self.readers.is_empty()
             && self.changes.is_empty()
@@ -178,6 +180,15 @@ impl Inbox {
         self.push(|arrived| {
             if !arrived.connected.contains(&peer) {
                 arrived.connected.push(peer);
+            }
+        });
+    }
+
+    /// Nobody answers where this peer was, and its own connections have ended.
+    pub fn absent(&self, peer: u64) {
+        self.push(|arrived| {
+            if !arrived.absent.contains(&peer) {
+                arrived.absent.push(peer);
             }
         });
     }

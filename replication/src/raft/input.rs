@@ -82,6 +82,11 @@ pub enum Input {
         /// The peer.
         id: u64,
     },
+    /// Nobody answers where this peer was, and nothing comes from it: its process is gone, as far as this member can see.
+    Absent {
+        /// The peer.
+        id: u64,
+    },
     /// Another member knows that this one has promised this (R22).
     Promised {
         /// Who says it.

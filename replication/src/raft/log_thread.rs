@@ -171,6 +171,8 @@ impl LogThread {
         arrived.control.into_iter().chain(arrived.log).for_each(|frame| self.feed(Input::Frame(frame)));
         arrived.unreachable.into_iter().for_each(|id| self.feed(Input::Unreachable { id }));
         arrived.connected.into_iter().for_each(|id| self.feed(Input::Connected { id }));
+        // Behind what they said before they went.
+        arrived.absent.into_iter().for_each(|id| self.feed(Input::Absent { id }));
         arrived.loaded.into_iter().for_each(|(low, entries)| self.feed(Input::Loaded { low, entries }));
         self.tell_applied();
         self.tick();

@@ -130,6 +130,8 @@ pub struct GroupOptions {
     pub heartbeat: Duration,
     /// Least time without a leader before an election; each is between this and twice this.
     pub election: Duration,
+    /// Elect as soon as the leader's process is known to be gone: [`Inbox::absent`].
+    pub quick_elections: bool,
     /// Proposals and reads are given up after this.
     pub request_timeout: Duration,
     /// Finds the id in a command, by which its result is delivered; unique in the cluster and over restarts.
@@ -645,6 +647,7 @@ impl<M: StateMachine> Assembled<M> {
             tick_us: TICK.as_micros() as u64,
             request_timeout_us: options.request_timeout.as_micros() as u64,
             stall_us: options.election.as_micros() as u64,
+            quick_elections: options.quick_elections,
             cache_bytes_max: options.cache_bytes_max,
             command_id: options.command_id,
             planted,

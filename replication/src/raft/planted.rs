@@ -40,6 +40,10 @@ pub enum PlantedBug {
     TakeLateRefusals,
     /// Changes of the members may be durable without a commit index that covers the one before (R8).
     ChangesInOneWrite,
+    /// All who are told that the leader is gone campaign at once.
+    AllTurnsAtOnce,
+    /// Who is told that the leader is gone campaigns without asking first.
+    QuickWithoutPreVote,
 }
 
 /// The bug of this core, if one is planted.

@@ -5,7 +5,8 @@
 //! 2. *open*: the queue takes frames; they are written in batches, many buffers in one call. Every [`PING_INTERVAL_US`] a ping is written
 //!    between two frames; its answer is the only thing that the other side may send here.
 //! 3. *pausing*: after a failure or a loss, 10 ms to 20 ms, doubling up to [`PAUSE_US_MAX`], a random half of it; ended early when the
-//!    peer itself connects, since it then is alive.
+//!    peer itself connects, since it then is alive. Not after the loss of a connection that had stood: whether somebody still listens there says
+//!    whether it was the connection that ended or the peer.
 //!
 //! An order to stop or to use other addresses ends each of them.
 use super::Direction;
@@ -100,6 +101,7 @@ impl Sender {
                 self.serve(stream, &hello);
                 if self.shared.clock.now_us() - opened_us >= STANDING_US {
                     pause_us = PAUSE_US_MIN;
+                    continue;
                 }
             }
             self.pause(pause_us);
@@ -127,14 +129,19 @@ impl Sender {
     /// A connection to the first address that takes one.
     fn connect(&mut self, epoch: u32, resolver: &mut Resolver) -> Option<(Box<dyn Stream>, MemberHello)> {
         let mut last = String::from("it has no address");
+        let mut is_refused = !self.addresses.is_empty();
         for named in &self.addresses {
             if self.queue.is_interrupted() {
                 return None;
             }
             let error = match self.connect_to(named, epoch, resolver) {
-                Ok(connection) => return Some(connection),
+                Ok(connection) => {
+                    self.note_refused(false);
+                    return Some(connection);
+                }
                 Err(error) => error,
             };
+            is_refused &= matches!(&error, HandshakeError::Io(error) if error.kind() == io::ErrorKind::ConnectionRefused);
             if self.queue.is_interrupted() {
                 return None;
             }
@@ -161,7 +168,16 @@ impl Sender {
             let (peer, addresses) = (self.peer, self.addresses.iter().map(ToString::to_string).collect());
             self.shared.say(Notice::Unreachable { peer, addresses, error: last });
         }
+        self.note_refused(is_refused);
         None
+    }
+
+    /// What an attempt says of whether the peer is there; one lane of it is enough.
+    fn note_refused(&self, is_refused: bool) {
+        if self.lane == Lane::Control {
+            self.shared.note_refused(self.peer, is_refused);
+            self.shared.tell_if_absent(self.peer);
+        }
     }
 
     fn connect_to(

@@ -433,6 +433,9 @@ impl Receiver<'_> {
             return;
         }
         add(&shared.counters(*peer)[lane.index()].losses, 1);
+        if *lane == Lane::Control {
+            shared.tell_if_absent(*peer);
+        }
         match ended {
             Ok(()) | Err(FrameError::Io(_) | FrameError::Cut) => {}
             Err(error) => shared.say(Notice::Broken { peer: *peer, what: error.to_string() }),

@@ -8,7 +8,7 @@ use super::stats::LaneCounters;
 use super::stream::Address;
 use super::throttle::Throttle;
 use super::{Inbound, TransportConfig};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) pace: Pace,
     pub(super) throttle: Mutex<Throttle>,
     counters: Mutex<BTreeMap<u64, Arc<[LaneCounters; 2]>>>,
+    /// Peers at whose addresses nobody listened when they were tried last.
+    refused_at: Mutex<BTreeSet<u64>>,
     said: Mutex<Said>,
 }
 
@@ -66,6 +68,7 @@ impl Shared {
             pace,
             throttle: Mutex::new(throttle),
             counters: Mutex::default(),
+            refused_at: Mutex::default(),
             said: Mutex::default(),
         }
     }
@@ -125,6 +128,24 @@ impl Shared {
         let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = peers.get(&peer) {
             peer.queues[lane.index()].order_reset();
+        }
+    }
+
+    /// Whether the last attempt to reach `peer` found nobody.
+    pub(super) fn note_refused(&self, peer: u64, is_refused: bool) {
+        let mut refused_at = lock(&self.refused_at);
+        if is_refused {
+            refused_at.insert(peer);
+        } else {
+            refused_at.remove(&peer);
+        }
+    }
+
+    /// Tells that `peer` is gone, if that is what both sides of its control lane look like; to be asked whenever one of them has changed.
+    pub(super) fn tell_if_absent(&self, peer: u64) {
+        let is_refused = lock(&self.refused_at).contains(&peer);
+        if is_refused && !self.receivers.is_connected(peer, Lane::Control) && !self.is_stopping() {
+            self.inbound.absent(peer);
         }
     }
 

@@ -168,6 +168,34 @@ impl World {
         Ok(())
     }
 
+    /// All others find nobody where `of` was, or one of them does, in a while.
+    pub(super) fn seems_gone(&mut self, of: usize, to_one: bool) {
+        let count = self.members.len() as u64;
+        let Some(alarms) = &mut self.alarms else { return };
+        let one = alarms.below(count) as usize;
+        let told: Vec<(usize, u64)> = (0..self.members.len())
+            .filter(|member| *member != of && (!to_one || *member == one))
+            .map(|member| (member, 100 + alarms.below(3_000)))
+            .collect();
+        for (member, delay_us) in told {
+            self.at(delay_us, Event::Absent { member, of });
+        }
+    }
+
+    /// A leader that lives seems gone.
+    pub(super) fn alarm(&mut self) {
+        let Some(alarms) = &mut self.alarms else { return };
+        if self.healed {
+            return;
+        }
+        let (pause_us, to_one) = (50_000 + alarms.below(900_000), alarms.chance(1, 2));
+        self.at(pause_us, Event::Alarm);
+        let leads = |member: &Member| member.core.as_ref().is_some_and(|core| core.status().role.is_leader());
+        if let Some(leader) = self.members.iter().position(leads) {
+            self.seems_gone(leader, to_one);
+        }
+    }
+
     pub(super) fn heal(&mut self) -> Result<(), String> {
         self.healed = true;
         self.cut.clear();

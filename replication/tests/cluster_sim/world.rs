@@ -114,6 +114,13 @@ enum Event {
     Stop {
         member: usize,
     },
+    /// A member finds nobody where this one was.
+    Absent {
+        member: usize,
+        of: usize,
+    },
+    /// A leader that lives seems gone, to one or to all.
+    Alarm,
 }
 
 /// One run.
@@ -130,6 +137,8 @@ pub struct World {
     next_member: u64,
     options: CoreOptions,
     faults: Faults,
+    /// Of what quick elections bring, where a run has them: a generator of its own, so that the others are what they were without it.
+    alarms: Option<Rng>,
     /// Directed links that carry nothing.
     cut: BTreeSet<(usize, usize)>,
     checker: Checker,
@@ -164,6 +173,8 @@ pub struct Stats {
     pub installs: u64,
     pub installs_useless: u64,
     pub fetches_cut_short: u64,
+    /// Times that somebody was told that another one is gone.
+    pub absences: u64,
 }
 
 impl World {
@@ -197,6 +208,8 @@ impl World {
             None => (Planted::default(), None),
         };
         let genesis = Machine::genesis(&voters);
+        let mut alarms = Rng::new(seed ^ 0xab5e_17ce);
+        let alarms = alarms.chance(1, 3).then_some(alarms);
         let options = CoreOptions {
             member: 0,
             boot: 0,
@@ -206,6 +219,7 @@ impl World {
             tick_us: TICK_US,
             request_timeout_us: 2_000_000,
             stall_us: ELECTION_TICKS as u64 * TICK_US,
+            quick_elections: alarms.is_some(),
             // Small, so that followers that were away need the files.
             cache_bytes_max: 4096,
             command_id,
@@ -229,6 +243,7 @@ impl World {
             next_member: (voters_count + 1) * 11,
             options,
             faults,
+            alarms,
             cut: BTreeSet::new(),
             rival: None,
             next_id: 1,
@@ -258,6 +273,9 @@ impl World {
         self.at(300_000, Event::Fault);
         if self.faults.changes {
             self.at(400_000, Event::Change);
+        }
+        if self.alarms.is_some() {
+            self.at(500_000, Event::Alarm);
         }
         while self.now_us < CHAOS_US {
             self.step()?;
@@ -330,7 +348,8 @@ impl World {
             | Event::Deliver { to: member, .. }
             | Event::DiskDone { member, .. }
             | Event::Apply { member, .. }
-            | Event::Loaded { member, .. } => Some(*member),
+            | Event::Loaded { member, .. }
+            | Event::Absent { member, .. } => Some(*member),
             _ => None,
         };
         if let Some(member) = whose
@@ -439,6 +458,15 @@ impl World {
             }
             Event::Stop { member } => {
                 self.stop(member);
+                Ok(())
+            }
+            Event::Absent { member, of } => {
+                let id = self.members[of].id;
+                self.stats.absences += 1;
+                self.input(member, Input::Absent { id })
+            }
+            Event::Alarm => {
+                self.alarm();
                 Ok(())
             }
             Event::Restart { member } => {
@@ -638,6 +666,7 @@ impl World {
     fn crash(&mut self, member: usize) {
         self.stats.crashes += 1;
         self.down(member);
+        self.seems_gone(member, false);
         let delay_us =
             if self.below(2) == 0 { 1_000 + self.below(9_000) } else { 50_000 + self.below(1_500_000) };
         self.at(delay_us, Event::Restart { member });

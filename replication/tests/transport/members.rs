@@ -223,6 +223,29 @@ fn peers_come_go_and_move_while_the_transport_runs() {
     assert_eq!(members[2].heard.bodies(1, Lane::Log), [&b"still here"[..]]);
 }
 
+/// Nobody listens where it was, and nothing comes from it: only both together say that it is gone.
+#[test]
+fn a_peer_is_absent_when_its_connections_have_ended_and_nobody_listens_at_its_address() {
+    let members = cluster(3, |_| {});
+    let nowhere = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    members[0].knows(2, nowhere);
+    let failures = || {
+        let stats = members[0].transport.lane_stats();
+        stats.iter().find(|row| (row.0, row.1) == (2, Lane::Control)).unwrap().2.connect_failures
+    };
+    while failures() < 3 {
+        std::thread::yield_now();
+    }
+    let is_absent = |event: &Event| matches!(event, Event::Absent(_));
+    assert!(!members[0].heard.events().iter().any(is_absent), "it still speaks to us");
+    members[1].transport.shutdown();
+    for other in [0, 2] {
+        members[other].heard.wait_for_event(&Event::Absent(2));
+        let events = members[other].heard.events();
+        assert!(!events.iter().any(|event| is_absent(event) && *event != Event::Absent(2)), "{events:?}");
+    }
+}
+
 #[test]
 fn names_and_ipv6_addresses_are_connected_to() {
     let by_name = Member::start(config(1));

@@ -24,6 +24,7 @@ pub(crate) enum Event {
     Lost(u64, Lane, Direction),
     Notice(Notice),
     Refused(u64, RefusalCode, Promised),
+    Absent(u64),
 }
 
 #[derive(Default)]
@@ -125,6 +126,10 @@ impl Inbound for Recorder {
     /// Something that is told apart from nothing.
     fn promised(&self, peer: u64) -> Promised {
         Promised { term: 7, index: peer }
+    }
+
+    fn absent(&self, peer: u64) {
+        self.push(Event::Absent(peer));
     }
 
     fn refused(&self, peer: u64, code: RefusalCode, promised: Promised) {

@@ -694,6 +694,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     option(
         Sternpost,
+        "quick-elections",
+        Kind::Flag,
+        "false",
+        "Elect a new leader as soon as the connections of the old one have ended and its address refuses new ones, which is what the end of its process looks like, and not only when it was silent for an election timeout.",
+    ),
+    option(
+        Sternpost,
         "state-bytes-per-second",
         Kind::Uint,
         "104857600",

@@ -95,6 +95,8 @@ pub struct Config {
     pub state_bytes_per_second: u64,
     /// As slow as that becomes when our own writes take longer for it; not below that, the rate is fixed.
     pub state_bytes_per_second_min: u64,
+    /// An election begins as soon as the leader's process is known to be gone.
+    pub quick_elections: bool,
     /// Where backups of this member are written; none are made without.
     pub backup_dir: Option<PathBuf>,
     /// Bytes of the log kept for members that are away.
@@ -520,6 +522,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         scrub_bytes_per_second: settings.uint("scrub-bytes-per-second"),
         state_bytes_per_second_min: settings.uint("state-bytes-per-second-min"),
         state_bytes_per_second: settings.uint("state-bytes-per-second"),
+        quick_elections: settings.flag("quick-elections"),
         backup_dir,
         wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),

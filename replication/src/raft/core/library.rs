@@ -44,6 +44,7 @@ impl Core {
             self.draws += 1;
             self.role = role;
             self.proved_term = None;
+            self.absence = self.absence.filter(|absence| absence.lasts(role));
             if role.is_leader() {
                 self.proposals.lead(role.term);
                 self.peers.values_mut().for_each(|peer| peer.needs_snapshot = false);
