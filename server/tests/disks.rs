@@ -1,12 +1,15 @@
-//! Members whose disks freeze, fill up or rot, as real processes under load that is held against linearizability.
+//! Members whose disks freeze, are slow, fail or fill up, as real processes under load that is held against linearizability.
 //!
-//! Each member has a small file system of its own, on a file. Needs root, `mkfs.ext4`, `mount` and `fsfreeze`; says that it skips without them.
+//! Each member has a small file system of its own, on a file. Needs root, `mkfs.ext4`, `mount` and `fsfreeze`, for disks that fail also `losetup`, `addpart` and
+//! `resizepart`; says that it skips without them.
 //! The rows are those of the list of faults in the design of replication.
 mod support;
 
+use rustix::process::Signal;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::{CompactionRequest, DeleteRangeRequest};
 use sternpost_server::wire::sternpostpb::CreateBackupRequest;
@@ -17,18 +20,22 @@ use tonic::Code;
 
 /// Room for the log, what is retained of it, and some hundred MiB of data.
 const DISK_MIB: u64 = 512;
+/// Where the partition of a disk that may fail begins, how long it is, and how long it is while it fails, in sectors of 512 bytes.
+const PARTITION: [u64; 3] = [2048, (DISK_MIB << 11) - 4096, 8];
 
 /// File systems on files.
 struct Disks {
     folder: tempfile::TempDir,
     count: usize,
+    /// Those that may fail.
+    devices: Vec<String>,
 }
 
 impl Disks {
     /// None where that is not possible; says so.
     fn new(count: usize) -> Option<Self> {
         let folder = tempfile::Builder::new().prefix("sternpost-disks-").tempdir().unwrap();
-        let disks = Self { folder, count };
+        let disks = Self { folder, count, devices: Vec::new() };
         let is_root = rustix::process::geteuid().is_root();
         if !is_root || !(0..count).all(|disk| disks.make(disk)) {
             eprintln!(
@@ -37,6 +44,47 @@ impl Disks {
             return None;
         }
         Some(disks)
+    }
+
+    /// Disks whose writes can be made to fail.
+    fn new_breakable(count: usize) -> Option<Self> {
+        let folder = tempfile::Builder::new().prefix("sternpost-disks-").tempdir().unwrap();
+        let mut disks = Self { folder, count, devices: Vec::new() };
+        let is_root = rustix::process::geteuid().is_root();
+        if !is_root || !(0..count).all(|disk| disks.make_breakable(disk)) {
+            eprintln!(
+                "skipped: disks that fail cannot be made here (root, losetup, addpart and resizepart are needed)"
+            );
+            return None;
+        }
+        Some(disks)
+    }
+
+    fn make_breakable(&mut self, disk: usize) -> bool {
+        let (image, mount) = (self.folder.path().join(format!("{disk}.img")), self.mount(disk));
+        std::fs::create_dir(&mount).unwrap();
+        std::fs::File::create(&image).unwrap().set_len(DISK_MIB << 20).unwrap();
+        let losetup = Command::new("losetup").args(["-f", "--show"]).arg(&image).output();
+        let Ok(device) = losetup.map(|output| String::from_utf8(output.stdout).unwrap()) else {
+            return false;
+        };
+        let device = device.trim().to_owned();
+        if device.is_empty() {
+            return false;
+        }
+        self.devices.push(device.clone());
+        let partition = format!("{device}p1");
+        let [begin, sectors, _] = PARTITION.map(|number| number.to_string());
+        // A journal that fails would make the file system read-only, and not fail once.
+        run("addpart", &[&device, "1", &begin, &sectors])
+            && run("mkfs.ext4", &["-q", "-m", "0", "-O", "^has_journal", &partition])
+            && run("mount", &[&partition, &mount.display().to_string()])
+    }
+
+    /// Everything that is read and written fails from now on, because the partition ends before it; or it does not any more.
+    fn set_broken(&self, disk: usize, is_broken: bool) {
+        let sectors = PARTITION[if is_broken { 2 } else { 1 }].to_string();
+        assert!(run("resizepart", &[&self.devices[disk], "1", &sectors]));
     }
 
     fn make(&self, disk: usize) -> bool {
@@ -87,6 +135,10 @@ impl Drop for Disks {
             let _ = Command::new("fsfreeze").args(["-u", &mount]).output();
             run("umount", &["-l", &mount]);
         }
+        for device in &self.devices {
+            run("delpart", &[device, "1"]);
+            run("losetup", &["-d", device]);
+        }
     }
 }
 
@@ -103,12 +155,15 @@ struct Bench {
 
 impl Bench {
     fn start(options: &[&str]) -> Option<(Self, tokio::runtime::Runtime)> {
-        let disks = Disks::new(3)?;
+        Some(Self::start_on(Disks::new(3)?, options))
+    }
+
+    fn start_on(disks: Disks, options: &[&str]) -> (Self, tokio::runtime::Runtime) {
         let folders = (0..3).map(|disk| disks.mount(disk).join("data"));
         let cluster = Cluster::start_on(&folders.collect::<Vec<_>>(), options);
         let runtime = runtime();
         let load = runtime.block_on(Load::start(cluster));
-        Some((Self { load, disks }, runtime))
+        (Self { load, disks }, runtime)
     }
 }
 
@@ -151,6 +206,68 @@ fn a_member_whose_disk_never_comes_back_ends() {
         assert_eq!(load.cluster.members[leader].exit_code().await, None, "it aborted");
         load.cluster.start_member(leader);
         load.goes_on("writes with it").await;
+        load.end().await;
+    });
+}
+
+/// Row 6: nobody is better off than the leader, so it leads on, and what is written waits.
+#[test]
+fn disks_that_are_all_slow_elect_nobody() {
+    // A disk that hangs for 600 ms makes a leader look for somebody better; these hang for longer.
+    const OPTIONS: &[&str] = &["--heartbeat-interval=100", "--election-timeout=600"];
+    const HANGS: Duration = Duration::from_millis(900);
+    let Some((bench, runtime)) = Bench::start(OPTIONS) else { return };
+    runtime.block_on(async {
+        let Bench { load, disks } = bench;
+        let leader = load.cluster.leader().await;
+        let term = load.term(leader).await;
+        for _ in 0..12 {
+            (0..3).for_each(|disk| disks.freeze(disk));
+            tokio::time::sleep(HANGS).await;
+            (0..3).for_each(|disk| disks.thaw(disk));
+            load.goes_on("writes on slow disks").await;
+        }
+        let elections = load.term(leader).await - term;
+        eprintln!("{elections} elections over disks that hung 12 times");
+        // One, if this machine was busy.
+        assert!(elections <= 1, "{elections} elections");
+        load.end().await;
+    });
+}
+
+/// Row 8: writes fail, and soon would not any more. Whoever heard that takes no more part, leader or follower: it does not know what of its log is there. When it is
+/// started anew it does.
+#[test]
+fn a_member_whose_disk_has_failed_once_acknowledges_nothing_more() {
+    let Some(disks) = Disks::new_breakable(3) else { return };
+    let (bench, runtime) = Bench::start_on(disks, &[]);
+    runtime.block_on(async {
+        let Bench { mut load, disks } = bench;
+        for is_leader in [true, false] {
+            let leader = load.cluster.leader().await;
+            let broken = if is_leader { leader } else { (leader + 1) % 3 };
+            disks.set_broken(broken, true);
+            if is_leader {
+                load.leader_without(broken).await;
+            }
+            load.goes_on("writes of the others").await;
+            let member = &load.cluster.members[broken];
+            let stopped = || {
+                until("a member that has stopped", async || match member.put("other", "1").await {
+                    Err(status) => (status.message() == "etcdserver: server stopped").then_some(()),
+                    Ok(_) => None,
+                })
+            };
+            stopped().await;
+            disks.set_broken(broken, false);
+            load.goes_on("more of them").await;
+            stopped().await;
+            load.cluster.members[broken].end(Signal::KILL);
+            load.cluster.start_member(broken);
+            load.goes_on("writes with it").await;
+            load.cluster.leader().await;
+            load.cluster.agree().await;
+        }
         load.end().await;
     });
 }

@@ -5,6 +5,7 @@
 //!   that an assert quotes is explained in a module document or in `docs/`.
 //! - Every constant whose name ends in `FORMAT_VERSION` stands in `engine/docs/data_file.md` with its value, as
 //!   `` `wal::format::FORMAT_VERSION` = 1 ``, and the document names no other.
+//! - Every fault that is to be tried on clusters of real processes has a row in `server/docs/cluster_faults.md`, and the tests that the row names exist.
 //! - Nothing names a path of the machine it was written on.
 use super::paths::module_of;
 use super::tokens::{Token, TokenKind};
@@ -13,6 +14,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 const ARCHITECTURE: &str = "ARCHITECTURE.md";
 const DATA_FILE: &str = "engine/docs/data_file.md";
+const FAULTS: &str = "server/docs/cluster_faults.md";
+
+/// Rows of the design's list of faults that are to be tried on real processes, without 29 and 46: the document says why.
+const FAULT_ROWS: &[u32] = &[
+    1, 2, 5, 6, 7, 8, 9, 11, 14, 15, 16, 17, 18, 19, 20, 22, 23, 24, 27, 30, 31, 33, 35, 36, 38, 39, 40, 43,
+    45, 47, 48, 49, 50, 51, 52, 53, 55, 56,
+];
 
 /// First letters of invariant ids, by module: wal, segments and superblock, tree, revision log, disk state, checkpoint
 /// (flush and pages), mvcc, compaction, replication, apply, lease, watch, and the crash rules.
@@ -30,6 +38,7 @@ pub fn check(checkout: &Checkout, findings: &mut Vec<Finding>) {
     check_code_map(checkout, findings);
     check_invariants(checkout, findings);
     check_format_versions(checkout, findings);
+    check_faults(checkout, findings);
     check_machine_paths(checkout, findings);
 }
 
@@ -173,6 +182,39 @@ fn format_versions(source: &SourceFile) -> Vec<(String, String, usize)> {
 }
 
 /// Paths that exist on one machine only have no place in a repository.
+fn check_faults(checkout: &Checkout, findings: &mut Vec<Finding>) {
+    let Some(document) = document(checkout, FAULTS) else { return };
+    let mut rows = BTreeSet::new();
+    for (index, line) in document.text.lines().enumerate() {
+        let mut cells = line.split('|').map(str::trim);
+        let Some(row) = cells.nth(1).and_then(|cell| cell.parse::<u32>().ok()) else { continue };
+        rows.insert(row);
+        // A file, and behind it names of tests in it.
+        let mut file = None;
+        let mut count = 0;
+        for (_, name) in cells.nth(1).map(backticked).into_iter().flatten() {
+            if name.ends_with(".rs") {
+                let path = format!("server/tests/{name}");
+                file = checkout.sources.iter().find(|source| source.path == path);
+                if file.is_none() {
+                    findings.push(finding(FAULTS, index + 1, format!("there is no {path}")));
+                }
+            } else if let Some(file) = file {
+                count += 1;
+                if !file.text.contains(&format!("fn {name}(")) {
+                    findings.push(finding(FAULTS, index + 1, format!("{} has no test {name}", file.path)));
+                }
+            }
+        }
+        if count == 0 {
+            findings.push(finding(FAULTS, index + 1, format!("row {row} names no test")));
+        }
+    }
+    for row in FAULT_ROWS.iter().filter(|row| !rows.contains(row)) {
+        findings.push(finding(FAULTS, 1, format!("row {row} of the design's list of faults is not here")));
+    }
+}
+
 fn check_machine_paths(checkout: &Checkout, findings: &mut Vec<Finding>) {
     // Put together so that this file does not contain them.
     let foreign = ["work", "root", "home"].map(|name| format!("/{name}/"));
@@ -268,6 +310,24 @@ mod tests {
         assert_eq!(whats(&[code, (DATA_FILE, "`wal::format::FORMAT_VERSION` = 1")]).len(), 0);
         assert_eq!(whats(&[code, (DATA_FILE, "`wal::format::FORMAT_VERSION` = 12")]).len(), 1);
         assert_eq!(whats(&[(DATA_FILE, "`tree::FORMAT_VERSION` = 1")]).len(), 1);
+    }
+
+    #[test]
+    fn every_fault_names_tests_that_exist() {
+        let tests = ("server/tests/leaders.rs", "fn one_dies() {}");
+        let row = |row: u32, test: &str| format!("| {row} | it dies | `leaders.rs`: `{test}` |\n");
+        let all = |but: u32, test: &str| {
+            let rows = FAULT_ROWS.iter().filter(|number| **number != but);
+            rows.map(|number| row(*number, "one_dies")).collect::<String>() + test
+        };
+        assert_eq!(whats(&[tests, (FAULTS, &all(0, ""))]).len(), 0);
+        assert_eq!(whats(&[tests, (FAULTS, &all(56, ""))]).len(), 1);
+        assert_eq!(whats(&[tests, (FAULTS, &all(56, &row(56, "two_die")))]).len(), 1);
+        assert_eq!(whats(&[tests, (FAULTS, &all(56, "| 56 | it dies | |\n"))]).len(), 1);
+        assert_eq!(
+            whats(&[tests, (FAULTS, &all(56, "| 56 | it dies | `gone.rs`: `one_dies` |\n"))]).len(),
+            2
+        );
     }
 
     #[test]
