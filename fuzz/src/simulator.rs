@@ -10,7 +10,7 @@
 //!
 //! `replication/tests/cluster_sim` is the other one: Raft's core alone, over a toy state machine and a toy disk, with more of Raft in each second.
 //!
-//! Reading order: [`plan`], [`world`], [`running`], [`observed`], [`oracle`]; [`clients`], [`watchers`], [`membership`], [`transfers`], [`chaos`]; [`campaign`], [`shrink`].
+//! Reading order: [`plan`], [`world`], [`running`], [`observed`], [`oracle`]; [`clients`], [`watchers`], [`streams`], [`membership`], [`transfers`], [`chaos`]; [`campaign`], [`shrink`].
 mod bug;
 mod calls;
 mod campaign;
@@ -25,6 +25,7 @@ mod plan;
 mod running;
 mod shrink;
 mod stats;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod trace;

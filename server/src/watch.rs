@@ -63,14 +63,24 @@ impl WatchHub {
         let _fatal = EndsWithTheTask;
         let mut turn: Option<Turn> = None;
         loop {
-            let more = self.distribute();
-            let behind = self.serve(&mut turn);
-            if more || behind {
+            if self.step(&mut turn) {
                 tokio::task::yield_now().await;
             } else {
-                self.signal.work.notified().await;
+                self.has_work().await;
             }
         }
+    }
+
+    /// One piece of the task's work, for who drives a hub without it: a pass over new events, then a piece of a turn. True if more is left.
+    pub fn step(&self, turn: &mut Option<Turn>) -> bool {
+        let more = self.distribute();
+        let behind = self.serve(turn);
+        more || behind
+    }
+
+    /// Waits until there may be something to do again.
+    pub async fn has_work(&self) {
+        self.signal.work.notified().await;
     }
 
     /// One pass over new events. Returns true if there are more.

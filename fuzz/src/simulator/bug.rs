@@ -27,6 +27,14 @@ pub(crate) enum ShellBug {
     SkipsEvent,
     /// An event comes twice.
     DoublesEvent,
+    /// A watcher that is to begin ahead of a member begins where that is.
+    ForgetsStart,
+    /// A progress response says the revision of the store, whatever has been given.
+    PromisesAhead,
+    /// A response of a watch ends within a revision.
+    CutsRevision,
+    /// The hub does not hear that a stream has room again.
+    ForgetsDrain,
     /// A restart begins with an empty disk.
     ForgetsDisk,
     /// A member does not come back when all is made well.
@@ -47,7 +55,7 @@ pub(crate) enum Bug {
 }
 
 /// All of the shell's.
-pub(crate) const SHELL_BUGS: [ShellBug; 10] = [
+pub(crate) const SHELL_BUGS: [ShellBug; 14] = [
     ShellBug::SkipsCommand,
     ShellBug::AnswersOldRevision,
     ShellBug::ReadsWithoutBarrier,
@@ -56,6 +64,10 @@ pub(crate) const SHELL_BUGS: [ShellBug; 10] = [
     ShellBug::EndsLeaseEarly,
     ShellBug::SkipsEvent,
     ShellBug::DoublesEvent,
+    ShellBug::ForgetsStart,
+    ShellBug::PromisesAhead,
+    ShellBug::CutsRevision,
+    ShellBug::ForgetsDrain,
     ShellBug::ForgetsDisk,
     ShellBug::StaysCut,
 ];

@@ -509,7 +509,7 @@ impl Oracle {
         compact_revision: i64,
     ) -> Checked {
         let before = event.revision.main - 1;
-        let expected = self.whole.state(before).get(&event.kv.key).map(|version| kv(&event.kv.key, version));
+        let expected = self.before(event);
         // Between the two looks at the store it may have been compacted.
         let is_gone = before < compact_revision && found.is_none();
         if is_gone || expected.as_ref() == found {
@@ -518,6 +518,17 @@ impl Oracle {
         Err(format!(
             "watch: before {event:?} there was {expected:?}, member {member} says {found:?} (compacted {compact_revision})"
         ))
+    }
+
+    /// The events of the revisions from `from` to `to`, in order.
+    pub(super) fn events(&self, from: i64, to: i64) -> impl Iterator<Item = &Event> {
+        self.changes.range(from..(to + 1).max(from)).flat_map(|(_, events)| events)
+    }
+
+    /// The state before an event, if the key was there.
+    pub(super) fn before(&self, event: &Event) -> Option<KeyValue> {
+        let before = self.whole.state(event.revision.main - 1);
+        before.get(&event.kv.key).map(|version| kv(&event.kv.key, version))
     }
 
     // --- What clients hear

@@ -7,6 +7,7 @@ use sternpost_engine::base::rng::Rng;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::io::fault_plan::Latency;
 use sternpost_engine::options::LogOptions;
+use sternpost_server::watch::OutboxLimits;
 
 /// What is run.
 #[derive(Clone, Debug)]
@@ -140,6 +141,8 @@ pub(crate) struct Plan {
     pub(crate) latency: Latency,
     /// Members elect as soon as the leader's process is known to be gone.
     pub(crate) quick_elections: bool,
+    /// What waits for a client of a watch.
+    pub(crate) outbox: OutboxLimits,
     /// Bytes of values, at most.
     pub(crate) value_bytes_max: u64,
     /// Microseconds between faults on average.
@@ -187,6 +190,13 @@ impl Plan {
         for name in &case.without {
             faults.leave_out(name);
         }
+        // Of a generator of their own, too. Small, so that streams that nobody reads for a while are full.
+        let mut sizes = Rng::new(seed ^ 0x0b0e_0e5a);
+        let outbox = OutboxLimits {
+            responses_max: [3, 12, 8_192][sizes.below(3) as usize],
+            bytes_max: [1_000, 10_000, 8 << 20][sizes.below(3) as usize],
+            total_bytes_max: [4_000, 256 << 20][sizes.below(2) as usize],
+        };
         // Who rots must not become one of a majority.
         if members_count < 3 {
             faults.rot = 0;
@@ -230,6 +240,7 @@ impl Plan {
             checkpoint,
             latency,
             quick_elections,
+            outbox,
             value_bytes_max: [32, 600, 4_000][rng.below(3) as usize],
             // At least some faults in a short run too.
             fault_pause_us: [300_000, 1_000_000, 3_000_000][rng.below(3) as usize].min(length.chaos_us / 20),

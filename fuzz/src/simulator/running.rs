@@ -1,7 +1,7 @@
 //! One start of one member: the parts of a server around a state machine, over a simulated disk, without a runtime.
 //!
 //! **Contract.** What a server's start puts together (`server::Server`) is put together here, with the same parts: replicator, state machine, pipeline, lessor
-//! and keeper. What tokio's timers do there, the world does: the lessor's look, the tick of the waiters. Frames go to the outbox, questions of other members to
+//! keeper and watch hub. What tokio's timers do there, the world does: the lessor's look, the tick of the waiters. Frames go to the outbox, questions of other members to
 //! a list of their own.
 //!
 //! **Does not know** other members, or what an answer should be.
@@ -30,10 +30,12 @@ use sternpost_server::auth::origin::Credential;
 use sternpost_server::lease::keeper::LeaseKeeper;
 use sternpost_server::lease::{self, LeaseNotices, Leases};
 use sternpost_server::membership::Membership;
+use sternpost_server::metrics::Metrics;
 use sternpost_server::request::limits::Limits;
 use sternpost_server::request::members::MemberLimits;
 use sternpost_server::request::wait::Waiters;
 use sternpost_server::request::{Pipeline, PipelineOptions};
+use sternpost_server::watch::WatchHub;
 use sternpost_server::wire::etcdserverpb as pb;
 use sternpost_server::wire::status::ApiError;
 
@@ -137,6 +139,7 @@ impl Replicator for Tapped {
 
 /// What the state machine tells of: leases, and who belongs to the group.
 struct SimulatedNotices {
+    watch: Arc<WatchHub>,
     leases: LeaseNotices,
     membership: Arc<Membership>,
     store: Store,
@@ -145,7 +148,7 @@ struct SimulatedNotices {
 impl Notices for SimulatedNotices {
     fn notice(&mut self, notice: Notice) {
         match notice {
-            Notice::Compacting => {}
+            Notice::Compacting => self.watch.before_compaction(),
             Notice::MembersChanged => self.membership.look(&self.store),
             // The oracle compares the members at every index.
             Notice::Marked { .. } => {}
@@ -161,6 +164,7 @@ pub(super) struct Running {
     pub(super) reports: Reports,
     pub(super) outbox: Outbox,
     pub(super) tasks: Vec<Task>,
+    pub(super) watch: Arc<WatchHub>,
     pipeline: Arc<Pipeline>,
     replicator: Arc<Tapped>,
     waiters: Arc<Waiters>,
@@ -194,7 +198,9 @@ impl Running {
         let membership = Arc::new(Membership::default());
         let quota = Quota::new(None);
         let results = ObservedResults { waiters: Arc::clone(&waiters), reports: reports.clone(), bug: shell };
+        let watch = WatchHub::new(store.clone(), plan.outbox, Metrics::new(&[], false).watch.clone());
         let notices = SimulatedNotices {
+            watch: Arc::clone(&watch),
             leases: LeaseNotices(Arc::clone(&leases)),
             membership: Arc::clone(&membership),
             store: store.clone(),
@@ -259,7 +265,8 @@ impl Running {
             store,
             reports,
             outbox,
-            tasks: Vec::new(),
+            tasks: vec![Task::new(Purpose::Own, serve_watchers(Arc::clone(&watch)))],
+            watch,
             pipeline,
             replicator,
             waiters,
@@ -469,6 +476,18 @@ impl Running {
     /// The term in which it has proved to lead.
     pub(super) fn proved_term(&self) -> Option<u64> {
         self.node.raft().status().proved_term
+    }
+}
+
+/// The hub's task, without what ends the process where it ends.
+async fn serve_watchers(hub: Arc<WatchHub>) -> Done {
+    let mut turn = None;
+    loop {
+        if hub.step(&mut turn) {
+            tokio::task::yield_now().await;
+        } else {
+            hub.has_work().await;
+        }
     }
 }
 

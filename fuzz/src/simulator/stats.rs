@@ -47,4 +47,10 @@ stats! {
     aborts
     starts_refused
     absences
+    streams
+    watch_responses
+    watch_events
+    watch_progress
+    watch_fragments
+    watch_compacted
 }

@@ -37,6 +37,9 @@ fn every_seed_keeps_what_a_cluster_promises_and_runs_the_same_twice() {
     assert!(totals.disk_errors > SEEDS / 8 && totals.full_disks > 0, "{totals:?}");
     assert!(totals.jumps > 0 && totals.bits_rotten > 0, "{totals:?}");
     assert!(totals.absences > SEEDS, "{totals:?}");
+    assert!(totals.streams > 4 * SEEDS && totals.watch_events > 50 * SEEDS, "{totals:?}");
+    assert!(totals.watch_progress > SEEDS && totals.watch_fragments > SEEDS / 4, "{totals:?}");
+    assert!(totals.watch_compacted > SEEDS / 8, "{totals:?}");
     assert!(totals.member_changes > SEEDS / 4 && totals.states_fetched > SEEDS / 4, "{totals:?}");
 }
 

@@ -15,6 +15,7 @@ use super::oracle::{Begun, Oracle};
 use super::plan::Plan;
 use super::running::{Running, new_member};
 use super::stats::Stats;
+use super::streams::{self, StreamClient};
 use super::trace::Trace;
 use super::transfers::Fetch;
 use super::watchers::Watcher;
@@ -52,6 +53,8 @@ pub(super) enum Event {
     Deliver { from: usize, to: usize, frame: Bytes },
     /// A client does something.
     Client { client: usize },
+    /// A client of the watch hub does something.
+    Stream { client: usize },
     /// A call's time is over.
     GiveUp { call: u64 },
     /// Something goes wrong.
@@ -138,6 +141,7 @@ pub(super) struct World {
     pub(super) network: Network,
     pub(super) clients: Vec<Client>,
     pub(super) watchers: Vec<Watcher>,
+    pub(super) streams: Vec<StreamClient>,
     pub(super) oracle: Oracle,
     /// By who receives.
     pub(super) fetches: BTreeMap<usize, Fetch>,
@@ -190,6 +194,7 @@ impl World {
             network: Network::default(),
             clients,
             watchers,
+            streams: (0..streams::CLIENTS).map(|_| StreamClient::new()).collect(),
             oracle: Oracle::new(&voters),
             fetches: BTreeMap::new(),
             next_member: (voters.len() as u64 + 1) * 11,
@@ -224,6 +229,9 @@ impl World {
         for client in 0..self.clients.len() {
             let delay_us = 400_000 + self.below(200_000);
             self.after(delay_us, Event::Client { client });
+        }
+        for client in 0..self.streams.len() {
+            self.after(300_000, Event::Stream { client });
         }
         self.after(500_000, Event::Fault);
         self.after(700_000, Event::Look);
@@ -300,6 +308,7 @@ impl World {
                 self.client(client);
                 Ok(())
             }
+            Event::Stream { client } => self.stream_client(client),
             Event::GiveUp { call } => {
                 if let Some(open) = self.calls.remove(&call) {
                     self.stats.calls_given_up += 1;
@@ -679,6 +688,7 @@ impl World {
                 member.running.as_ref().is_some_and(|it| it.store.applied().0 == self.oracle.last())
             })
             && self.watchers.iter().all(|watcher| watcher.next() > self.oracle.revisions().0)
+            && self.streams_are_well()
     }
 
     fn check_end(&mut self) -> Result<(), String> {
@@ -698,6 +708,9 @@ impl World {
                 (running.store.applied(), running.node.raft().core_status(), running.tasks.len())
             });
             text += &format!("\n  member {} (gone: {}): {status:?}", member.id, member.is_gone);
+        }
+        for client in &self.streams {
+            text += &format!("\n  a stream {}", client.describe());
         }
         text
     }

@@ -30,7 +30,7 @@ use super::stream::{Outbox, OutboxLimits, OutboxTotals};
 use crate::metrics::WatchMetrics;
 use bytes::Bytes;
 use std::borrow::Cow;
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 use sternpost_engine::error::OperationError;
@@ -135,7 +135,8 @@ struct Slot {
 
 struct Stream {
     outbox: Arc<Outbox>,
-    ids: HashMap<i64, WatcherKey>,
+    /// In order, so that what a tick says is a function of what was asked.
+    ids: BTreeMap<i64, WatcherKey>,
     next_id: i64,
     synced_count: usize,
     blocked: Vec<WatcherKey>,
@@ -256,7 +257,7 @@ impl Hub {
         let id = StreamId(self.streams_ever);
         let stream = Stream {
             outbox: outbox.clone(),
-            ids: HashMap::new(),
+            ids: BTreeMap::new(),
             next_id: 0,
             synced_count: 0,
             blocked: Vec::new(),
