@@ -20,6 +20,7 @@ mod log_thread;
 mod log_view;
 pub mod node;
 mod open;
+mod pace;
 mod planted;
 mod positions;
 mod proposals;

@@ -206,7 +206,7 @@ fn message(kind: MessageType, from: u64, to: u64, term: u64) -> Message {
 
 fn frame(message: Message) -> Input {
     let (from, to) = (message.from, message.to);
-    Input::Frame(Frame { from, to, disk_ms: 0, body: Body::Raft(Box::new(message)) })
+    Input::Frame(Frame { from, to, disk_ms: 0, election_ms: 0, body: Body::Raft(Box::new(message)) })
 }
 
 fn is_applied(outputs: &[Output], id: u64) -> bool {

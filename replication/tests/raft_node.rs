@@ -221,6 +221,7 @@ fn group() -> GroupOptions {
     GroupOptions {
         heartbeat: Duration::from_millis(30),
         election: Duration::from_millis(150),
+        is_adaptive: false,
         quick_elections: false,
         request_timeout: Duration::from_secs(20),
         command_id,

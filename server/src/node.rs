@@ -59,6 +59,7 @@ impl Node {
         let group = GroupOptions {
             heartbeat: Duration::from_millis(heartbeat_ms.into()),
             election: Duration::from_millis(election_ms.into()),
+            is_adaptive: !config.timers_are_given,
             quick_elections: config.quick_elections,
             request_timeout: config.request_timeout(),
             command_id: command::id,
@@ -182,6 +183,12 @@ fn log_event(event: RaftEvent) {
             tracing::error!(seconds, "a write has not come back from the disk for so long; the process ends");
             // Not an orderly end, which would wait for the disk.
             std::process::abort();
+        }
+        RaftEvent::ElectionTimeout { ms } => {
+            tracing::info!(
+                ms,
+                "raft: the election timeout is another one, by what network, disk and processor are like"
+            );
         }
         RaftEvent::Full(Some(why)) => {
             tracing::error!(

@@ -422,12 +422,14 @@ impl Peers {
         let mut ticks = tokio::time::interval(LOOK_INTERVAL);
         let mut last_error = String::new();
         let mut writes = Writes::default();
+        let mut round_trips = BTreeMap::new();
         loop {
             tokio::select! {
                 _ = changes.changed() => {}
                 _ = ticks.tick() => {
                     self.memory.note_peers(&self.raft.core_status());
                     self.tell_who_needs_state();
+                    self.tell_round_trips(&mut round_trips);
                     if let (Some(transport), Some((wal, _))) = (self.transport.get(), self.raft.stats()) {
                         state_rate.set(transport.note_writes(writes.since_last(wal.ack)) as f64);
                     }
@@ -448,6 +450,20 @@ impl Peers {
         for peer in self.raft.peers().iter().filter(|peer| peer.needs_snapshot && peer.is_active) {
             let _ = transport.send(peer.id, Lane::Control, Frame::new(FETCH_FRAME, 0, 0, Vec::new()));
         }
+    }
+
+    /// What the pings since the last look took; `known` is how many were answered by then, of each member.
+    fn tell_round_trips(&self, known: &mut BTreeMap<u64, u64>) {
+        let Some(transport) = self.transport.get() else { return };
+        let others = self.others();
+        for (id, _, stats) in transport.lane_stats().into_iter().filter(|(_, lane, _)| *lane == Lane::Control)
+        {
+            // Ids of strangers come from outside.
+            if others.contains(&id) && known.insert(id, stats.round_trips) != Some(stats.round_trips) {
+                self.raft.inbox().round_trip(stats.round_trip_us);
+            }
+        }
+        known.retain(|id, _| others.contains(id));
     }
 
     /// Hears whose state this member is told to fetch; 0 at first.

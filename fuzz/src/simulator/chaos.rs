@@ -9,6 +9,7 @@ use super::words_of;
 use super::world::{Event, Member, World};
 use std::any::Any;
 use sternpost_engine::Error;
+use sternpost_engine::base::rng::Rng;
 use sternpost_engine::io::Io;
 use sternpost_engine::io::fault_plan::{Effect, Fault, OperationKind};
 use sternpost_replication::Replicator;
@@ -119,6 +120,19 @@ impl World {
         let leads = |member: &Member| member.running.as_ref().is_some_and(|it| it.proved_term().is_some());
         if let Some(leader) = self.members.iter().position(leads) {
             self.seems_gone(leader, to_one);
+        }
+    }
+
+    /// Pings between members, of which the simulated network has none, took so long: little at some, much at others, and it changes.
+    pub(super) fn see_round_trips(&mut self) {
+        self.after(500_000, Event::Pace);
+        let epoch = self.now_us / 5_000_000;
+        for member in &self.members {
+            let mut network = Rng::new(self.plan.seed ^ member.id.rotate_left(32) ^ epoch);
+            let us = if network.chance(1, 2) { 500 } else { 5_000 + network.below(90_000) };
+            if let Some(running) = &member.running {
+                running.node.raft().inbox().round_trip(us);
+            }
         }
     }
 

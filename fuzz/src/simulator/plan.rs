@@ -141,6 +141,8 @@ pub(crate) struct Plan {
     pub(crate) latency: Latency,
     /// Members elect as soon as the leader's process is known to be gone.
     pub(crate) quick_elections: bool,
+    /// Election timeouts follow what each member sees of network, disk and processor.
+    pub(crate) is_adaptive: bool,
     /// What waits for a client of a watch.
     pub(crate) outbox: OutboxLimits,
     /// Bytes of values, at most.
@@ -240,6 +242,7 @@ impl Plan {
             checkpoint,
             latency,
             quick_elections,
+            is_adaptive: Rng::new(seed ^ 0x0ada_9717).chance(1, 3),
             outbox,
             value_bytes_max: [32, 600, 4_000][rng.below(3) as usize],
             // At least some faults in a short run too.

@@ -212,6 +212,7 @@ impl Running {
         let group = GroupOptions {
             heartbeat: HEARTBEAT,
             election: ELECTION,
+            is_adaptive: plan.is_adaptive,
             quick_elections: plan.quick_elections,
             request_timeout: REQUEST_TIMEOUT,
             command_id: command::id,

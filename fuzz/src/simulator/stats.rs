@@ -47,6 +47,7 @@ stats! {
     aborts
     starts_refused
     absences
+    timeouts_changed
     streams
     watch_responses
     watch_events

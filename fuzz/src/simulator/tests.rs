@@ -36,7 +36,7 @@ fn every_seed_keeps_what_a_cluster_promises_and_runs_the_same_twice() {
     assert!(totals.leases_expired > SEEDS && totals.renewals > SEEDS, "{totals:?}");
     assert!(totals.disk_errors > SEEDS / 8 && totals.full_disks > 0, "{totals:?}");
     assert!(totals.jumps > 0 && totals.bits_rotten > 0, "{totals:?}");
-    assert!(totals.absences > SEEDS, "{totals:?}");
+    assert!(totals.absences > SEEDS && totals.timeouts_changed > SEEDS, "{totals:?}");
     assert!(totals.streams > 4 * SEEDS && totals.watch_events > 50 * SEEDS, "{totals:?}");
     assert!(totals.watch_progress > SEEDS && totals.watch_fragments > SEEDS / 4, "{totals:?}");
     assert!(totals.watch_compacted > SEEDS / 8, "{totals:?}");

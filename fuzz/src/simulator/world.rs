@@ -75,6 +75,8 @@ pub(super) enum Event {
     Absent { member: usize, of: usize },
     /// A leader that lives seems gone.
     Alarm,
+    /// Members see what their network is like.
+    Pace,
 }
 
 /// One member, running or not.
@@ -238,6 +240,9 @@ impl World {
         if self.plan.faults.changes > 0 {
             self.after(1_000_000, Event::Change);
         }
+        if self.plan.is_adaptive {
+            self.after(1_000_000, Event::Pace);
+        }
         if self.plan.faults.alarms > 0 {
             self.after(1_000_000, Event::Alarm);
         }
@@ -354,6 +359,10 @@ impl World {
             }
             Event::Alarm => {
                 self.alarm();
+                Ok(())
+            }
+            Event::Pace => {
+                self.see_round_trips();
                 Ok(())
             }
         }
@@ -545,6 +554,7 @@ impl World {
                 Report::Raft(RaftEvent::Quarantined(why)) => {
                     return Err(format!("member {id} takes no part any more: {why}"));
                 }
+                Report::Raft(RaftEvent::ElectionTimeout { .. }) => self.stats.timeouts_changed += 1,
                 Report::Raft(RaftEvent::LogUnreadable { .. }) if may_not_read => {
                     self.stats.logs_unreadable += 1
                 }

@@ -210,6 +210,9 @@ pub struct Core {
     peers: BTreeMap<u64, Peer>,
     watchdog: Watchdog,
     absence: Option<Absence>,
+    /// What this member goes by, for its frames; and its leader, 0 if that has not said.
+    election_ms: u16,
+    leader_election_ms: u16,
     has_room: bool,
     proved_term: Option<u64>,
     quarantine: Option<Quarantine>,
@@ -302,6 +305,8 @@ impl Core {
             peers: BTreeMap::new(),
             watchdog: Watchdog::default(),
             absence: None,
+            election_ms: 0,
+            leader_election_ms: 0,
             has_room: true,
             proved_term: None,
             quarantine: None,
@@ -444,6 +449,16 @@ impl Core {
         self.proposals.open_count()
     }
 
+    /// The election timeout that this member's leader goes by, in milliseconds, if another one leads and has said it.
+    pub fn leader_election_ms(&self) -> Option<u16> {
+        Some(self.leader_election_ms).filter(|ms| *ms != 0 && !self.role.is_leader())
+    }
+
+    /// This member goes by this election timeout, in milliseconds: its ticks come accordingly.
+    pub fn set_election_ms(&mut self, ms: u16) {
+        self.election_ms = ms;
+    }
+
     /// Term and vote as last given to the log, for checkers of simulations.
     pub fn written_hard_state(&self) -> &HardState {
         &self.written
@@ -553,11 +568,12 @@ impl Core {
         let trouble_us =
             if self.has_room { self.write_age_us } else { self.write_age_us.max(self.options.stall_us) };
         let disk_ms = u32::try_from(trouble_us / 1000).unwrap_or(u32::MAX);
-        out.push(Output::Send(Frame { from: self.options.member, to, disk_ms, body }));
+        let (from, election_ms) = (self.options.member, self.election_ms);
+        out.push(Output::Send(Frame { from, to, disk_ms, election_ms, body }));
     }
 
     fn frame(&mut self, frame: Frame, out: &mut Vec<Output>) {
-        let Frame { from, to, disk_ms, body } = frame;
+        let Frame { from, to, disk_ms, election_ms, body } = frame;
         if to != self.options.member || from == self.options.member || from == 0 {
             self.frames_dropped_count += 1;
             return;
@@ -571,6 +587,9 @@ impl Core {
         if self.node.raft.prs().get(from).is_some() {
             let peer = self.peers.entry(from).or_default();
             (peer.disk_ms, peer.heard_tick) = (disk_ms, tick);
+        }
+        if from == self.role.leader && election_ms != 0 {
+            self.leader_election_ms = election_ms;
         }
         match body {
             Body::Raft(message) => self.message(from, *message, out),

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 1 | format version, 1 |
 //! | 1 | 1 | kind: 1 raft, 2 forward, 3 forward taken, 4 forward refused, 5 proposals rejected, 6 read request, 7 read answer, 8 question, 9 answer |
-//! | 2 | 2 | 0 |
+//! | 2 | 2 | the election timeout that the sender goes by, in milliseconds; 0 if it does not say |
 //! | 4 | 4 | age of the sender's oldest write in flight, in milliseconds: its disk score |
 //! | 8 | 8 | from |
 //! | 16 | 8 | to |
@@ -51,6 +51,8 @@ pub struct Frame {
     pub to: u64,
     /// Age of the sender's oldest write in flight, in milliseconds.
     pub disk_ms: u32,
+    /// The least time without a leader behind which the sender calls for an election, in milliseconds; 0 if it does not say.
+    pub election_ms: u16,
     /// What it says.
     pub body: Body,
 }
@@ -183,7 +185,7 @@ impl Frame {
         let mut out = BytesMut::with_capacity(HEADER_BYTES + self.body_bytes());
         out.put_u8(FORMAT_VERSION);
         out.put_u8(self.kind());
-        out.put_u16_le(0);
+        out.put_u16_le(self.election_ms);
         out.put_u32_le(self.disk_ms);
         out.put_u64_le(self.from);
         out.put_u64_le(self.to);
@@ -261,7 +263,7 @@ impl Frame {
             return Err(FrameError::FormatVersion(version));
         }
         let kind = input.u8()?;
-        input.u16()?;
+        let election_ms = input.u16()?;
         let disk_ms = input.u32()?;
         let from = input.u64()?;
         let to = input.u64()?;
@@ -299,7 +301,7 @@ impl Frame {
         if input.0.has_remaining() {
             return Err(FrameError::Length);
         }
-        Ok(Self { from, to, disk_ms, body })
+        Ok(Self { from, to, disk_ms, election_ms, body })
     }
 }
 
@@ -469,7 +471,7 @@ mod tests {
             Body::Question { boot: 5, number: 6, bytes: Bytes::from_static(b"question") },
             Body::Answer { boot: 5, number: 6, bytes: Bytes::from_static(b"answer") },
         ];
-        bodies.into_iter().map(|body| Frame { from: 1, to: 2, disk_ms: 12, body }).collect()
+        bodies.into_iter().map(|body| Frame { from: 1, to: 2, disk_ms: 12, election_ms: 150, body }).collect()
     }
 
     #[test]

@@ -20,6 +20,8 @@ use sternpost_engine::io::Waker;
 const LOG_BYTES_MAX: usize = 32 << 20;
 /// Frames of the control lane that wait.
 const CONTROL_COUNT_MAX: usize = 8192;
+/// Round trips that wait to be noticed.
+const ROUND_TRIPS_MAX: usize = 256;
 /// Changes of the members that wait to be noticed.
 const CHANGES_MAX: usize = 64;
 /// Readers that wait to be noticed.
@@ -50,6 +52,8 @@ pub(super) struct Arrived {
     pub(super) unreachable: Vec<u64>,
     pub(super) connected: Vec<u64>,
     pub(super) absent: Vec<u64>,
+    /// Microseconds each.
+    pub(super) round_trips: Vec<u64>,
     pub(super) proposals: Vec<Proposal>,
     proposals_bytes: usize,
     pub(super) readers: Vec<Reader>,
@@ -191,6 +195,14 @@ impl Inbox {
                 arrived.absent.push(peer);
             }
         });
+    }
+
+    /// A round trip to some member took so long. More than there can be members are not kept.
+    pub fn round_trip(&self, us: u64) {
+        let round_trips = &mut self.state().arrived.round_trips;
+        if round_trips.len() < ROUND_TRIPS_MAX {
+            round_trips.push(us);
+        }
     }
 
     /// This peer knows that we have promised so much: a term, and a committed entry.

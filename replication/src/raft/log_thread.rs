@@ -14,8 +14,9 @@ use super::core::{Core, ENTRY_BYTES_MAX};
 use super::inbox::{ArrivedChange, Reader};
 use super::input::{Input, Output, Refusal, Role};
 use super::log_view::LOAD_BYTES;
-use super::node::{RaftEvent, Shared};
+use super::node::{RaftEvent, Shared, TICK};
 use super::open::{decode_record, note_lsn, take_lsn};
+use super::pace::Pace;
 use super::positions::Positions;
 use crate::entry_format::{encode_change, encode_hard_state};
 use crate::holders::Holding;
@@ -70,8 +71,8 @@ pub(super) struct LogThread {
     pub(super) unwritten: VecDeque<Unwritten>,
     /// Since when there are some.
     pub(super) unwritten_since_us: Option<u64>,
-    /// Writes of the core that are not durable: number, place of the last record.
-    pub(super) writes: VecDeque<(u64, Lsn)>,
+    /// Writes of the core that are not durable: number, place of the last record, when it was appended.
+    pub(super) writes: VecDeque<(u64, Lsn, u64)>,
     pub(super) outputs: Vec<Output>,
     pub(super) readers: BTreeMap<u64, Vec<Reader>>,
     pub(super) next_token: u64,
@@ -81,6 +82,9 @@ pub(super) struct LogThread {
     pub(super) loader: SyncSender<LoadJob>,
     pub(super) tick_us: u64,
     pub(super) next_tick_us: u64,
+    pub(super) pace: Pace,
+    /// The election timeout that was told last.
+    pub(super) told_election_us: u64,
     pub(super) has_room: bool,
     pub(super) told_applied: u64,
     /// Changes of the configuration handed over and not confirmed.
@@ -161,6 +165,7 @@ impl LogThread {
             self.shared.inbox.stop("the server has stopped");
         }
         let is_something = !arrived.is_empty();
+        arrived.round_trips.iter().for_each(|us| self.pace.round_trips.note(*us));
         if arrived.differs {
             self.feed(Input::StateDiffers);
         }
@@ -215,7 +220,9 @@ impl LogThread {
         if now_us < self.next_tick_us {
             return;
         }
+        self.pace.lags.note(now_us - self.next_tick_us);
         let is_late = now_us - self.next_tick_us > 2 * self.tick_us;
+        self.keep_pace(now_us);
         self.next_tick_us = if is_late { now_us } else { self.next_tick_us } + self.tick_us;
         self.look_for_room();
         let write_age_us = self.shared.write_age_us();
@@ -225,6 +232,19 @@ impl LogThread {
         // A disk that is full is no reason to end: room comes back.
         let waits_us = self.unwritten_since_us.map_or(0, |since_us| now_us - since_us);
         self.feed(Input::Tick { write_age_us: write_age_us.max(waits_us) });
+    }
+
+    /// The tick is as long as the election timeout of now wants it.
+    fn keep_pace(&mut self, now_us: u64) {
+        let leader_us = self.core.leader_election_ms().map(|ms| u64::from(ms) * 1_000);
+        let election_us = self.pace.election_us(now_us, leader_us);
+        self.tick_us = self.pace.stretched(TICK.as_micros() as u64, election_us);
+        self.core.set_election_ms(u16::try_from(election_us / 1_000).unwrap_or(u16::MAX));
+        // Not every step is worth a line.
+        if election_us.abs_diff(self.told_election_us) * 4 > self.told_election_us {
+            self.told_election_us = election_us;
+            self.shared.tell(RaftEvent::ElectionTimeout { ms: election_us / 1_000 });
+        }
     }
 
     fn look_for_room(&mut self) {
@@ -288,7 +308,8 @@ impl LogThread {
         let durable = self.log.durable_lsn();
         self.apply.durable_lsn.store(durable.0, Ordering::Release);
         let mut last = None;
-        while let Some((number, _)) = self.writes.pop_front_if(|(_, lsn)| *lsn < durable) {
+        while let Some((number, _, appended_us)) = self.writes.pop_front_if(|(_, lsn, _)| *lsn < durable) {
+            self.pace.writes.note(self.log.now_us() - appended_us);
             last = Some(number);
         }
         if let Some(number) = last {
@@ -369,7 +390,7 @@ impl LogThread {
                 Ok(()) => {
                     let last =
                         write.last.unwrap_or_else(|| panic!("D2: write {} writes nothing", write.number));
-                    self.writes.push_back((write.number, last));
+                    self.writes.push_back((write.number, last, self.log.now_us()));
                 }
                 Err(Error::NoSpace(_)) => {
                     self.unwritten.push_front(write);
@@ -468,7 +489,7 @@ impl LogThread {
         self.shared.inbox.open_count.store(open, Ordering::Relaxed);
         let leads_alone = self.alone.look(self.shared.asked.member, &status);
         self.shared.publish(status, leads_alone);
-        let last = self.writes.back().map(|(_, lsn)| *lsn);
+        let last = self.writes.back().map(|(_, lsn, _)| *lsn);
         self.holding.answer(&self.shared.holders, last, &self.log, &self.state);
         let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
         if std::mem::take(&mut stats.is_wanted) {

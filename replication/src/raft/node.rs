@@ -19,6 +19,7 @@ use super::inbox::{ArrivedChange, Inbox, Questions, Reader};
 use super::input::{Input, Proposal, Quarantine, Role};
 use super::log_thread::{LOAD_JOBS_MAX, LoadJob, LogThread, load_entries};
 use super::open::{OpenedMember, open};
+use super::pace::Pace;
 use super::planted::Planted;
 use super::state;
 use crate::entry_format::GENESIS_TERM;
@@ -84,6 +85,11 @@ pub enum RaftEvent {
         /// For so long.
         seconds: u64,
     },
+    /// The election timeout that this member goes by has become another one.
+    ElectionTimeout {
+        /// Milliseconds.
+        ms: u64,
+    },
     /// The device has no room for more of the log: why, or none if it has again.
     Full(Option<String>),
     /// This member takes no part any more.
@@ -130,6 +136,8 @@ pub struct GroupOptions {
     pub heartbeat: Duration,
     /// Least time without a leader before an election; each is between this and twice this.
     pub election: Duration,
+    /// That grows, and heartbeats with it, where network, disk or processor are slow: see [`super::pace`].
+    pub is_adaptive: bool,
     /// Elect as soon as the leader's process is known to be gone: [`Inbox::absent`].
     pub quick_elections: bool,
     /// Proposals and reads are given up after this.
@@ -256,7 +264,7 @@ impl Questions for Correspondence {
         let reply = move |answer: Vec<u8>| {
             if let Some(shared) = back.upgrade() {
                 let body = Body::Answer { boot, number, bytes: Bytes::from(answer) };
-                shared.send(&Frame { from: shared.asked.member, to: from, disk_ms: 0, body });
+                shared.send(&Frame { from: shared.asked.member, to: from, disk_ms: 0, election_ms: 0, body });
             }
         };
         answerer(bytes.to_vec(), Box::new(reply));
@@ -652,6 +660,7 @@ impl<M: StateMachine> Assembled<M> {
             command_id: options.command_id,
             planted,
         };
+        let election_us = core_options.election_ticks as u64 * core_options.tick_us;
         let applied = start.applied;
         let configuration = start.configuration.clone();
         let mut core = Core::new(core_options, start)
@@ -731,6 +740,8 @@ impl<M: StateMachine> Assembled<M> {
             next_token: 1,
             loader,
             tick_us: TICK.as_micros() as u64,
+            pace: Pace::new(election_us, options.is_adaptive),
+            told_election_us: election_us,
             next_tick_us: 0,
             has_room: true,
             told_applied: applied,
@@ -837,7 +848,8 @@ impl Replicator for Raft {
             && let Some((number, slot)) = asked.register()
         {
             let body = Body::Question { boot: asked.boot, number, bytes: Bytes::from(question) };
-            if self.shared.carry(&Frame { from: asked.member, to: member, disk_ms: 0, body }) {
+            if self.shared.carry(&Frame { from: asked.member, to: member, disk_ms: 0, election_ms: 0, body })
+            {
                 return Box::pin(slot.future());
             }
             asked.take(number);

@@ -269,6 +269,7 @@ mod tests {
             group: GroupOptions {
                 heartbeat: Duration::from_millis(30),
                 election: Duration::from_millis(150),
+                is_adaptive: false,
                 quick_elections: false,
                 request_timeout: Duration::from_secs(1),
                 command_id: |command| Some(u64::from_le_bytes(command.get(..8)?.try_into().ok()?)),

@@ -108,6 +108,13 @@ impl Member {
         fields[name].as_u64().unwrap_or_else(|| panic!("no number {name} in {line}"))
     }
 
+    /// The number of this name in the last line that it has said with this text.
+    pub fn last_number_said(&self, text: &str, name: &str) -> Option<u64> {
+        let log = self.log.lock().unwrap();
+        let line = log.iter().rev().find(|line| line.contains(text))?;
+        serde_json::from_str::<serde_json::Value>(line).ok()?[name].as_u64()
+    }
+
     /// It will listen for members on another port.
     pub fn take_other_peer_port(&mut self) {
         self.peer_port = free_port();

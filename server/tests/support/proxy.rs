@@ -1,6 +1,6 @@
 //! A TCP proxy in front of one address: it slows down, damages and cuts what comes back through it.
 //!
-//! **Contract.** What the dialing side sends goes through as it is. What comes back to it waits for the pace, if there is one; and each damage is done once, to the
+//! **Contract.** What the dialing side sends goes through as it is. What comes back to it waits for the pace, if there is one; a delay is one of both directions; and each damage is done once, to the
 //! first connection on which so many bytes have come back. Between members, what comes back on other connections than those of states is little.
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -25,6 +25,8 @@ struct State {
     bytes_back: AtomicU64,
     /// 0 is no limit; of each connection.
     bytes_per_second: AtomicU64,
+    /// In each direction.
+    delay_ms: AtomicU64,
 }
 
 /// See the module. It works as long as its runtime does.
@@ -77,6 +79,11 @@ impl Proxy {
         self.state.bytes_back.load(Ordering::Relaxed)
     }
 
+    /// What is sent arrives so much later, in both directions.
+    pub fn set_delay(&self, ms: u64) {
+        self.state.delay_ms.store(ms, Ordering::Relaxed);
+    }
+
     /// 0 is no limit.
     pub fn set_pace(&self, bytes_per_second: u64) {
         self.state.bytes_per_second.store(bytes_per_second, Ordering::Relaxed);
@@ -88,7 +95,15 @@ impl State {
         let (mut near_in, mut near_out) = near.into_split();
         let (mut far_in, mut far_out) = far.into_split();
         let there = async {
-            let _ = tokio::io::copy(&mut near_in, &mut far_out).await;
+            let mut buffer = vec![0; 16 << 10];
+            while let Ok(count) = near_in.read(&mut buffer).await
+                && count > 0
+            {
+                self.wait().await;
+                if far_out.write_all(&buffer[..count]).await.is_err() {
+                    break;
+                }
+            }
             let _ = far_out.shutdown().await;
         };
         let back = async {
@@ -98,6 +113,7 @@ impl State {
                 if count == 0 {
                     break;
                 }
+                self.wait().await;
                 let bytes = &mut buffer[..count];
                 let (count, is_cut) = self.damage(passed, bytes);
                 passed += count as u64;
@@ -115,6 +131,13 @@ impl State {
         tokio::select! {
             () = there => {}
             () = back => {}
+        }
+    }
+
+    async fn wait(&self) {
+        let ms = self.delay_ms.load(Ordering::Relaxed);
+        if ms > 0 {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
         }
     }
 

@@ -42,6 +42,9 @@ impl Core {
         );
         if role != self.role {
             self.draws += 1;
+            if role.leader != self.role.leader {
+                self.leader_election_ms = 0;
+            }
             self.role = role;
             self.proved_term = None;
             self.absence = self.absence.filter(|absence| absence.lasts(role));
