@@ -75,6 +75,8 @@ impl Disks {
         self.devices.push(device.clone());
         let partition = format!("{device}p1");
         let [begin, sectors, _] = PARTITION.map(|number| number.to_string());
+        // One that an earlier test could not take away.
+        run("delpart", &[&device, "1"]);
         // A journal that fails would make the file system read-only, and not fail once.
         run("addpart", &[&device, "1", &begin, &sectors])
             && run("mkfs.ext4", &["-q", "-m", "0", "-O", "^has_journal", &partition])
@@ -133,7 +135,10 @@ impl Drop for Disks {
             let mount = self.mount(disk).display().to_string();
             // One that a failed test left frozen.
             let _ = Command::new("fsfreeze").args(["-u", &mount]).output();
-            run("umount", &["-l", &mount]);
+            // A partition goes only when nobody has it any more.
+            if self.devices.is_empty() || !run("umount", &[&mount]) {
+                run("umount", &["-l", &mount]);
+            }
         }
         for device in &self.devices {
             run("delpart", &[device, "1"]);
