@@ -1,21 +1,26 @@
-//! Room for answers that clients have not taken yet, shared by all connections.
+//! Room for answers: those that are being put together, and those that clients have not taken yet, shared by all connections.
 //!
 //! **Data.** [`AnswerBudget`] is a number of bytes. Each connection has an [`AnswerShare`] of it, each request in progress a [`HeldAnswer`]: [`REQUEST_BYTES`]
-//! from before it is carried out, and what its encoded answer takes from then until the transport has it.
+//! from before it is carried out, and what its encoded answer takes from then until the transport has it. Beside that, whoever reads many keys has a [`Turn`]
+//! while the answer is put together, which takes up to [`TURN_BYTES`]; there are as many turns as go into a quarter of the budget.
 //!
 //! **Contract.**
 //! - H1: what is refused was not carried out. So a request is refused where it begins, or, if it only reads, where the size of its answer is known; a write that
 //!   is done is answered, whatever its answer takes.
 //! - H2: the fuller it is the fewer may begin ([`AnswerClass`]): long lists and maintenance stop first, single keys later, leases and membership never do.
 //! - H3: one connection holds at most a quarter, so a client that does not read hurts itself.
+//! - H4: turns are waited for, in the order of asking; one connection has at most a quarter of them at a time, and one that waits holds none.
 //!
 //! **Why**: an answer costs memory until its client takes it, and a client decides itself when that is. etcd has no such bound, and a few dozen lists
 //! of everything at once are its best-known way to run out of memory.
 //!
 //! **Does not know** what answers are. Lists that are larger than [`WHOLE_BYTES_MAX`] are not held at all, but read as they are sent: `large_answer.rs`.
+use crate::wire::status::ApiError;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::Status;
 
 /// What a request in progress counts, whatever its answer: its stream, its task, its headers.
@@ -24,6 +29,8 @@ pub const REQUEST_BYTES: usize = 1024;
 pub const WHOLE_BYTES_MAX: usize = 1 << 20;
 /// Least budget: that many whole lists.
 pub const BUDGET_BYTES_MIN: usize = 16 << 20;
+/// What a list of up to [`WHOLE_BYTES_MAX`] takes while it is put together: as it was read, as messages, and encoded.
+pub const TURN_BYTES: usize = 3 * WHOLE_BYTES_MAX;
 
 /// Who has to stand back first, from the last to the first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -67,13 +74,34 @@ pub struct AnswerBudget {
     limit_bytes: usize,
     held_bytes: AtomicUsize,
     refused: AtomicUsize,
+    turns: Arc<Semaphore>,
+    turns_count: usize,
+    waiting: AtomicUsize,
 }
 
 impl AnswerBudget {
     /// At least [`BUDGET_BYTES_MIN`].
     pub fn new(limit_bytes: usize) -> Arc<Self> {
         let limit_bytes = limit_bytes.max(BUDGET_BYTES_MIN);
-        Arc::new(Self { limit_bytes, held_bytes: AtomicUsize::new(0), refused: AtomicUsize::new(0) })
+        let turns_count = (limit_bytes / 4 / TURN_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        Arc::new(Self {
+            limit_bytes,
+            held_bytes: AtomicUsize::new(0),
+            refused: AtomicUsize::new(0),
+            turns: Arc::new(Semaphore::new(turns_count)),
+            turns_count,
+            waiting: AtomicUsize::new(0),
+        })
+    }
+
+    /// Lists that are being put together.
+    pub fn turns_taken(&self) -> usize {
+        self.turns_count.saturating_sub(self.turns.available_permits())
+    }
+
+    /// Lists that wait for that.
+    pub fn turns_waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Bytes held now.
@@ -88,7 +116,8 @@ impl AnswerBudget {
 
     /// The share of a new connection.
     pub fn share(self: &Arc<Self>) -> Arc<AnswerShare> {
-        Arc::new(AnswerShare { budget: self.clone(), held_bytes: AtomicUsize::new(0) })
+        let turns = Arc::new(Semaphore::new((self.turns_count / 4).max(1)));
+        Arc::new(AnswerShare { budget: self.clone(), held_bytes: AtomicUsize::new(0), turns })
     }
 
     fn refuse(&self, what: String) -> Status {
@@ -102,6 +131,38 @@ impl AnswerBudget {
 pub struct AnswerShare {
     budget: Arc<AnswerBudget>,
     held_bytes: AtomicUsize,
+    /// Its own turns: whoever has one of them may ask for one of all.
+    turns: Arc<Semaphore>,
+}
+
+/// The right to put a list together; given back when dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _of_all: OwnedSemaphorePermit,
+    _own: OwnedSemaphorePermit,
+}
+
+/// Counts somebody who waits for as long as it lives.
+struct Waits<'a>(&'a AtomicUsize);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// What an answer holds until it is encoded: bytes, or a turn.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    _turn: Option<Arc<Turn>>,
+    _held: Option<Arc<HeldAnswer>>,
+}
+
+impl Room {
+    /// Of what there is.
+    pub fn new(turn: Option<Turn>, held: Option<HeldAnswer>) -> Self {
+        Self { _turn: turn.map(Arc::new), _held: held.map(Arc::new) }
+    }
 }
 
 impl AnswerShare {
@@ -121,6 +182,26 @@ impl AnswerShare {
         let mut held = HeldAnswer { share: self.clone(), bytes: 0 };
         held.ask(class, bytes)?;
         Ok(held)
+    }
+
+    /// Waits for a turn. Whoever holds one must not wait for another.
+    ///
+    /// # Errors
+    /// [`ApiError::TooManyRequests`] if none was free for so long.
+    pub async fn turn(self: &Arc<Self>, timeout: Duration) -> Result<Turn, ApiError> {
+        if let Ok(own) = self.turns.clone().try_acquire_owned()
+            && let Ok(of_all) = self.budget.turns.clone().try_acquire_owned()
+        {
+            return Ok(Turn { _of_all: of_all, _own: own });
+        }
+        self.budget.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waits = Waits(&self.budget.waiting);
+        let both = async {
+            let own = self.turns.clone().acquire_owned().await.map_err(|_| ApiError::Stopped)?;
+            let of_all = self.budget.turns.clone().acquire_owned().await.map_err(|_| ApiError::Stopped)?;
+            Ok(Turn { _of_all: of_all, _own: own })
+        };
+        tokio::time::timeout(timeout, both).await.unwrap_or(Err(ApiError::TooManyRequests))
     }
 }
 
@@ -271,6 +352,56 @@ mod tests {
         drop(part);
         assert_eq!(budget.held_bytes(), 0);
         assert!(share.begin(AnswerClass::Key).is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn lists_are_put_together_a_few_at_a_time_and_those_of_one_connection_fewer() {
+        const WAIT: Duration = Duration::from_secs(60);
+        let budget = AnswerBudget::new(16 * TURN_BYTES * 4);
+        let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let run = async |connections: usize| {
+            most.store(0, Ordering::SeqCst);
+            let shares: Vec<_> = (0..connections).map(|_| budget.share()).collect();
+            let lists = (0..400).map(|number| {
+                let (share, now, most) = (shares[number % connections].clone(), now.clone(), most.clone());
+                tokio::spawn(async move {
+                    let turn = share.turn(WAIT).await.unwrap();
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    for _ in 0..10 {
+                        tokio::task::yield_now().await;
+                    }
+                    now.fetch_sub(1, Ordering::SeqCst);
+                    drop(turn);
+                })
+            });
+            for list in lists.collect::<Vec<_>>() {
+                list.await.unwrap();
+            }
+            most.load(Ordering::SeqCst)
+        };
+        let of_many = run(40).await;
+        assert!((5..=16).contains(&of_many), "{of_many} at a time");
+        let of_one = run(1).await;
+        assert!((1..=4).contains(&of_one), "{of_one} at a time of one connection");
+        assert_eq!((budget.turns_taken(), budget.turns_waiting()), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_gets_no_turn_in_time_hears_of_overload_and_who_gives_up_holds_none() {
+        let budget = AnswerBudget::new(BUDGET_BYTES_MIN);
+        let (first, second) = (budget.share(), budget.share());
+        let wait = Duration::from_secs(60);
+        let turn = first.turn(wait).await.unwrap();
+        assert_eq!(budget.turns_taken(), 1);
+        assert_eq!(second.turn(Duration::ZERO).await.unwrap_err(), ApiError::TooManyRequests);
+        {
+            let mut waiting = std::pin::pin!(second.turn(wait));
+            assert!(futures_util::poll!(&mut waiting).is_pending());
+            assert_eq!(budget.turns_waiting(), 1);
+        }
+        assert_eq!(budget.turns_waiting(), 0);
+        drop(turn);
+        assert!(second.turn(wait).await.is_ok());
     }
 
     #[test]

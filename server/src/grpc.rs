@@ -10,7 +10,7 @@
 //! - An unknown service or method is `Unimplemented` with grpc-go's text.
 //!
 //! **Does not know** what any method does.
-use crate::answers::{AnswerBudget, AnswerClass, AnswerShare, HeldAnswer, counted};
+use crate::answers::{AnswerBudget, AnswerClass, AnswerShare, HeldAnswer, Room, counted};
 use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
 use crate::large_answer::{LargeAnswer, LargeBody};
 use crate::listener::Shutdown;
@@ -132,8 +132,10 @@ pub struct Grpc {
 struct Method {
     metrics: Arc<MethodMetrics>,
     class: AnswerClass,
-    /// It looks at the connection's share before it reads.
+    /// It looks at the connection's share before it reads or proposes.
     asks_for_room: bool,
+    /// What its stream sends counts until the transport has it, and ends it where there is no room.
+    counts_stream: bool,
     handler: Handler,
 }
 
@@ -158,9 +160,11 @@ impl Grpc {
                 let handles =
                     metrics.grpc.method(&path).expect("metrics were made for these services").clone();
                 let class = AnswerClass::of(name, method);
-                let asks_for_room = (*name, *method) == ("etcdserverpb.KV", "Range");
+                let asks_for_room = *name == "etcdserverpb.KV";
+                let counts_stream = (*name, *method) == ("etcdserverpb.KV", "RangeStream");
                 let handler = handler.clone();
-                methods.insert(path, Method { metrics: handles, class, asks_for_room, handler });
+                methods
+                    .insert(path, Method { metrics: handles, class, asks_for_room, counts_stream, handler });
             }
         }
         Self { methods, bounds, budget, answers, metrics, shutdown }
@@ -202,7 +206,9 @@ impl Grpc {
             rpc.finish(status.code());
             return GrpcBody::status(&status);
         }
-        let held = match unary.then(|| share.begin(method.class)).transpose() {
+        let class = if method.counts_stream { AnswerClass::List } else { method.class };
+        let is_counted = unary || method.counts_stream;
+        let held = match is_counted.then(|| share.begin(class)).transpose() {
             Ok(held) => held,
             Err(status) => {
                 rpc.finish(status.code());
@@ -245,7 +251,10 @@ impl Grpc {
         let response = (method.handler)(Request::from_parts(parts, body)).await;
         let (mut head, inner) = response.into_parts();
         let large = head.extensions.remove::<LargeAnswer>();
+        // Given back when the answer is encoded, and counts as such.
+        let _room = head.extensions.remove::<Room>();
         let inner = match (held, large) {
+            (Some(held), _) if !unary => Inner::Counted(inner, held),
             // It goes out in place of the empty message that stands for it.
             (Some(held), Some(large)) => match LargeBody::new(large, held) {
                 Ok(body) => Inner::Large(Box::new(body)),
@@ -351,10 +360,27 @@ fn code_of(headers: &HeaderMap) -> Option<Code> {
 enum Inner {
     /// Messages as they are made.
     Stream(tonic::body::Body),
+    /// The same, of which each counts until the transport has let go of it.
+    Counted(tonic::body::Body, HeldAnswer),
     /// One message.
     Encoded(Encoded),
     /// One message that is read as it is sent.
     Large(Box<LargeBody>),
+}
+
+/// A part of a stream of keys with the room that it takes, or why there is none: what only reads may end at any message.
+fn counted_frame(
+    frame: Option<Result<Frame<Bytes>, Status>>,
+    held: &HeldAnswer,
+) -> Result<Option<Result<Frame<Bytes>, Status>>, Status> {
+    let Some(Ok(frame)) = frame else { return Ok(frame) };
+    Ok(Some(Ok(match frame.into_data() {
+        Ok(data) => {
+            let room = held.share().begin_with(AnswerClass::List, data.len())?;
+            Frame::data(counted(data, room))
+        }
+        Err(frame) => frame,
+    })))
 }
 
 /// A unary answer, encoded.
@@ -435,6 +461,18 @@ impl Body for GrpcBody {
         }
         let frame = match &mut this.inner {
             Inner::Stream(inner) => ready!(Pin::new(inner).poll_frame(context)),
+            Inner::Counted(inner, held) => {
+                let frame = ready!(Pin::new(inner).poll_frame(context));
+                match counted_frame(frame, held) {
+                    Ok(frame) => frame,
+                    Err(status) => {
+                        this.inner = Inner::Stream(tonic::body::Body::empty());
+                        let mut trailers = HeaderMap::new();
+                        let added = status.add_header(&mut trailers);
+                        added.is_ok().then(|| Ok(Frame::trailers(trailers)))
+                    }
+                }
+            }
             Inner::Encoded(encoded) => ready!(encoded.poll(context)),
             Inner::Large(body) => body.next_frame().map(Ok),
         };
@@ -454,7 +492,7 @@ impl Body for GrpcBody {
 
     fn is_end_stream(&self) -> bool {
         match &self.inner {
-            Inner::Stream(inner) => inner.is_end_stream(),
+            Inner::Stream(inner) | Inner::Counted(inner, _) => inner.is_end_stream(),
             Inner::Encoded(encoded) => {
                 encoded.data.is_none() && encoded.trailers.is_none() && encoded.rest.is_end_stream()
             }
@@ -464,7 +502,7 @@ impl Body for GrpcBody {
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Stream(inner) => inner.size_hint(),
+            Inner::Stream(inner) | Inner::Counted(inner, _) => inner.size_hint(),
             Inner::Encoded(_) | Inner::Large(_) => SizeHint::default(),
         }
     }

@@ -14,7 +14,7 @@
 //!
 //! **Does not know** sockets, protobuf of services, headers.
 //!
-//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], [`range_stream`], [`kv_hash`], [`snapshot`],
+//! **Reading order**: here, [`limits`], [`wait`], [`id`], [`read`], `room`, [`range_stream`], [`kv_hash`], [`snapshot`],
 //! [`members`], [`auth`].
 pub mod auth;
 pub mod id;
@@ -23,9 +23,11 @@ pub mod limits;
 pub mod members;
 pub mod range_stream;
 pub mod read;
+mod room;
 pub mod snapshot;
 pub mod wait;
 
+use crate::answers::{AnswerShare, Room};
 use crate::apply::command::{self, Kind, LeaseExpiry, MarkCommand, Origin};
 use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
 use crate::auth::origin::Credential;
@@ -187,12 +189,31 @@ impl Pipeline {
 
     /// Sets one key.
     pub async fn put(&self, request: pb::PutRequest, who: &Credential) -> Result<PutOutcome, ApiError> {
+        self.put_in(request, who, None).await.map(|(outcome, _)| outcome)
+    }
+
+    /// The same for a connection that has a `share` of the room for answers.
+    pub async fn put_in(
+        &self,
+        request: pb::PutRequest,
+        who: &Credential,
+        share: Option<&Arc<AnswerShare>>,
+    ) -> Result<(PutOutcome, Room), ApiError> {
         self.admit(quota::put_cost(&request)).await?;
         limits::check_put(&request)?;
-        let waiting = self.propose(Kind::Put, self.caller(who).await?, &request)?;
+        let origin = self.caller(who).await?;
+        let room = match request.prev_kv {
+            true => {
+                // Who may not see a value does not hear either how large it is.
+                self.view.auth().check_put(&origin, &request, &self.leases())?;
+                self.room_for(room::ranges_of_put(&request), share).await?
+            }
+            false => Room::default(),
+        };
+        let waiting = self.propose(Kind::Put, origin, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
-            Outcome::Put(put) => Ok(put),
+            Outcome::Put(put) => Ok((put, room)),
             other => mixed_up(&other),
         }
     }
@@ -203,28 +224,62 @@ impl Pipeline {
         request: pb::DeleteRangeRequest,
         who: &Credential,
     ) -> Result<DeleteRangeOutcome, ApiError> {
+        self.delete_range_in(request, who, None).await.map(|(outcome, _)| outcome)
+    }
+
+    /// The same for a connection that has a `share` of the room for answers.
+    pub async fn delete_range_in(
+        &self,
+        request: pb::DeleteRangeRequest,
+        who: &Credential,
+        share: Option<&Arc<AnswerShare>>,
+    ) -> Result<(DeleteRangeOutcome, Room), ApiError> {
         limits::check_delete_range(&request)?;
-        let waiting = self.propose(Kind::DeleteRange, self.caller(who).await?, &request)?;
+        let origin = self.caller(who).await?;
+        let room = match request.prev_kv {
+            true => {
+                self.view.auth().check_delete(&origin, &request)?;
+                self.room_for(room::ranges_of_delete(&request), share).await?
+            }
+            false => Room::default(),
+        };
+        let waiting = self.propose(Kind::DeleteRange, origin, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
-            Outcome::DeleteRange(delete) => Ok(delete),
+            Outcome::DeleteRange(delete) => Ok((delete, room)),
             other => mixed_up(&other),
         }
     }
 
     /// Runs a transaction: through the log, unless it only reads.
     pub async fn txn(&self, request: pb::TxnRequest, who: &Credential) -> Result<TxnOutcome, ApiError> {
+        self.txn_in(request, who, None).await.map(|(outcome, _)| outcome)
+    }
+
+    /// The same for a connection that has a `share` of the room for answers.
+    pub async fn txn_in(
+        &self,
+        request: pb::TxnRequest,
+        who: &Credential,
+        share: Option<&Arc<AnswerShare>>,
+    ) -> Result<(TxnOutcome, Room), ApiError> {
         self.admit(quota::txn_cost(&request)).await?;
         limits::check_txn(&request, &self.options.limits)?;
         if limits::is_read_only(&request) {
-            return self.read_txn(request, who).await;
+            return self.read_txn(request, who, share).await;
         }
         // What puts nothing is a deletion: etcd takes it where space is exceeded.
         let class = if quota::txn_cost(&request) > 0 { Class::Ordinary } else { Class::Privileged };
-        let waiting = self.propose_as(class, Kind::Txn, self.caller(who).await?, &request)?;
+        let origin = self.caller(who).await?;
+        let ranges = room::ranges_of(&request);
+        if ranges.iter().any(|branch| !branch.is_empty()) {
+            self.view.auth().check_txn(&origin, &request, &self.leases())?;
+        }
+        let room = self.room_for(ranges, share).await?;
+        let waiting = self.propose_as(class, Kind::Txn, origin, &request)?;
         drop(request);
         match self.outcome(waiting).await? {
-            Outcome::Txn(txn) => Ok(txn),
+            Outcome::Txn(txn) => Ok((txn, room)),
             other => mixed_up(&other),
         }
     }

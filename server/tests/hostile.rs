@@ -10,11 +10,12 @@ use sternpost_server::wire::etcdserverpb::alarm_request::AlarmAction;
 use sternpost_server::wire::etcdserverpb::kv_client::KvClient;
 use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::range_request::{SortOrder, SortTarget};
+use sternpost_server::wire::etcdserverpb::request_op::Request as Op;
 use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
 use sternpost_server::wire::etcdserverpb::watch_request::RequestUnion;
 use sternpost_server::wire::etcdserverpb::{
-    AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest,
-    WatchRequest,
+    AlarmRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    WatchCreateRequest, WatchRequest,
 };
 use support::cluster::{Cluster, Member, runtime, until};
 use support::raw_http2::{self as http2, RawHttp2, grpc_headers, literal};
@@ -520,5 +521,167 @@ fn large_puts_near_the_quota_are_refused_and_leave_the_rest_alone() {
             member.put("list/again", "1").await.ok()
         })
         .await;
+    });
+}
+
+/// A put that never happens, and a read of what is there: goes through the log, and answers as much as it is asked for.
+fn reading_txn(reads: &[RangeRequest], marker: &str) -> Vec<u8> {
+    let op = |request| RequestOp { request: Some(request) };
+    let put = PutRequest { key: marker.to_owned().into(), ..Default::default() };
+    let mut success: Vec<_> = reads.iter().cloned().map(|read| op(Op::RequestRange(read))).collect();
+    success.push(op(Op::RequestPut(put)));
+    TxnRequest { success, ..Default::default() }.encode_to_vec()
+}
+
+async fn count(member: &Member, prefix: &str) -> i64 {
+    let range_end = format!("{}0", prefix.strip_suffix('/').unwrap());
+    let request = RangeRequest {
+        key: prefix.to_owned().into(),
+        range_end: range_end.into(),
+        count_only: true,
+        ..Default::default()
+    };
+    KvClient::new(member.channel()).range(request).await.unwrap().into_inner().count
+}
+
+#[test]
+fn transactions_that_answer_much_hold_no_more_than_the_budget_and_none_is_refused_that_was_done() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--max-answer-bytes=33554432"]);
+        let member = &cluster.members[0];
+        // 2 MiB, of which each transaction answers all, or one key of 512 KiB sixteen times.
+        fill(member, 4, 512 << 10).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let one = RangeRequest { key: "list/000001".into(), ..Default::default() };
+        let many = vec![one; 16];
+        let (mut answered, mut refused) = (0, 0);
+        let mut connections = Vec::new();
+        for number in 0..8 {
+            let (address, reads) =
+                (member.client_address(), if number % 2 == 0 { vec![list()] } else { many.clone() });
+            let hostile = tokio::task::spawn_blocking(move || {
+                let mut connection = RawHttp2::connect(&address, 1).unwrap();
+                for call in 0..200 {
+                    let txn = reading_txn(&reads, &format!("done/{number}-{call}"));
+                    connection.call("/etcdserverpb.KV/Txn", &txn).unwrap();
+                }
+                let beginnings = beginnings(&mut connection, 200);
+                (connection, beginnings)
+            });
+            let (connection, (some_answered, some_refused)) = hostile.await.unwrap();
+            connections.push(connection);
+            (answered, refused) = (answered + some_answered, refused + some_refused);
+        }
+        println!("{answered} transactions were answered, {refused} refused");
+        assert!(answered > 0 && refused > 1000, "{answered} and {refused}");
+        assert_eq!(
+            count(member, "done/").await,
+            answered as i64,
+            "what is refused was not done, and what is done is answered"
+        );
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("the server grew by {grown_mib} MiB");
+        // 1,600 answers of 2 to 8 MiB would be 8 GiB.
+        assert!(grown_mib < 160, "it grew by {grown_mib} MiB");
+        drop(connections);
+        until("what they held to be free", async || (answer_bytes(member).await < MIB as f64).then_some(()))
+            .await;
+        bystander.end().await;
+    });
+}
+
+#[test]
+fn a_deletion_whose_previous_values_do_not_fit_deletes_nothing() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--max-answer-bytes=16777216"]);
+        let member = &cluster.members[0];
+        fill(member, 40, 256 << 10).await;
+        let mut kv = KvClient::new(member.channel()).max_decoding_message_size(usize::MAX);
+        let delete = DeleteRangeRequest { key: "list/".into(), range_end: "list0".into(), prev_kv: true };
+        // Without the answer, which would be 10 MiB of a failure's text.
+        let error = kv.delete_range(delete.clone()).await.map(drop).unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert!(error.message().starts_with("sternpost: too many bytes of answers"), "{error}");
+        assert_eq!(count(member, "list/").await, 40);
+        // The same within a transaction, which would have put something as well.
+        let op = |request| RequestOp { request: Some(request) };
+        let put = PutRequest { key: "put/1".into(), ..Default::default() };
+        let success = vec![op(Op::RequestPut(put)), op(Op::RequestDeleteRange(delete.clone()))];
+        let error = kv.txn(TxnRequest { success, ..Default::default() }).await.map(drop).unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        let reading = vec![op(Op::RequestRange(list()))];
+        let error =
+            kv.txn(TxnRequest { success: reading, ..Default::default() }).await.map(drop).unwrap_err();
+        assert_eq!(error.code(), Code::ResourceExhausted, "{error}");
+        assert_eq!((count(member, "list/").await, count(member, "put/").await), (40, 0));
+        // What fits is done, and without the values it always fits.
+        let few = DeleteRangeRequest { range_end: "list/000004".into(), ..delete.clone() };
+        let deleted = kv.delete_range(few).await.unwrap().into_inner();
+        assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (4, 4));
+        let all = DeleteRangeRequest { prev_kv: false, ..delete };
+        assert_eq!(kv.delete_range(all).await.unwrap().into_inner().deleted, 36);
+        assert!(answer_bytes(member).await < MIB as f64);
+    });
+}
+
+#[test]
+fn range_streams_that_nobody_reads_hold_no_more_than_the_budget() {
+    runtime().block_on(async {
+        let cluster = one_member(&["--max-answer-bytes=33554432"]);
+        let member = &cluster.members[0];
+        fill(member, 64, 256 << 10).await;
+        let bystander = Bystander::start(member);
+        bystander.goes_on().await;
+        let before_mib = member.resident_mib();
+        let mut connections = Vec::new();
+        let mut refused = 0;
+        for _ in 0..8 {
+            let (list, address) = (list().encode_to_vec(), member.client_address());
+            let hostile = tokio::task::spawn_blocking(move || {
+                let mut connection = RawHttp2::connect(&address, 1).unwrap();
+                for _ in 0..100 {
+                    connection.call("/etcdserverpb.KV/RangeStream", &list).unwrap();
+                }
+                // Each begins; those without room end again.
+                let (mut begun, mut ended) = (0, 0);
+                while begun < 100 {
+                    let frame = connection.frame().unwrap().expect("the connection stays");
+                    match (frame.kind, frame.flags & http2::END_STREAM) {
+                        (http2::HEADERS, 0) => begun += 1,
+                        (http2::HEADERS, _) => (begun, ended) = (begun + 1, ended + 1),
+                        _ => {}
+                    }
+                }
+                (connection, ended)
+            });
+            let (connection, ended) = hostile.await.unwrap();
+            connections.push(connection);
+            refused += ended;
+        }
+        println!("{refused} streams ended at once");
+        assert!(member.metric("sternpost_answer_refused_total").await.unwrap() >= 400.0);
+        assert!(answer_bytes(member).await <= 34.0 * MIB as f64);
+        bystander.goes_on().await;
+        let grown_mib = member.resident_mib().saturating_sub(before_mib);
+        println!("the server grew by {grown_mib} MiB");
+        // 800 chunks of 512 KiB would be 400 MiB, and as etcd makes them 2.5 MiB each.
+        assert!(grown_mib < 160, "it grew by {grown_mib} MiB");
+        drop(connections);
+        until("what they held to be free", async || (answer_bytes(member).await < MIB as f64).then_some(()))
+            .await;
+        // Who reads gets all of it.
+        let mut kv = KvClient::new(member.channel());
+        let mut pieces = kv.range_stream(list()).await.unwrap().into_inner();
+        let (mut keys, mut count) = (0, 0);
+        while let Some(piece) = pieces.message().await.unwrap() {
+            let piece = piece.range_response.unwrap();
+            assert!(piece.encoded_len() <= (512 << 10) + 4096, "a chunk of {} bytes", piece.encoded_len());
+            (keys, count) = (keys + piece.kvs.len(), count + piece.count);
+        }
+        assert_eq!((keys, count), (64, 64));
+        bystander.end().await;
     });
 }

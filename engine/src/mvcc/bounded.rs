@@ -68,6 +68,32 @@ impl Store {
     }
 }
 
+impl Store {
+    /// The next keys of a range in key order, from `from` on, at `range.revision`: at most `keys_max` and at most about `bytes_max` bytes, but one key at
+    /// least if there is any. Empty behind the last.
+    ///
+    /// # Errors
+    /// `Compacted`, `FutureRevision`; `Unreadable` if a place on disk is damaged.
+    ///
+    /// # Panics
+    /// If the range is sorted by something else.
+    pub fn range_page(
+        &self,
+        range: &Range,
+        from: &[u8],
+        keys_max: u64,
+        bytes_max: u64,
+        size_of: SizeOf,
+    ) -> Result<Vec<KeyValue>, OperationError> {
+        assert!(range::is_in_key_order(range), "a sorted answer has no pages");
+        if keys_max == 0 {
+            return Ok(Vec::new());
+        }
+        let (view, main) = self.readable(range.revision)?;
+        range::read_page(&view, range, from, main, keys_max, Bound { bytes_max, size_of })
+    }
+}
+
 impl fmt::Debug for LargeRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LargeRange")

@@ -1,27 +1,36 @@
-//! A range whose answer comes in chunks of about `--max-request-bytes`, all at one revision.
+//! A range whose answer comes in chunks of about `--max-request-bytes`, but at most [`CHUNK_BYTES_MAX`], all at one revision.
 //!
 //! **Contract.** An iterator of messages; merged as protobuf they equal the answer of the unary Range. The first chunk pins
 //! the revision. Only the last one has header, `more` and `count`. A compaction of the pinned revision between two chunks
 //! ends the stream with etcd's error; so does a change of users and roles, since what the caller may read was looked at before.
 //!
 //! **Why an iterator**: each chunk is one read of the store on the task that sends it, made when the one before it has been
-//! taken, so a slow client holds one chunk and nothing else.
+//! taken, so a slow client holds one chunk and nothing else. No chunk is larger than a page of it, unless one key is: etcd counts keys alone, and ten of the
+//! largest are 15 MiB.
 //!
 //! **Source**: `rangeStream` and `adjustChunkLimit` in `server/etcdserver/v3_server.go` of etcd 3.7.3.
 use super::{Pipeline, limits};
+use crate::answers::{AnswerShare, Turn};
 use crate::auth::check::Access;
 use crate::auth::origin::Credential;
 use crate::first_turn;
+use crate::large_answer::size_of;
 use crate::wire::convert::range_response;
 use crate::wire::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::wire::status::ApiError;
 use prost::Message;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use sternpost_engine::OperationError;
-use sternpost_engine::mvcc::{Range, RangeOutcome, Scan, SortTarget, Store, key_after};
+use sternpost_engine::mvcc::{BoundedRange, Range, RangeOutcome, SortTarget, Store, key_after};
 
 const FIRST_CHUNK_KEYS: i64 = 10;
+/// What a stream holds of keys and values that its client has not taken: many may be open at once.
+pub const CHUNK_BYTES_MAX: usize = 512 << 10;
 
 /// The chunks of one stream.
 pub struct RangeChunks {
@@ -37,7 +46,14 @@ pub struct RangeChunks {
     chunk_bytes: usize,
     /// Asked after each chunk was read, before it is sent.
     may_go_on: Box<dyn Fn() -> Result<(), ApiError> + Send>,
+    /// Whose turn is asked for before each chunk is read; none where nobody counts.
+    share: Option<Arc<AnswerShare>>,
+    turn_timeout: Duration,
+    waiting: Option<Waiting>,
 }
+
+/// For a turn.
+type Waiting = Pin<Box<dyn Future<Output = Result<Turn, ApiError>> + Send>>;
 
 /// One chunk; the last one says the revision for its header.
 pub struct Chunk {
@@ -53,6 +69,7 @@ impl Pipeline {
         self: &Arc<Self>,
         request: RangeRequest,
         who: &Credential,
+        share: Option<Arc<AnswerShare>>,
     ) -> Result<RangeChunks, ApiError> {
         limits::check_range_stream(&request)?;
         if !request.serializable {
@@ -62,8 +79,9 @@ impl Pipeline {
         self.view().auth().check_range(&origin, Access::Read, &request.key, &request.range_end)?;
         first_turn::leave().await;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
-        let chunk_bytes = self.options.limits.request_bytes_max;
+        let chunk_bytes = self.options.limits.request_bytes_max.min(CHUNK_BYTES_MAX);
         let mut chunks = RangeChunks::new(self.store.clone(), request.into(), chunk_bytes);
+        (chunks.share, chunks.turn_timeout) = (share, self.options.timeout);
         let pipeline = Arc::clone(self);
         chunks.may_go_on = Box::new(move || pipeline.still_current(&origin));
         Ok(chunks)
@@ -82,27 +100,65 @@ impl RangeChunks {
             count: 0,
             chunk_bytes,
             may_go_on: Box::new(|| Ok(())),
+            share: None,
+            turn_timeout: Duration::ZERO,
+            waiting: None,
         }
+    }
+
+    /// The next chunk, read in a turn.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Chunk, ApiError>>> {
+        let _turn = match self.share.clone().filter(|_| self.next.is_some()) {
+            None => None,
+            Some(share) => {
+                let timeout = self.turn_timeout;
+                let wait = || -> Waiting { Box::pin(async move { share.turn(timeout).await }) };
+                let waiting = self.waiting.get_or_insert_with(wait);
+                let turn = ready!(waiting.as_mut().poll(context));
+                self.waiting = None;
+                match turn {
+                    Ok(turn) => Some(turn),
+                    Err(error) => {
+                        self.next = None;
+                        return Poll::Ready(Some(Err(error)));
+                    }
+                }
+            }
+        };
+        Poll::Ready(self.next())
     }
 
     /// Counting what is left of the range again for each chunk would cost as much as reading all of it, where the revision is no longer the newest.
     fn read(&self, range: &Range) -> Result<RangeOutcome, OperationError> {
-        if self.revision == 0 || range.sort_target != SortTarget::Key {
+        let bytes_max = self.chunk_bytes as u64;
+        if range.sort_target != SortTarget::Key {
             return self.store.range(range);
         }
+        if self.revision == 0 {
+            return match self.store.range_bounded(range, bytes_max, size_of)? {
+                BoundedRange::Whole(outcome) => Ok(outcome),
+                BoundedRange::Large(mut large) => {
+                    let kvs = large.next_page(bytes_max)?;
+                    let more = large.more() || (kvs.len() as u64) < large.keys_count();
+                    Ok(RangeOutcome { revision: large.revision(), kvs, more, count: large.count() })
+                }
+            };
+        }
+        // One more than is sent says whether there is more; a page that is full of bytes says it by itself.
         let limit = usize::try_from(range.limit).unwrap_or(0);
-        let scan = Scan {
-            lower: range.range.key.clone(),
-            upper: (range.range.end[..] != [0]).then(|| range.range.end.clone()),
-            revision: range.revision,
-            reverse: false,
-            limit: limit.saturating_add(1),
-            keys_only: range.keys_only,
+        let keys_max = limit.saturating_add(1) as u64;
+        let mut kvs = self.store.range_page(range, &range.range.key, keys_max, bytes_max, size_of)?;
+        let is_at_end = match kvs.last() {
+            None => true,
+            Some(_) if kvs.len() > limit => false,
+            Some(last) => {
+                let behind = key_after(&last.key);
+                let keys_only = Range { keys_only: true, ..range.clone() };
+                self.store.range_page(&keys_only, &behind, 1, 0, size_of)?.is_empty()
+            }
         };
-        let mut kvs = self.store.scan(&scan)?;
-        let more = kvs.len() > limit;
         kvs.truncate(limit);
-        Ok(RangeOutcome { revision: self.revision, kvs, more, count: 0 })
+        Ok(RangeOutcome { revision: self.revision, kvs, more: !is_at_end, count: 0 })
     }
 
     fn chunk(&mut self, mut range: Range) -> Result<Chunk, ApiError> {

@@ -1,6 +1,8 @@
 //! Reads: linearizable behind a barrier, serializable at once, read-only transactions at one revision.
 use super::Pipeline;
 use super::limits;
+use super::room::{AnswerRoom, read_measured};
+use crate::answers::{AnswerShare, Room, Turn};
 use crate::auth::check::Access;
 use crate::auth::origin::Credential;
 use crate::first_turn;
@@ -11,15 +13,20 @@ use crate::wire::status::ApiError;
 use std::cmp::Ordering as Order;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use sternpost_engine::OperationError;
 use sternpost_engine::mvcc::{
     BoundedRange, Compare, CompareResult, CompareTarget, KeyValue, Range, RangeOutcome, Store, Txn,
-    TxnOperation, TxnOperationOutcome, TxnOutcome,
+    TxnOperation, TxnOperationOutcome, TxnOutcome, key_after,
 };
 use sternpost_replication::ReadError;
 
+/// What of a range is compared at once.
+const COMPARED_KEYS_MAX: u64 = 4096;
+/// The same in bytes.
+const COMPARED_BYTES_MAX: u64 = 256 << 10;
 /// Tries of a read-only transaction whose revision was compacted while it ran; each starts at a newer one.
 const READ_TXN_TRIES: usize = 8;
 
@@ -49,19 +56,21 @@ impl Pipeline {
 
     /// Reads a range, whatever its size: for what asks for little.
     pub async fn range(&self, request: RangeRequest, who: &Credential) -> Result<RangeOutcome, ApiError> {
-        match self.range_bounded(request, who, u64::MAX).await? {
+        match self.range_bounded(request, who, u64::MAX, None).await?.0 {
             BoundedRange::Whole(outcome) => Ok(outcome),
             BoundedRange::Large(large) => Ok(large.read()?),
         }
     }
 
-    /// Reads a range that is held as a whole up to `bytes_max`, and only measured above; the client may read all of it then.
+    /// Reads a range that is held as a whole up to `bytes_max`, and only measured above; the client may read all of it then. Where there is a `share`, a range
+    /// of many keys waits for its turn there, which comes with it.
     pub async fn range_bounded(
         &self,
         request: RangeRequest,
         who: &Credential,
         bytes_max: u64,
-    ) -> Result<BoundedRange, ApiError> {
+        share: Option<&Arc<AnswerShare>>,
+    ) -> Result<(BoundedRange, Option<Turn>), ApiError> {
         limits::check_range(&request)?;
         let timer = self.timing.request(Timed::Range);
         if !request.serializable {
@@ -71,6 +80,11 @@ impl Pipeline {
         self.view().auth().check_range(&origin, Access::Read, &request.key, &request.range_end)?;
         self.counters.ranges.fetch_add(1, Ordering::Relaxed);
         let range = Range::from(request);
+        let is_list = !range.range.end.is_empty() && !range.count_only;
+        let turn = match share.filter(|_| is_list) {
+            Some(share) => Some(share.turn(self.options.timeout).await?),
+            None => None,
+        };
         let read = || {
             let begun = tokio::time::Instant::now();
             let outcome = if range.range.end.is_empty() {
@@ -89,7 +103,7 @@ impl Pipeline {
         };
         self.still_current(&origin)?;
         timer.end(true);
-        Ok(outcome)
+        Ok((outcome, turn))
     }
 
     /// Runs a checked transaction that only reads.
@@ -97,7 +111,8 @@ impl Pipeline {
         &self,
         request: TxnRequest,
         who: &Credential,
-    ) -> Result<TxnOutcome, ApiError> {
+        share: Option<&Arc<AnswerShare>>,
+    ) -> Result<(TxnOutcome, Room), ApiError> {
         let timer = self.timing.request(Timed::ReadOnlyTxn);
         if !limits::is_serializable(&request) {
             self.read_barrier().await?;
@@ -106,8 +121,16 @@ impl Pipeline {
         self.view().auth().check_txn(&origin, &request, &self.leases())?;
         first_turn::leave().await;
         let txn = Txn::from(request);
+        let turn = match share.filter(|_| reads_many(&txn)) {
+            Some(share) => Some(share.turn(self.options.timeout).await?),
+            None => None,
+        };
         self.counters.read_only_txns.fetch_add(1, Ordering::Relaxed);
-        let read = || read_many(&self.store, || read_txn(&self.store, &txn));
+        let mut room = AnswerRoom::new(share);
+        let mut read = || {
+            room.clear();
+            read_many(&self.store, || read_txn(&self.store, &txn, &mut room))
+        };
         let mut outcome = read();
         for _ in 1..READ_TXN_TRIES {
             match outcome {
@@ -121,11 +144,19 @@ impl Pipeline {
         let outcome = outcome.map_err(|error| match error {
             ReadTxnError::Operation(error) => error.into(),
             ReadTxnError::Overtaken => ApiError::Compacted,
+            ReadTxnError::Refused(error) => error,
         })?;
         self.still_current(&origin)?;
         timer.end(true);
-        Ok(outcome)
+        Ok((outcome, Room::new(turn, room.into_held())))
     }
+}
+
+/// True if a transaction compares or reads ranges of keys.
+fn reads_many(txn: &Txn) -> bool {
+    let is_many = |operation: &TxnOperation| matches!(operation, TxnOperation::Range(range) if !range.range.end.is_empty() && !range.count_only);
+    txn.compares.iter().any(|compare| !compare.range.end.is_empty())
+        || txn.success.iter().chain(&txn.failure).any(is_many)
 }
 
 enum ReadTxnError {
@@ -133,6 +164,8 @@ enum ReadTxnError {
     Operation(OperationError),
     /// The revision that the transaction runs at was compacted meanwhile.
     Overtaken,
+    /// There is no room for the answer.
+    Refused(ApiError),
 }
 
 impl ReadTxnError {
@@ -158,7 +191,7 @@ pub(crate) fn read_many<T>(store: &Store, read: impl FnOnce() -> T) -> T {
 }
 
 /// Compares and ranges, all at the revision that is current now.
-fn read_txn(store: &Store, txn: &Txn) -> Result<TxnOutcome, ReadTxnError> {
+fn read_txn(store: &Store, txn: &Txn, room: &mut AnswerRoom) -> Result<TxnOutcome, ReadTxnError> {
     let revision = store.revision();
     let mut succeeded = true;
     for compare in &txn.compares {
@@ -173,13 +206,15 @@ fn read_txn(store: &Store, txn: &Txn) -> Result<TxnOutcome, ReadTxnError> {
         let TxnOperation::Range(range) = operation else {
             unreachable!("a read-only transaction has only ranges")
         };
-        let outcome = if range.revision <= 0 {
-            store.range(&Range { revision, ..range.clone() }).map_err(ReadTxnError::at_now)?
+        let (range, error): (_, fn(OperationError) -> ReadTxnError) = if range.revision <= 0 {
+            (&Range { revision, ..range.clone() }, ReadTxnError::at_now)
         } else if range.revision > revision {
             return Err(ReadTxnError::Operation(OperationError::FutureRevision(revision)));
         } else {
-            store.range(range).map_err(ReadTxnError::Operation)?
+            (range, ReadTxnError::Operation)
         };
+        let measured = store.range_bounded(range, room.free_bytes(), size_of).map_err(error)?;
+        let outcome = read_measured(measured, room).map_err(ReadTxnError::Refused)?.map_err(error)?;
         responses.push(TxnOperationOutcome::Range(RangeOutcome { revision, ..outcome }));
     }
     Ok(TxnOutcome { revision, succeeded, responses })
@@ -194,12 +229,24 @@ fn holds(store: &Store, compare: &Compare, revision: i64) -> Result<bool, ReadTx
         keys_only: !matches!(compare.target, CompareTarget::Value(_) | CompareTarget::Lease(_)),
         ..Range::default()
     };
-    let found = store.range(&range).map_err(ReadTxnError::at_now)?;
-    if found.kvs.is_empty() {
-        let is_value = matches!(compare.target, CompareTarget::Value(_));
-        return Ok(!is_value && holds_for(compare, &KeyValue::default()));
+    let mut from = range.range.key.clone();
+    let mut is_empty = true;
+    // A page at a time: what is compared is not answered, so nothing of it is held.
+    loop {
+        let page = store.range_page(&range, &from, COMPARED_KEYS_MAX, COMPARED_BYTES_MAX, size_of);
+        let page = page.map_err(ReadTxnError::at_now)?;
+        let Some(last) = page.last() else { break };
+        is_empty = false;
+        if !page.iter().all(|kv| holds_for(compare, kv)) {
+            return Ok(false);
+        }
+        if range.range.end.is_empty() {
+            break;
+        }
+        from = key_after(&last.key);
     }
-    Ok(found.kvs.iter().all(|kv| holds_for(compare, kv)))
+    let is_value = matches!(compare.target, CompareTarget::Value(_));
+    Ok(!is_empty || (!is_value && holds_for(compare, &KeyValue::default())))
 }
 
 fn holds_for(compare: &Compare, kv: &KeyValue) -> bool {

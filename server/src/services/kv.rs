@@ -1,7 +1,7 @@
 //! The KV service.
 use super::header::HeaderSource;
 use super::{check_metadata, check_metadata_of_learner, credential};
-use crate::answers::{AnswerClass, AnswerShare, WHOLE_BYTES_MAX};
+use crate::answers::{AnswerClass, AnswerShare, Room, WHOLE_BYTES_MAX};
 use crate::large_answer::LargeAnswer;
 use crate::request::Pipeline;
 use crate::request::range_stream::RangeChunks;
@@ -15,7 +15,7 @@ use crate::wire::etcdserverpb::{
 use crate::wire::status::ApiError;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use sternpost_engine::mvcc::BoundedRange;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -34,6 +34,18 @@ impl KvService {
     }
 }
 
+/// What the connection of a request may hold of answers, where it counts them.
+fn share_of<T>(request: &Request<T>) -> Option<Arc<AnswerShare>> {
+    request.extensions().get::<Arc<AnswerShare>>().cloned()
+}
+
+/// An answer that keeps its room until it is encoded.
+fn in_room<T>(answer: T, room: Room) -> Response<T> {
+    let mut response = Response::new(answer);
+    response.extensions_mut().insert(room);
+    response
+}
+
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
@@ -43,10 +55,13 @@ impl Kv for KvService {
             check_metadata(request.metadata(), &self.pipeline)?;
         }
         let who = credential(&request);
-        let share = request.extensions().get::<Arc<AnswerShare>>().cloned();
+        let share = share_of(&request);
         // Without a connection that counts it, nothing else could be done with a large answer than to hold it.
         let bytes_max = if share.is_some() { WHOLE_BYTES_MAX as u64 } else { u64::MAX };
-        let outcome = match self.pipeline.range_bounded(request.into_inner(), &who, bytes_max).await? {
+        let (found, turn) =
+            self.pipeline.range_bounded(request.into_inner(), &who, bytes_max, share.as_ref()).await?;
+        let mut held = None;
+        let outcome = match found {
             BoundedRange::Whole(outcome) => outcome,
             BoundedRange::Large(range) if range.has_pages() => {
                 let header = self.header.at(range.revision());
@@ -58,13 +73,13 @@ impl Kv for KvService {
                 // What is sorted is held until it is: twice, while it is encoded.
                 let bytes = range.bytes_to_hold().saturating_add(range.bytes());
                 let share = share.ok_or_else(|| Status::internal("a range without a bound is too large"))?;
-                let _held =
-                    share.begin_with(AnswerClass::List, usize::try_from(bytes).unwrap_or(usize::MAX))?;
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                held = Some(share.begin_with(AnswerClass::List, bytes)?);
                 read_many(self.pipeline.store(), || range.read()).map_err(ApiError::from)?
             }
         };
         let header = self.header.at(outcome.revision);
-        Ok(Response::new(convert::range_response(outcome, Some(header))))
+        Ok(in_room(convert::range_response(outcome, Some(header)), Room::new(turn, held)))
     }
 
     type RangeStreamStream = RangeStream;
@@ -72,16 +87,18 @@ impl Kv for KvService {
     async fn range_stream(&self, request: Request<RangeRequest>) -> Result<Response<RangeStream>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         let who = credential(&request);
-        let chunks = self.pipeline.range_stream(request.into_inner(), &who).await?;
+        let share = share_of(&request);
+        let chunks = self.pipeline.range_stream(request.into_inner(), &who, share).await?;
         Ok(Response::new(RangeStream { chunks, header: self.header.clone() }))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         let who = credential(&request);
-        let outcome = self.pipeline.put(request.into_inner(), &who).await?;
+        let share = share_of(&request);
+        let (outcome, room) = self.pipeline.put_in(request.into_inner(), &who, share.as_ref()).await?;
         let header = self.header.at(outcome.revision);
-        Ok(Response::new(convert::put_response(outcome, Some(header))))
+        Ok(in_room(convert::put_response(outcome, Some(header)), room))
     }
 
     async fn delete_range(
@@ -90,17 +107,20 @@ impl Kv for KvService {
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         let who = credential(&request);
-        let outcome = self.pipeline.delete_range(request.into_inner(), &who).await?;
+        let share = share_of(&request);
+        let (outcome, room) =
+            self.pipeline.delete_range_in(request.into_inner(), &who, share.as_ref()).await?;
         let header = self.header.at(outcome.revision);
-        Ok(Response::new(convert::delete_range_response(outcome, Some(header))))
+        Ok(in_room(convert::delete_range_response(outcome, Some(header)), room))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         check_metadata(request.metadata(), &self.pipeline)?;
         let who = credential(&request);
-        let outcome = self.pipeline.txn(request.into_inner(), &who).await?;
+        let share = share_of(&request);
+        let (outcome, room) = self.pipeline.txn_in(request.into_inner(), &who, share.as_ref()).await?;
         let header = self.header.at(outcome.revision);
-        Ok(Response::new(convert::txn_response(outcome, Some(header))))
+        Ok(in_room(convert::txn_response(outcome, Some(header)), room))
     }
 
     async fn compact(
@@ -123,8 +143,8 @@ pub struct RangeStream {
 impl Stream for RangeStream {
     type Item = Result<RangeStreamResponse, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, _context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(chunk) = self.chunks.next() else { return Poll::Ready(None) };
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let Some(chunk) = ready!(self.chunks.poll_next(context)) else { return Poll::Ready(None) };
         Poll::Ready(Some(chunk.map_err(Status::from).map(|mut chunk| {
             chunk.response.header = chunk.header_revision.map(|revision| self.header.at(revision));
             RangeStreamResponse { range_response: Some(chunk.response) }
