@@ -11,6 +11,7 @@ mod load;
 pub mod operation;
 mod priors;
 mod range;
+mod range_counts;
 mod range_parts;
 mod range_sum;
 pub mod scan;
@@ -28,6 +29,7 @@ pub(crate) use load::{LoadInto, LoadedVersion};
 pub use operation::*;
 pub use priors::ReplayPriors;
 pub use range::{Outline, SizeOf};
+pub use range_counts::COUNTED_RANGES_MAX;
 pub use range_parts::{KeyFingerprint, KeyList, PARTS_MAX, RangePart};
 pub use range_sum::RangeSum;
 #[cfg(feature = "sim")]

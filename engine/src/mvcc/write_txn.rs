@@ -202,6 +202,23 @@ fn check_branch<'a>(
     Ok(())
 }
 
+/// The puts on the executed branches, in their order.
+pub(super) fn puts<'a>(txn: &'a Txn, path: &[bool]) -> Vec<&'a Put> {
+    let mut puts = Vec::new();
+    puts_of_branch(txn, &mut Path(path.iter()), &mut puts);
+    puts
+}
+
+fn puts_of_branch<'a>(txn: &'a Txn, path: &mut Path<'_>, puts: &mut Vec<&'a Put>) {
+    for operation in branch(txn, path.next()) {
+        match operation {
+            TxnOperation::Put(put) => puts.push(put),
+            TxnOperation::Txn(nested) => puts_of_branch(nested, path, puts),
+            TxnOperation::Range(_) | TxnOperation::DeleteRange(_) => {}
+        }
+    }
+}
+
 /// Runs the executed branches. Answers of inner operations carry the revision that etcd's inner headers carry: a range
 /// the one that it saw, a put and a delete the new one (a delete of nothing before any change: the current one), a
 /// nested transaction 0. The outermost revision is the caller's to set.

@@ -15,6 +15,7 @@ use super::flush::Flush;
 use super::found::{Found, Hit, Parts, copy_all, copy_one};
 use super::operation::*;
 use super::priors::{self, Priors, ReplayPriors};
+use super::range_counts::RangeCounts;
 use super::state_sum::{ChangeSum, StateSum, system_hash};
 use super::store::{Leases, Shared, Store, StoreOptions};
 use super::view_set::{NewestFound, ViewSet};
@@ -55,6 +56,8 @@ pub struct StoreWriter {
     pub(super) system_sum: u64,
     /// Index of the last entry applied, as [`Store::applied`] has it.
     pub(super) applied_index: u64,
+    /// Keys of certain ranges.
+    pub(super) range_counts: RangeCounts,
     /// Set when a change may be half done: nothing is changed any more.
     broken: Option<OperationError>,
 }
@@ -70,6 +73,8 @@ pub(crate) struct Changes {
     leases: Vec<(Bytes, i64, i64)>,
     /// Keys more, or fewer, than before.
     keys_added: i64,
+    /// The same in each range that is counted; empty where none has changed.
+    pub(super) counted_added: Vec<i64>,
     /// A value that the answer should hold and that cannot be read. The state does not depend on it, so the changes are made: a replay,
     /// or another member, makes them too, whatever it can read.
     unanswered: Option<Unreadable>,
@@ -142,6 +147,7 @@ impl StoreWriter {
             change_sum: ChangeSum::default(),
             system_sum: 0,
             applied_index: 0,
+            range_counts: RangeCounts::default(),
             broken: None,
         };
         (store, writer)
@@ -309,7 +315,7 @@ impl StoreWriter {
     }
 
     /// What the log says about a key before the entry that is being applied, if no memtable has it and nothing speaks against it.
-    fn noted(&mut self, view: &ViewSet, key: &[u8]) -> Option<Option<Newest>> {
+    pub(super) fn noted(&mut self, view: &ViewSet, key: &[u8]) -> Option<Option<Newest>> {
         let noted = self.priors.find(self.applied_index + 1, key)?;
         let hash = view.hasher.hash(key);
         let in_memory = view.tables.iter().any(|table| table.find(key, hash).is_some());
@@ -324,7 +330,7 @@ impl StoreWriter {
 
     /// The key's newest version before the change that is being made, a tombstone too: in a memtable, as the log has noted it, or on disk.
     /// Noted for a replay if that would not find it in a memtable.
-    fn before_change<'a>(
+    pub(super) fn before_change<'a>(
         &mut self,
         view: &'a ViewSet,
         key: &[u8],
@@ -359,7 +365,14 @@ impl StoreWriter {
 
     pub(super) fn begin_at(&self, main: i64) -> Changes {
         debug_assert!(main > self.head, "M1: main revision {main} follows {}", self.head);
-        Changes { main, count: 0, leases: Vec::new(), keys_added: 0, unanswered: None }
+        Changes {
+            main,
+            count: 0,
+            leases: Vec::new(),
+            keys_added: 0,
+            counted_added: Vec::new(),
+            unanswered: None,
+        }
     }
 
     /// Makes the changes visible, all at once; nothing if there are none.
@@ -379,6 +392,7 @@ impl StoreWriter {
         }
         let keys_count = shared.keys_count.load(Ordering::Relaxed);
         shared.keys_count.store(keys_count.saturating_add_signed(changes.keys_added), Ordering::Relaxed);
+        self.range_counts.publish(&changes.counted_added);
         self.head = changes.main;
         self.store.shared.head.store(self.head, Ordering::Release);
     }
@@ -507,7 +521,9 @@ impl StoreWriter {
         if lease_before != lease {
             changes.leases.push((Bytes::copy_from_slice(key), lease_before, lease));
         }
-        changes.keys_added += i64::from(state.is_some()) - i64::from(live.is_some());
+        let keys_added = i64::from(state.is_some()) - i64::from(live.is_some());
+        changes.keys_added += keys_added;
+        self.range_counts.note(key, keys_added, changes.counted());
         changes.count += 1;
     }
 
