@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "etcd/api/v3electionpb/v3election.proto",
         "sternpost/backups.proto",
         "sternpost/ranges.proto",
+        "sternpost/usage.proto",
     ];
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(files, ["proto"])?;

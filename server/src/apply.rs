@@ -12,16 +12,17 @@
 //! - A5: a command that this member cannot carry out, because its disk cannot be read, is not skipped: the process ends
 //!   before anybody is served from a state that others do not have.
 //!
-//! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then who asks, then the operation's own errors. A
+//! **Order of checks at apply**, as etcd's appliers are nested: CORRUPT, then NOSPACE, then who asks, then quotas of prefixes, then the operation's own errors. A
 //! write that exceeds this member's quota is applied and then answered as refused.
 //!
-//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, `auth`, [`members`], [`promises`], [`quota`], [`view`].
+//! **Reading order**: [`command`], [`outcome`], here, [`records`], `alarm`, `lease`, `auth`, [`members`], [`promises`], [`quota`], [`prefix_quota`], [`view`].
 mod alarm;
 mod auth;
 pub mod command;
 mod lease;
 pub mod members;
 pub mod outcome;
+pub mod prefix_quota;
 pub mod promises;
 pub mod quota;
 pub mod records;
@@ -42,6 +43,7 @@ use alarm::AlarmTable;
 use command::{Command, Decoded, Kind, MarkCommand};
 use lease::LeaseTable;
 use members::MemberCommand;
+use prefix_quota::PrefixQuotas;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use sternpost_engine::mvcc::{
@@ -63,6 +65,7 @@ pub struct Machine {
     results: Arc<dyn Results>,
     notices: Box<dyn Notices>,
     quota: Quota,
+    prefix_quotas: PrefixQuotas,
     promises: Arc<Promises>,
     times: Option<Box<dyn ApplyTimes>>,
     /// Estimate of the store's size between two flushes; only the quota looks at it.
@@ -116,6 +119,7 @@ impl Machine {
             results,
             notices,
             quota,
+            prefix_quotas: PrefixQuotas::default(),
             promises: Arc::default(),
             times: None,
         };
@@ -150,6 +154,7 @@ impl Machine {
         self.auth = Arc::new(records::auth(self.writer.store()));
         self.view.set_auth(Arc::clone(&self.auth));
         self.view.set_term(self.writer.store().applied().1);
+        self.load_prefix_quotas();
         self.publish_size();
     }
 
@@ -168,6 +173,10 @@ impl Machine {
             _ => 0,
         };
         if let Err(error) = self.admit(&command, cost).and_then(|()| self.permit(origin, &command)) {
+            return Applied::refused(error);
+        }
+        if let Err(error) = self.admit_by_prefix(&command) {
+            context.count(&self.view.counters.refused_by_prefix, 1);
             return Applied::refused(error);
         }
         let over_quota = !context.replay && !self.quota.admits(self.size_bytes, cost);
@@ -205,6 +214,7 @@ impl Machine {
             Command::RoleRevokePermission(request) => {
                 self.change_auth(|auth| auth.role_revoke_permission(request))
             }
+            Command::PrefixQuota(quota) => self.set_prefix_quota(quota),
             // They come by entries of another kind, see `apply_change`.
             Command::MemberAdd(_) | Command::MemberRemove(_) | Command::MemberPromote(_) => Err(MISPLACED),
         };
@@ -414,6 +424,7 @@ impl StateMachine for Machine {
 
     fn flush(&mut self) {
         self.publish_size();
+        self.publish_prefixes();
         self.writer.notify();
     }
 

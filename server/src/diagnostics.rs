@@ -118,6 +118,10 @@ impl MetricSource for Diagnostics {
             inflight_bytes: self.inflight.used_bytes() as u64,
             answer_bytes: self.answers.held_bytes() as u64,
             answers_refused: self.answers.refused() as u64,
+            lists_reading: self.answers.turns_taken() as u64,
+            lists_waiting: self.answers.turns_waiting() as u64,
+            prefix_quotas: view.prefix_quotas().len() as u64,
+            refused_by_prefix: count(&applied.refused_by_prefix),
             ..Sample::default()
         };
         for alarm in view.alarms() {

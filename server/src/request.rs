@@ -29,7 +29,7 @@ pub mod wait;
 
 use crate::answers::{AnswerShare, Room};
 use crate::apply::command::{self, Kind, LeaseExpiry, MarkCommand, Origin};
-use crate::apply::{Applied, AppliedView, Outcome, Quota, quota};
+use crate::apply::{Applied, AppliedView, Outcome, Quota, prefix_quota, quota};
 use crate::auth::origin::Credential;
 use crate::auth::password::{self, Passwords};
 use crate::auth::token::Tokens;
@@ -38,6 +38,7 @@ use crate::metrics::timing::{Timed, Timer, Timing};
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
+use bytes::Bytes;
 use id::IdSource;
 use kv_hash::KvHashes;
 use limits::Limits;
@@ -49,6 +50,7 @@ use sternpost_engine::base::clock::MonotonicClock;
 use sternpost_engine::mvcc::{DeleteRangeOutcome, PutOutcome, Store, TxnOutcome};
 use sternpost_replication::{Class, ProposeError, Replicator, TransferError};
 use tokio::sync::Semaphore;
+use tonic::Code;
 use wait::{Waiters, Waiting};
 
 /// Commands that may wait for their result at a time. etcd refuses when its apply is 5,000 entries behind; what waits for
@@ -403,6 +405,29 @@ impl Pipeline {
         let origin = self.check_root(who).await?;
         match self.outcome(self.propose(Kind::Alarm, origin, &request)?).await? {
             Outcome::Alarm { alarms, revision } => Ok((alarms, revision)),
+            other => mixed_up(&other),
+        }
+    }
+
+    /// Sets how many keys may begin with a prefix, or takes that back; answers the revision.
+    pub async fn set_prefix_quota(
+        &self,
+        prefix: Bytes,
+        keys_max: Option<u64>,
+        who: &Credential,
+    ) -> Result<i64, ApiError> {
+        let origin = self.check_root(who).await?;
+        let bytes = prefix.len();
+        if bytes == 0 || bytes > prefix_quota::PREFIX_BYTES_MAX {
+            let text = format!(
+                "sternpost: a prefix with a quota has 1 to {} bytes, not {bytes}",
+                prefix_quota::PREFIX_BYTES_MAX
+            );
+            return Err(ApiError::Other(Code::InvalidArgument, text.into()));
+        }
+        let quota = command::PrefixQuota { prefix: prefix.to_vec(), keys_max };
+        match self.outcome(self.propose(Kind::PrefixQuota, origin, &quota)?).await? {
+            Outcome::PrefixQuota { revision } => Ok(revision),
             other => mixed_up(&other),
         }
     }

@@ -43,6 +43,7 @@ use crate::services::lock::LockService;
 use crate::services::maintenance::MaintenanceService;
 use crate::services::ranges::RangesService;
 use crate::services::router::GrpcRouter;
+use crate::services::usage::UsageService;
 use crate::services::watch::{WatchOptions, WatchService};
 use crate::watch::{OutboxLimits, WatchHub};
 use crate::wire::etcdserverpb::Member;
@@ -304,6 +305,7 @@ impl Server {
             ElectionService::new(recipes, Arc::clone(&pipeline), header.clone()),
             BackupsService::new(Arc::clone(&pipeline), Arc::clone(&options.backups)),
             RangesService::new(Arc::clone(&pipeline), header.clone()),
+            UsageService::new(Arc::clone(&pipeline)),
             health.clone(),
             options.message_bytes_max,
         );

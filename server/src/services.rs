@@ -14,6 +14,7 @@ pub mod lock;
 pub mod maintenance;
 pub mod ranges;
 pub mod router;
+pub mod usage;
 pub mod watch;
 
 use crate::auth::origin::{CertificateName, Credential};

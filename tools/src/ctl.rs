@@ -11,7 +11,7 @@
 //!
 //! Reading order: `flags` (how a command line is read), `options` (global flags), `connect`, `http`, `failure` (exit codes), `printer` (output forms, with
 //! `json`, `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`, `maintenance`,
-//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `top`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
+//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `quota`, `top`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod flags;
@@ -25,7 +25,7 @@ pub(crate) mod table;
 
 use crate::{
     about, auth, backup, bench, check, compare, elect, endpoint, inspect, kv, lease, lock, maintenance,
-    member, mirror, recover, salvage, snapshot, top, verify, watch,
+    member, mirror, quota, recover, salvage, snapshot, top, verify, watch,
 };
 use clap::{Parser, Subcommand};
 use connect::Client;
@@ -95,6 +95,8 @@ enum Command {
     Endpoint(endpoint::EndpointCommand),
     /// Find what differs between members
     Compare(compare::CompareCommand),
+    /// How many keys may begin with a prefix
+    Quota(quota::QuotaCommand),
     /// Snapshot files of etcd's: fetched from a server, checked, restored into a data directory
     Snapshot(snapshot::SnapshotCommand),
     /// Show what a data directory holds; reads files, speaks to no server
@@ -209,6 +211,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::MoveLeader(options) => member::move_leader(&client, printer, options).await,
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
             Command::Compare(command) => compare::run(&client, printer, command).await,
+            Command::Quota(command) => quota::run(&client, printer, command).await,
             Command::Backup(command) => backup::run_remote(&client, printer, command).await,
             Command::Bench(_)
             | Command::Inspect(_)

@@ -668,6 +668,7 @@ fn revision_of(outcome: &Outcome) -> i64 {
         | Outcome::LeaseGrant { revision, .. }
         | Outcome::LeaseRevoke { revision }
         | Outcome::Alarm { revision, .. }
+        | Outcome::PrefixQuota { revision }
         | Outcome::Auth { revision }
         | Outcome::Authenticated { revision, .. } => *revision,
         Outcome::MemberPublish | Outcome::Members(_) | Outcome::Marked => 0,

@@ -38,7 +38,8 @@ impl Machine {
             | Command::RoleAdd(_)
             | Command::RoleDelete(_)
             | Command::RoleGrantPermission(_)
-            | Command::RoleRevokePermission(_) => auth.check_root(origin),
+            | Command::RoleRevokePermission(_)
+            | Command::PrefixQuota(_) => auth.check_root(origin),
             // Whoever has the right password may be anybody.
             Command::Authenticate(_) => Ok(()),
             Command::LeaseExpire(_)

@@ -87,6 +87,19 @@ pub enum Kind {
     RoleGrantPermission = 25,
     /// `AuthRoleRevokePermissionRequest`.
     RoleRevokePermission = 26,
+    /// [`PrefixQuota`].
+    PrefixQuota = 27,
+}
+
+/// How many keys may begin with a prefix.
+#[derive(Clone, PartialEq, Message)]
+pub struct PrefixQuota {
+    /// It.
+    #[prost(bytes = "vec", tag = "1")]
+    pub prefix: Vec<u8>,
+    /// At most so many; none takes the quota back.
+    #[prost(uint64, optional, tag = "2")]
+    pub keys_max: Option<u64>,
 }
 
 /// A user whose password was right is given a token.
@@ -156,6 +169,7 @@ pub enum Command {
     RoleDelete(pb::AuthRoleDeleteRequest),
     RoleGrantPermission(pb::AuthRoleGrantPermissionRequest),
     RoleRevokePermission(pb::AuthRoleRevokePermissionRequest),
+    PrefixQuota(PrefixQuota),
 }
 
 impl Command {
@@ -186,6 +200,7 @@ impl Command {
             Self::RoleDelete(_) => Kind::RoleDelete,
             Self::RoleGrantPermission(_) => Kind::RoleGrantPermission,
             Self::RoleRevokePermission(_) => Kind::RoleRevokePermission,
+            Self::PrefixQuota(_) => Kind::PrefixQuota,
             Self::AuthEnable => Kind::AuthEnable,
             Self::AuthDisable => Kind::AuthDisable,
         }
@@ -386,6 +401,7 @@ pub fn decode(bytes: &[u8]) -> Result<Decoded, CommandError> {
         24 => Command::RoleDelete(message(body)?),
         25 => Command::RoleGrantPermission(message(body)?),
         26 => Command::RoleRevokePermission(message(body)?),
+        27 => Command::PrefixQuota(message(body)?),
         _ => return Err(CommandError::Kind(kind, origin)),
     };
     Ok(Decoded { id, origin: by, command })

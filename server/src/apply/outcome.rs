@@ -31,6 +31,9 @@ pub enum Outcome {
     MemberPublish,
     Members(Vec<Member>),
     Marked,
+    PrefixQuota {
+        revision: i64,
+    },
     /// Users, roles or whether authentication is on.
     Auth {
         revision: i64,

@@ -11,6 +11,7 @@
 //! | `promised/` id u64 | term u64 · index u64: this member has taken part in the term, and holds the log up to the index |
 //! | `lease/` id i64 | granted TTL i64, seconds · log index of the grant u64 |
 //! | `alarm/` type i32 · member id u64 | nothing |
+//! | `quota/` prefix | most keys that begin with the prefix u64 (`prefix_quota.rs`) |
 //! | `auth` | authentication is on u8 · revision of users and roles u64 |
 //! | `auth/user/` name | protobuf `authpb.User`: roles, bcrypt hash |
 //! | `auth/role/` name | protobuf `authpb.Role` |

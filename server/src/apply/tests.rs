@@ -234,3 +234,94 @@ fn the_member_table_is_the_genesis_and_what_members_have_said_since() {
     assert_eq!(take(&heard)[1].1.result, Err(ApiError::MemberNotFound));
     assert_eq!(records::members(machine.writer.store()).len(), 3);
 }
+
+fn quota(id: u64, prefix: &str, keys_max: Option<u64>) -> Vec<u8> {
+    let quota = command::PrefixQuota { prefix: prefix.as_bytes().to_vec(), keys_max };
+    encode(Kind::PrefixQuota, Origin::Client, id, &quota)
+}
+
+/// What became of each command: empty for done, else the text of the refusal.
+fn texts(heard: &Heard) -> Vec<String> {
+    let text = |applied: &Applied| applied.result.as_ref().err().map_or(String::new(), ToString::to_string);
+    take(heard).iter().map(|(_, applied)| text(applied)).collect()
+}
+
+#[test]
+fn a_prefix_takes_keys_up_to_its_quota_and_changes_beyond_it() {
+    let (mut machine, heard) = machine(Quota::new(None));
+    apply(&mut machine, &[put(1, "p/a", 0), quota(2, "p/", Some(2)), put(3, "p/b", 0)], false);
+    assert_eq!(texts(&heard), ["", "", ""]);
+    apply(&mut machine, &[put(4, "p/c", 0), put(5, "q/c", 0), put(6, "p/a", 0)], false);
+    let full = "sternpost: the quota of keys that begin with \"p/\" is used up: 2 of 2";
+    assert_eq!(texts(&heard), [full, "", ""], "other keys and those that exist are taken");
+    assert_eq!(machine.view.counters.refused_by_prefix.load(Ordering::Relaxed), 1);
+    let uses = machine.view.prefix_quotas();
+    let use_of = |keys, keys_max| prefix_quota::PrefixUse { prefix: "p/".into(), keys_max, keys };
+    assert_eq!(**uses, [use_of(2, 2)]);
+
+    // A deletion makes room for one; a lower quota takes nothing away.
+    let delete = pb::DeleteRangeRequest { key: "p/a".into(), ..Default::default() };
+    let delete = encode(Kind::DeleteRange, Origin::Client, 7, &delete);
+    apply(&mut machine, &[delete, put(8, "p/c", 0), put(9, "p/d", 0), quota(10, "p/", Some(1))], false);
+    assert_eq!(texts(&heard), ["", "", full, ""]);
+    assert_eq!(**machine.view.prefix_quotas(), [use_of(2, 1)]);
+    apply(&mut machine, &[put(11, "p/b", 0), put(12, "p/e", 0), quota(13, "p/", None)], false);
+    assert_eq!(texts(&heard), ["", &full.replace("2 of 2", "2 of 1"), ""]);
+    apply(&mut machine, &[put(14, "p/e", 0), quota(15, "p/", None)], false);
+    assert_eq!(texts(&heard), ["", "sternpost: this prefix has no quota"]);
+    assert!(machine.view.prefix_quotas().is_empty());
+}
+
+#[test]
+fn a_transaction_beyond_a_quota_is_refused_as_a_whole_and_judged_by_the_branch_it_takes() {
+    let (mut machine, heard) = machine(Quota::new(None));
+    apply(&mut machine, &[quota(1, "p/", Some(2)), put(2, "p/a", 0)], false);
+    take(&heard);
+    let op = |key: &str| {
+        let put = PutRequest { key: key.to_owned().into(), ..Default::default() };
+        pb::RequestOp { request: Some(pb::request_op::Request::RequestPut(put)) }
+    };
+    let exists = |key: &str| pb::Compare {
+        key: key.to_owned().into(),
+        target: pb::compare::CompareTarget::Version.into(),
+        result: pb::compare::CompareResult::Greater.into(),
+        target_union: Some(pb::compare::TargetUnion::Version(0)),
+        ..Default::default()
+    };
+    let txn = |id, txn: pb::TxnRequest| encode(Kind::Txn, Origin::Client, id, &txn);
+    let two = vec![op("other"), op("p/b"), op("p/c")];
+    let too_many = txn(3, pb::TxnRequest { success: two.clone(), ..Default::default() });
+    let other_branch = txn(
+        4,
+        pb::TxnRequest { compare: vec![exists("p/a")], success: vec![op("p/a"), op("p/b")], failure: two },
+    );
+    let revision = machine.writer.store().revision();
+    apply(&mut machine, &[too_many], false);
+    assert!(texts(&heard)[0].ends_with("is used up: 1 of 2"));
+    assert_eq!(machine.writer.store().revision(), revision, "nothing of it was done");
+    apply(&mut machine, &[other_branch, put(5, "p/d", 0)], false);
+    let texts = texts(&heard);
+    assert_eq!(texts[0], "");
+    assert!(texts[1].ends_with("is used up: 2 of 2"));
+}
+
+/// A1: whoever replays refuses what was refused, and counts what is there.
+#[test]
+fn a_replay_refuses_the_same_commands_for_a_quota() {
+    let mut commands = vec![quota(1, "p/", Some(2))];
+    commands.extend([put(2, "p/a", 0), put(3, "p/b", 0), put(4, "p/c", 0), quota(5, "p/c", Some(0))]);
+    commands.extend([quota(6, "p/", Some(9)), put(7, "p/c", 0), put(8, "p/d", 0)]);
+    let (mut first, heard) = machine(Quota::new(None));
+    let (mut second, _) = machine(Quota::new(None));
+    for command in &commands {
+        apply(&mut first, std::slice::from_ref(command), false);
+        apply(&mut second, std::slice::from_ref(command), true);
+        // As at a start.
+        second.load();
+    }
+    let refused = texts(&heard).iter().filter(|text| !text.is_empty()).count();
+    assert_eq!(refused, 2, "p/c, by either quota");
+    assert_eq!(first.state_sum(), second.state_sum());
+    assert_eq!(**first.view.prefix_quotas(), **second.view.prefix_quotas());
+    assert_eq!(first.view.prefix_quotas()[0].keys, 3);
+}

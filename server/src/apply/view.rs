@@ -2,6 +2,7 @@
 //!
 //! **Contract.** One writer (the state machine), any number of readers, no locks on the paths that every request takes.
 //! Values are as of the last flush of the state machine, alarms as of the last applied command.
+use super::prefix_quota::PrefixUse;
 use crate::auth::AuthState;
 use crate::wire::etcdserverpb::{AlarmMember, AlarmType};
 use arc_swap::{ArcSwap, Guard};
@@ -28,6 +29,8 @@ pub struct ApplyCounters {
     pub leases_revoked: AtomicU64,
     /// Leases whose expiry was applied.
     pub leases_expired: AtomicU64,
+    /// Commands refused for the quota of a prefix.
+    pub refused_by_prefix: AtomicU64,
 }
 
 /// See the module.
@@ -39,6 +42,7 @@ pub struct AppliedView {
     alarm_types: AtomicU64,
     alarms: Mutex<Vec<AlarmMember>>,
     auth: ArcSwap<AuthState>,
+    prefix_quotas: ArcSwap<Vec<PrefixUse>>,
     /// What was applied so far.
     pub counters: ApplyCounters,
 }
@@ -51,6 +55,7 @@ impl Default for AppliedView {
             alarm_types: AtomicU64::new(0),
             alarms: Mutex::new(Vec::new()),
             auth: ArcSwap::default(),
+            prefix_quotas: ArcSwap::default(),
             counters: ApplyCounters::default(),
         }
     }
@@ -82,6 +87,19 @@ impl AppliedView {
 
     pub(crate) fn set_auth(&self, state: Arc<AuthState>) {
         self.auth.store(state);
+    }
+
+    /// Quotas of prefixes and what they have, sorted by prefix.
+    pub fn prefix_quotas(&self) -> Guard<Arc<Vec<PrefixUse>>> {
+        self.prefix_quotas.load()
+    }
+
+    pub(crate) fn has_prefix_quotas(&self) -> bool {
+        !self.prefix_quotas.load().is_empty()
+    }
+
+    pub(crate) fn set_prefix_quotas(&self, quotas: Vec<PrefixUse>) {
+        self.prefix_quotas.store(Arc::new(quotas));
     }
 
     /// Active alarms, sorted by type, then by member.

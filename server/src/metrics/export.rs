@@ -79,6 +79,14 @@ pub struct Sample {
     pub answer_bytes: u64,
     /// Requests refused for that.
     pub answers_refused: u64,
+    /// Lists that are being put together.
+    pub lists_reading: u64,
+    /// Lists that wait for that.
+    pub lists_waiting: u64,
+    /// Prefixes with a quota.
+    pub prefix_quotas: u64,
+    /// Commands refused for one.
+    pub refused_by_prefix: u64,
     /// Writing the superblock, in seconds, over the bounds of `etcd_disk_backend_commit_duration_seconds`.
     pub commits: HistogramSample,
     /// Another member's state is fetched.
@@ -153,6 +161,10 @@ pub(super) struct Sampled {
     inflight_bytes: Gauge,
     answer_bytes: Gauge,
     answers_refused: SampledCounter,
+    lists_reading: Gauge,
+    lists_waiting: Gauge,
+    prefix_quotas: Gauge,
+    refused_by_prefix: SampledCounter,
     commits: SampledHistogram,
     is_fetching: Gauge,
     heartbeat_failures: SampledCounter,
@@ -216,6 +228,10 @@ impl Sampled {
             inflight_bytes: r.gauge("sternpost_request_inflight_bytes"),
             answer_bytes: r.gauge("sternpost_answer_bytes"),
             answers_refused: r.sampled_counter("sternpost_answer_refused_total"),
+            lists_reading: r.gauge("sternpost_lists_reading"),
+            lists_waiting: r.gauge("sternpost_lists_waiting"),
+            prefix_quotas: r.gauge("sternpost_prefix_quotas"),
+            refused_by_prefix: r.sampled_counter("sternpost_prefix_quota_refused_total"),
             commits: r.sampled_histogram("etcd_disk_backend_commit_duration_seconds"),
             is_fetching: r.gauge("etcd_server_snapshot_apply_in_progress_total"),
             heartbeat_failures: r.sampled_counter("etcd_server_heartbeat_send_failures_total"),
@@ -288,6 +304,10 @@ impl Sampled {
         self.inflight_bytes.set(number(sample.inflight_bytes));
         self.answer_bytes.set(number(sample.answer_bytes));
         self.answers_refused.0.set(number(sample.answers_refused));
+        self.lists_reading.set(number(sample.lists_reading));
+        self.lists_waiting.set(number(sample.lists_waiting));
+        self.prefix_quotas.set(number(sample.prefix_quotas));
+        self.refused_by_prefix.0.set(number(sample.refused_by_prefix));
         self.commits.set(sample.commits);
         self.is_fetching.set(f64::from(u8::from(sample.is_fetching)));
         self.set_peers(sample.member_id, &sample.peers);

@@ -200,6 +200,10 @@ pub static METRICS: &[MetricSpec] = &[
     counter("sternpost_request_refused_total", "Requests refused because --max-inflight-bytes was reached."),
     gauge("sternpost_answer_bytes", "Bytes of answers that clients have not taken yet, with a KiB for each request in progress."),
     counter("sternpost_answer_refused_total", "Requests refused because of --max-answer-bytes."),
+    gauge("sternpost_lists_reading", "Lists and pieces of range streams that are being put together."),
+    gauge("sternpost_lists_waiting", "Those that wait for that, so that not too many are at once."),
+    gauge("sternpost_prefix_quotas", "Prefixes with a quota of keys."),
+    counter("sternpost_prefix_quota_refused_total", "Commands refused for the quota of a prefix."),
     gauge("sternpost_state_bytes_per_second", "How fast other members may fetch the state from this one now, bytes a second; 0 is no limit, and while this member is alone."),
     gauge("sternpost_tls_certificate_expiration_timestamp_seconds", "When the certificate that a flag names expires, seconds since 1970.").by(&["flag"]),
     counter("grpc_server_started_total", "RPCs started.").by(GRPC_LABELS),
@@ -298,6 +302,7 @@ pub static METHODS: &[(&str, &[(&str, MethodKind)])] = &[
     ]),
     ("sternpostpb.Backups", &[("Create", ServerStream), ("List", Unary)]),
     ("sternpostpb.Ranges", &[("Sums", Unary), ("Parts", Unary), ("Keys", Unary)]),
+    ("sternpostpb.Usage", &[("PrefixQuotas", Unary), ("SetPrefixQuota", Unary)]),
     ("etcdserverpb.Maintenance", &[
         ("Alarm", Unary), ("Status", Unary), ("Defragment", Unary), ("Hash", Unary), ("HashKV", Unary), ("Snapshot", ServerStream),
         ("MoveLeader", Unary), ("Downgrade", Unary),

@@ -50,7 +50,7 @@ impl Timed {
     }
 }
 
-/// etcd's name of a command; a mark is ours.
+/// etcd's name of a command; marks and quotas of prefixes are ours.
 fn operation(kind: Kind) -> &'static str {
     match kind {
         Kind::Put => "Put",
@@ -78,6 +78,7 @@ fn operation(kind: Kind) -> &'static str {
         Kind::RoleDelete => "AuthRoleDelete",
         Kind::RoleGrantPermission => "AuthRoleGrantPermission",
         Kind::RoleRevokePermission => "AuthRoleRevokePermission",
+        Kind::PrefixQuota => "PrefixQuota",
     }
 }
 

@@ -15,6 +15,7 @@ use super::lease::LeaseService;
 use super::lock::LockService;
 use super::maintenance::MaintenanceService;
 use super::ranges::RangesService;
+use super::usage::UsageService;
 use super::watch::WatchService;
 use crate::wire::etcdserverpb::auth_server::AuthServer;
 use crate::wire::etcdserverpb::cluster_server::ClusterServer;
@@ -23,6 +24,7 @@ use crate::wire::etcdserverpb::lease_server::LeaseServer;
 use crate::wire::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::wire::sternpostpb::backups_server::BackupsServer;
 use crate::wire::sternpostpb::ranges_server::RangesServer;
+use crate::wire::sternpostpb::usage_server::UsageServer;
 use crate::wire::v3electionpb::election_server::ElectionServer;
 use crate::wire::v3lockpb::lock_server::LockServer;
 use std::convert::Infallible;
@@ -65,6 +67,7 @@ const LOCK_METHODS: &[&str] = &["Lock", "Unlock"];
 const ELECTION_METHODS: &[&str] = &["Campaign", "Proclaim", "Leader", "Observe", "Resign"];
 const BACKUPS_METHODS: &[&str] = &["Create", "List"];
 const RANGES_METHODS: &[&str] = &["Sums", "Parts", "Keys"];
+const USAGE_METHODS: &[&str] = &["PrefixQuotas", "SetPrefixQuota"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.
@@ -80,12 +83,13 @@ pub struct GrpcRouter {
     election: ElectionServer<ElectionService>,
     backups: BackupsServer<BackupsService>,
     ranges: RangesServer<RangesService>,
+    usage: UsageServer<UsageService>,
     health: HealthServer<HealthService>,
 }
 
 impl GrpcRouter {
     /// Names of the services.
-    pub const SERVICES: [&str; 11] = [
+    pub const SERVICES: [&str; 12] = [
         "etcdserverpb.KV",
         "etcdserverpb.Watch",
         "etcdserverpb.Lease",
@@ -96,6 +100,7 @@ impl GrpcRouter {
         "v3electionpb.Election",
         "sternpostpb.Backups",
         "sternpostpb.Ranges",
+        "sternpostpb.Usage",
         "grpc.health.v1.Health",
     ];
 
@@ -112,6 +117,7 @@ impl GrpcRouter {
         election: ElectionService,
         backups: BackupsService,
         ranges: RangesService,
+        usage: UsageService,
         health: HealthService,
         message_bytes_max: usize,
     ) -> Self {
@@ -126,6 +132,7 @@ impl GrpcRouter {
             election: ElectionServer::new(election).max_decoding_message_size(message_bytes_max),
             backups: BackupsServer::new(backups).max_decoding_message_size(message_bytes_max),
             ranges: RangesServer::new(ranges).max_decoding_message_size(message_bytes_max),
+            usage: UsageServer::new(usage).max_decoding_message_size(message_bytes_max),
             health: HealthServer::new(health).max_decoding_message_size(message_bytes_max),
         }
     }
@@ -162,6 +169,7 @@ where
             "v3electionpb.Election" => ELECTION_METHODS,
             "sternpostpb.Backups" => BACKUPS_METHODS,
             "sternpostpb.Ranges" => RANGES_METHODS,
+            "sternpostpb.Usage" => USAGE_METHODS,
             "grpc.health.v1.Health" => HEALTH_METHODS,
             _ => return refuse(format!("unknown service {service}")),
         };
@@ -179,6 +187,7 @@ where
             "v3electionpb.Election" => self.election.call(request),
             "sternpostpb.Backups" => self.backups.call(request),
             "sternpostpb.Ranges" => self.ranges.call(request),
+            "sternpostpb.Usage" => self.usage.call(request),
             _ => self.health.call(request),
         }
     }

@@ -16,6 +16,7 @@ use sternpost_server::wire::etcdserverpb::maintenance_client::MaintenanceClient;
 use sternpost_server::wire::etcdserverpb::watch_client::WatchClient;
 use sternpost_server::wire::sternpostpb::backups_client::BackupsClient;
 use sternpost_server::wire::sternpostpb::ranges_client::RangesClient;
+use sternpost_server::wire::sternpostpb::usage_client::UsageClient;
 use tokio::sync::OnceCell;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
@@ -129,6 +130,10 @@ impl Client {
 
     pub(crate) async fn backups(&self) -> Result<BackupsClient<Calls>, Failure> {
         Ok(BackupsClient::new(self.calls(&self.endpoints()).await?))
+    }
+
+    pub(crate) async fn usage(&self) -> Result<UsageClient<Calls>, Failure> {
+        Ok(UsageClient::new(self.calls(&self.endpoints()).await?))
     }
 
     /// The service of ranges of one endpoint.
