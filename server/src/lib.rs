@@ -35,5 +35,6 @@ pub mod server;
 pub mod services;
 pub mod supervisor;
 pub mod tls;
+pub mod warnings;
 pub mod watch;
 pub mod wire;

@@ -10,6 +10,7 @@ pub mod export;
 pub mod names;
 pub mod timing;
 
+use crate::warnings::Thing;
 use names::{CODES, Kind, METHODS, METRICS, MethodKind, MetricSpec};
 use parking_lot::RwLock;
 use prometheus::core::{Collector, Desc};
@@ -54,6 +55,8 @@ pub struct Metrics {
     pub state_rate: Gauge,
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
+    /// How near to full things are, by what.
+    pub space_warnings: GaugeVec,
     /// How long things take.
     pub timing: timing::Timing,
     /// Answers of `/metrics`, by code.
@@ -132,6 +135,7 @@ impl Metrics {
             requests_refused: r.counter("sternpost_request_refused_total"),
             state_rate: r.gauge("sternpost_state_bytes_per_second"),
             certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
+            space_warnings: space_warnings(&r),
             timing: timing::Timing::new(&r),
             scrapes: r.counter_by("promhttp_metric_handler_requests_total"),
             scrapes_in_progress: r.int_gauge("promhttp_metric_handler_requests_in_flight"),
@@ -139,6 +143,15 @@ impl Metrics {
             registry,
         }
     }
+}
+
+/// The series of everything that can be full are there from the start.
+fn space_warnings(r: &Registrar<'_>) -> GaugeVec {
+    let gauges = r.gauge_by("sternpost_space_warning");
+    for name in Thing::NAMES {
+        gauges.with_label_values(&[name]).set(0.0);
+    }
+    gauges
 }
 
 /// Makes handles from rows of the table and registers them.

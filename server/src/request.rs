@@ -35,6 +35,7 @@ use crate::auth::password::{self, Passwords};
 use crate::auth::token::Tokens;
 use crate::membership::Membership;
 use crate::metrics::timing::{Timed, Timer, Timing};
+use crate::warnings::Warnings;
 use crate::wire::etcdserverpb::alarm_request::AlarmAction;
 use crate::wire::etcdserverpb::{self as pb, AlarmType};
 use crate::wire::status::ApiError;
@@ -99,6 +100,7 @@ pub struct Pipeline {
     /// Turns of those who take snapshots.
     snapshots: Arc<Semaphore>,
     timing: Timing,
+    warnings: Arc<Warnings>,
     /// What was asked so far.
     pub counters: RequestCounters,
 }
@@ -129,6 +131,7 @@ impl Pipeline {
             passwords: Passwords::new(password::COST_DEFAULT),
             snapshots: Arc::new(Semaphore::new(snapshot::STREAMS_MAX)),
             timing: Timing::default(),
+            warnings: Arc::default(),
             counters: RequestCounters::default(),
         }
     }
@@ -141,6 +144,21 @@ impl Pipeline {
     /// With handles that somebody looks at.
     pub fn with_timing(self, timing: Timing) -> Self {
         Self { timing, ..self }
+    }
+
+    /// With what is nearly full.
+    pub fn with_warnings(self, warnings: Arc<Warnings>) -> Self {
+        Self { warnings, ..self }
+    }
+
+    /// The same, to keep.
+    pub fn shared_warnings(&self) -> Arc<Warnings> {
+        Arc::clone(&self.warnings)
+    }
+
+    /// What is nearly full.
+    pub fn warnings(&self) -> &Warnings {
+        &self.warnings
     }
 
     /// How long things take.

@@ -36,6 +36,7 @@ use crate::supervisor::Supervisor;
 use crate::tls::Tls;
 use crate::tls::accept::ClientTls;
 use crate::tls::expiry::{self, Expiry};
+use crate::warnings::{self, Warnings};
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -164,6 +165,12 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         return stopped;
     }
 
+    let looking_for_room = tokio::spawn(warnings::run(
+        server.pipeline.shared_warnings(),
+        Arc::clone(&server.pipeline),
+        config.data_dir.clone(),
+        metrics.space_warnings.clone(),
+    ));
     let shutdown = Shutdown::default();
     let state_rate = metrics.state_rate.clone();
     let known_peers = diagnostics.peers.clone();
@@ -224,6 +231,7 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     }
     let peers = following.stop();
     watching.abort();
+    looking_for_room.abort();
     server.announce_stop();
     // It ends with the 256 KiB under way.
     drop(scrubber);
@@ -539,6 +547,7 @@ async fn start_member(config: &Config, tls: &Tls, metrics: Arc<Metrics>) -> Resu
         comparison: Intervals { plain: config.compare_interval, deep: config.compare_deep_interval },
         auto_compaction: config.auto_compaction,
         metrics,
+        warnings: Arc::new(Warnings::new(config.warnings_in_status)),
         backups: Arc::new(Backups::new(BackupsOptions {
             directory: config.backup_dir.clone(),
             data_directory: config.data_dir.clone(),

@@ -45,6 +45,7 @@ use crate::services::ranges::RangesService;
 use crate::services::router::GrpcRouter;
 use crate::services::usage::UsageService;
 use crate::services::watch::{WatchOptions, WatchService};
+use crate::warnings::Warnings;
 use crate::watch::{OutboxLimits, WatchHub};
 use crate::wire::etcdserverpb::Member;
 use std::fmt;
@@ -98,6 +99,8 @@ pub struct ServerOptions {
     pub metrics: Arc<Metrics>,
     /// Backups of the member; [`Backups::serve`] is called when it runs.
     pub backups: Arc<Backups>,
+    /// What is nearly full; somebody else looks.
+    pub warnings: Arc<Warnings>,
 }
 
 impl Default for ServerOptions {
@@ -125,6 +128,7 @@ impl Default for ServerOptions {
             warning_apply_duration: Duration::from_millis(100),
             metrics: Arc::new(Metrics::new(&GrpcRouter::SERVICES, false)),
             backups: Arc::default(),
+            warnings: Arc::default(),
         }
     }
 }
@@ -278,6 +282,7 @@ impl Server {
             id::wall_clock_ms(),
         );
         let pipeline = pipeline.with_auth(tokens, Passwords::new(bcrypt_cost));
+        let pipeline = pipeline.with_warnings(Arc::clone(&options.warnings));
         let pipeline = Arc::new(pipeline.with_timing(options.metrics.timing.clone()));
         let header = HeaderSource::new(cluster_id, member_id, store.clone(), view);
         let keeper = LeaseKeeper::new(Arc::clone(&pipeline), Arc::clone(&leases));

@@ -3,7 +3,7 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`,
-//! `maintenance`, `lock`, `elect` (with `session`), `mirror`, `check`, `compare`, `quota`, `top`, `about` and `snapshot`,
+//! `maintenance`, `lock`, `elect` (with `session`), `mirror`, `check`, `compare`, `quota`, `warnings`, `top`, `about` and `snapshot`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
@@ -33,4 +33,5 @@ mod snapshot;
 pub mod tidy;
 mod top;
 mod verify;
+mod warnings;
 mod watch;

@@ -722,6 +722,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     ),
     option(
         Sternpost,
+        "warnings-in-status",
+        Kind::Flag,
+        "false",
+        "Name what is nearly full (data, disk, prefixes with a quota) among the errors of Status too; some who read them take a member with errors for unhealthy.",
+    ),
+    option(
+        Sternpost,
         "memtable-bytes",
         Kind::Uint,
         "67108864",

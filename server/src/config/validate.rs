@@ -99,6 +99,8 @@ pub struct Config {
     pub quick_elections: bool,
     /// Where backups of this member are written; none are made without.
     pub backup_dir: Option<PathBuf>,
+    /// What is nearly full is among the errors of Status.
+    pub warnings_in_status: bool,
     /// Bytes of the log kept for members that are away.
     pub wal_retain_bytes: u64,
     /// Size at which a memtable is written to disk.
@@ -524,6 +526,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         state_bytes_per_second: settings.uint("state-bytes-per-second"),
         quick_elections: settings.flag("quick-elections"),
         backup_dir,
+        warnings_in_status: settings.flag("warnings-in-status"),
         wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),
         concurrent_streams_max: u32::try_from(settings.uint("max-concurrent-streams")).unwrap_or(u32::MAX),

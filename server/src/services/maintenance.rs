@@ -64,6 +64,10 @@ impl Maintenance for MaintenanceService {
         errors.extend(replicator.quarantine.clone());
         errors.extend(replicator.full.clone());
         errors.extend(view.alarms().iter().map(alarm_text));
+        let warnings = self.pipeline.warnings();
+        if warnings.is_in_status() {
+            errors.extend(warnings.list().iter().map(|warning| format!("sternpost: {}", warning.text())));
+        }
         let size_bytes = view.size_bytes();
         Ok(Response::new(StatusResponse {
             header: Some(self.header.current()),

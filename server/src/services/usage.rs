@@ -4,6 +4,7 @@
 use super::{check_metadata, check_metadata_of_learner, credential};
 use crate::apply::prefix_quota::PrefixUse;
 use crate::request::Pipeline;
+use crate::warnings::{Thing, Warning};
 use crate::wire::sternpostpb as pb;
 use crate::wire::sternpostpb::usage_server::Usage;
 use std::sync::Arc;
@@ -19,6 +20,20 @@ impl UsageService {
     /// Answers from `pipeline` for whom it knows as root.
     pub fn new(pipeline: Arc<Pipeline>) -> Self {
         Self { pipeline }
+    }
+}
+
+fn warning(of: &Warning) -> pb::Warning {
+    pb::Warning {
+        of: of.thing.name().to_owned(),
+        prefix: match &of.thing {
+            Thing::Prefix(prefix) => prefix.clone().into(),
+            Thing::Quota | Thing::Disk => Default::default(),
+        },
+        rung: of.rung as i32,
+        used: of.fill.used,
+        limit: of.fill.limit,
+        text: of.text(),
     }
 }
 
@@ -48,5 +63,15 @@ impl Usage for UsageService {
         let pb::SetPrefixQuotaRequest { prefix, keys_max } = request.into_inner();
         let revision = self.pipeline.set_prefix_quota(prefix, keys_max, &who).await?;
         Ok(Response::new(pb::SetPrefixQuotaResponse { revision }))
+    }
+
+    async fn warnings(
+        &self,
+        request: Request<pb::WarningsRequest>,
+    ) -> Result<Response<pb::WarningsResponse>, Status> {
+        check_metadata_of_learner(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
+        let warnings = self.pipeline.warnings().list().iter().map(warning).collect();
+        Ok(Response::new(pb::WarningsResponse { warnings }))
     }
 }

@@ -136,6 +136,11 @@ impl Client {
         Ok(UsageClient::new(self.calls(&self.endpoints()).await?))
     }
 
+    /// The service of usage of one endpoint.
+    pub(crate) async fn usage_of(&self, endpoint: &str) -> Result<UsageClient<Calls>, Failure> {
+        Ok(UsageClient::new(self.calls(&[endpoint.to_owned()]).await?))
+    }
+
     /// The service of ranges of one endpoint.
     pub(crate) async fn ranges(&self, endpoint: &str) -> Result<RangesClient<Calls>, Failure> {
         let client = RangesClient::new(self.calls(&[endpoint.to_owned()]).await?);
