@@ -7,6 +7,7 @@
 //! back as [`Notice`]s, because where to log is itself a setting.
 //!
 //! **Does not know** what the settings do.
+mod audit;
 mod discovery;
 pub mod file;
 pub mod flags;

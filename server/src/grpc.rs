@@ -11,6 +11,8 @@
 //!
 //! **Does not know** what any method does.
 use crate::answers::{AnswerBudget, AnswerClass, AnswerShare, HeldAnswer, Room, counted};
+use crate::audit::{self, Audit, Entry, StreamAudit};
+use crate::auth::origin::CertificateName;
 use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
 use crate::large_answer::{LargeAnswer, LargeBody};
 use crate::listener::Shutdown;
@@ -127,6 +129,7 @@ pub struct Grpc {
     answers: Arc<AnswerBudget>,
     metrics: Arc<Metrics>,
     shutdown: Shutdown,
+    audit: Option<Arc<Audit>>,
 }
 
 struct Method {
@@ -167,7 +170,13 @@ impl Grpc {
                     .insert(path, Method { metrics: handles, class, asks_for_room, counts_stream, handler });
             }
         }
-        Self { methods, bounds, budget, answers, metrics, shutdown }
+        Self { methods, bounds, budget, answers, metrics, shutdown, audit: None }
+    }
+
+    /// With lines about what is asked.
+    #[must_use]
+    pub fn with_audit(self, audit: Option<Arc<Audit>>) -> Self {
+        Self { audit, ..self }
     }
 
     /// What a new connection may hold of answers.
@@ -197,6 +206,25 @@ impl Grpc {
         remote: &(dyn Display + Sync),
         share: &Arc<AnswerShare>,
     ) -> Response<GrpcBody> {
+        let Some(audit) = self.audit.as_ref().filter(|audit| audit.wants(request.uri().path())) else {
+            return self.answer(request, remote, share, None).await;
+        };
+        let certificate = request.extensions().get::<CertificateName>().map(|name| Arc::clone(&name.0));
+        let mut entry = audit.begin(request.uri().path(), remote.to_string(), certificate);
+        let answering = self.answer(request, remote, share, Some((audit, &mut entry)));
+        let (response, user) = audit::with_caller(answering).await;
+        let code = code_of(response.headers()).unwrap_or(response.body().code());
+        audit.write(entry, user.as_deref(), code).await;
+        response
+    }
+
+    async fn answer(
+        &self,
+        request: Request<ClientBody>,
+        remote: &(dyn Display + Sync),
+        share: &Arc<AnswerShare>,
+        mut audited: Option<(&Arc<Audit>, &mut Entry)>,
+    ) -> Response<GrpcBody> {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return GrpcBody::status(&self.unimplemented(request.uri().path()));
         };
@@ -219,6 +247,9 @@ impl Grpc {
         if let Some(held) = held.as_ref().filter(|_| method.asks_for_room) {
             parts.extensions.insert(held.share().clone());
         }
+        if let Some((audit, entry)) = audited.as_ref().filter(|_| !unary) {
+            parts.extensions.insert(StreamAudit::new(audit, entry));
+        }
         let mut inflight = InflightBytes::new(self.budget.clone());
         let body = if method.metrics.kind == MethodKind::BidiStream {
             let (handles, metrics) = (method.metrics.clone(), self.metrics.clone());
@@ -237,6 +268,11 @@ impl Grpc {
                 Ok((whole, messages, bytes)) => {
                     method.metrics.receive(messages);
                     self.metrics.client_received_bytes.inc_by(bytes as u64);
+                    if let Some((_, entry)) = &mut audited
+                        && let Some(message) = audit::fields::in_frame(&whole.bytes())
+                    {
+                        entry.about(message);
+                    }
                     RequestBody::Whole(whole)
                 }
                 Err(status) => {
@@ -266,6 +302,13 @@ impl Grpc {
             (Some(held), None) => Inner::Encoded(Encoded::of(inner, held).await),
             (None, _) => Inner::Stream(inner),
         };
+        if let Some((_, entry)) = &mut audited {
+            match &inner {
+                Inner::Encoded(encoded) => entry.answered(encoded.data.as_deref().unwrap_or_default()),
+                Inner::Large(body) => entry.revision = body.revision(),
+                Inner::Stream(_) | Inner::Counted(..) => {}
+            }
+        }
         // A response without a body carries its status in the headers.
         if let Some(code) = code_of(&head.headers) {
             rpc.finish(code);
@@ -435,6 +478,16 @@ struct Sent {
 }
 
 impl GrpcBody {
+    /// What an answer whose headers say nothing ends with, as far as that is known.
+    fn code(&self) -> Code {
+        match &self.inner {
+            Inner::Encoded(Encoded { trailers: Some(trailers), .. }) => {
+                code_of(trailers).unwrap_or(Code::Unknown)
+            }
+            _ => Code::Ok,
+        }
+    }
+
     fn status(status: &Status) -> Response<Self> {
         status.clone().into_http().map(|inner| Self { inner: Inner::Stream(inner), cut: None, sent: None })
     }

@@ -238,6 +238,18 @@ impl WholeBody {
     }
 }
 
+impl WholeBody {
+    /// All of its bytes; no copy of a body that came in one piece.
+    pub fn bytes(&self) -> Bytes {
+        let mut pieces = self.frames.iter().filter_map(Frame::data_ref);
+        match (pieces.next(), pieces.next()) {
+            (None, _) => Bytes::new(),
+            (Some(only), None) => only.clone(),
+            _ => self.frames.iter().filter_map(Frame::data_ref).flatten().copied().collect(),
+        }
+    }
+}
+
 /// The body that services are given.
 pub enum RequestBody<B> {
     /// Read to its end.

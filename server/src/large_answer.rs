@@ -92,6 +92,11 @@ impl LargeBody {
         Ok(Self { range, header, bytes_left, next: Next::Begin, held: Arc::new(held) })
     }
 
+    /// As its header says.
+    pub fn revision(&self) -> i64 {
+        self.header.revision
+    }
+
     /// The next part; none behind the last.
     pub fn next_frame(&mut self) -> Option<Frame<Bytes>> {
         let next = std::mem::replace(&mut self.next, Next::Nothing);

@@ -3,6 +3,7 @@
 
 pub mod answers;
 pub mod apply;
+pub mod audit;
 pub mod auth;
 pub mod backups;
 pub mod compactor;

@@ -307,7 +307,7 @@ fn format_line(
 }
 
 /// RFC 3339 in UTC with microseconds.
-fn format_time(seconds: u64, micros: u32) -> String {
+pub(crate) fn format_time(seconds: u64, micros: u32) -> String {
     let (days, second_of_day) = (seconds / 86_400, seconds % 86_400);
     // Years are counted from 1 March 0000, so that the leap day is the last day of a year: then the day of a year gives the month by
     // one division (the months from March on have 153 days per five).

@@ -10,6 +10,7 @@ pub mod export;
 pub mod names;
 pub mod timing;
 
+use crate::audit::AuditMetrics;
 use crate::warnings::Thing;
 use names::{CODES, Kind, METHODS, METRICS, MethodKind, MetricSpec};
 use parking_lot::RwLock;
@@ -55,6 +56,8 @@ pub struct Metrics {
     pub state_rate: Gauge,
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
+    /// Lines of the audit stream.
+    pub audit: AuditMetrics,
     /// How near to full things are, by what.
     pub space_warnings: GaugeVec,
     /// How long things take.
@@ -135,6 +138,10 @@ impl Metrics {
             requests_refused: r.counter("sternpost_request_refused_total"),
             state_rate: r.gauge("sternpost_state_bytes_per_second"),
             certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
+            audit: AuditMetrics {
+                lines: r.counter("sternpost_audit_lines_total"),
+                lost: r.counter("sternpost_audit_lost_total"),
+            },
             space_warnings: space_warnings(&r),
             timing: timing::Timing::new(&r),
             scrapes: r.counter_by("promhttp_metric_handler_requests_total"),

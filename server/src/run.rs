@@ -13,6 +13,7 @@
 //!
 //! **Failure.** Whatever prevents the start is one line for the user, see [`Stopped`].
 use crate::answers::AnswerBudget;
+use crate::audit::Audit;
 use crate::backups::{self, Backups, BackupsOptions};
 use crate::comparison::Intervals;
 use crate::config::{Config, Loaded, LogLevel, Notice, url};
@@ -55,6 +56,8 @@ use tokio::sync::watch;
 
 /// How long streams may go on after the stop began.
 pub const STREAMS_CUT: Duration = Duration::from_millis(100);
+/// How long the newest lines of the audit stream may take to be written.
+const AUDIT_END: Duration = Duration::from_secs(2);
 /// How long connections may take to finish.
 pub const DRAIN: Duration = Duration::from_secs(5);
 
@@ -171,10 +174,11 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         config.data_dir.clone(),
         metrics.space_warnings.clone(),
     ));
+    let audit = start_audit(&config, &metrics)?;
     let shutdown = Shutdown::default();
     let state_rate = metrics.state_rate.clone();
     let known_peers = diagnostics.peers.clone();
-    sockets.serve(&config, &tls, &server, diagnostics, metrics, &shutdown);
+    sockets.serve(&config, &tls, &server, diagnostics, metrics, audit.clone(), &shutdown);
     tracing::info!("ready to serve client requests");
     for url in &config.listen_client_urls {
         log_listening(url);
@@ -243,6 +247,11 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
             tracing::warn!("some connections did not finish in time and are dropped");
         }
     }
+    if let Some(audit) = audit
+        && tokio::time::timeout(AUDIT_END, audit.end()).await.is_err()
+    {
+        tracing::warn!("the newest lines of the audit stream could not be written");
+    }
     if let (Stopped::Differs { from }, Some(peers)) = (&mut stopped, &peers) {
         let from = std::mem::take(from);
         stopped = repair(peers, &server, from, &mut terminate, &mut interrupt).await?;
@@ -280,6 +289,13 @@ async fn close_member(server: Server, peers: Option<Arc<Peers>>) -> Result<(), S
     stopped_well?;
     tracing::info!("closed the member");
     Ok(())
+}
+
+/// Opens the audit stream, if there shall be one.
+fn start_audit(config: &Config, metrics: &Metrics) -> Result<Option<Arc<Audit>>, String> {
+    let Some(options) = config.audit.clone() else { return Ok(None) };
+    let started = Audit::start(options, metrics.audit.clone());
+    started.map(Some).map_err(|error| format!("--audit-log: {error}"))
 }
 
 /// Looks at the certificates until the task is ended.
@@ -419,6 +435,7 @@ impl Sockets {
         })
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the parts of a server come together here")]
     fn serve(
         self,
         config: &Config,
@@ -426,6 +443,7 @@ impl Sockets {
         server: &Server,
         diagnostics: Arc<Diagnostics>,
         metrics: Arc<Metrics>,
+        audit: Option<Arc<Audit>>,
         shutdown: &Shutdown,
     ) {
         let services = GrpcServices::default().with_router(&GrpcRouter::SERVICES, server.grpc.clone());
@@ -435,7 +453,7 @@ impl Sockets {
         };
         let (inflight, answers) = (diagnostics.inflight.clone(), diagnostics.answers.clone());
         let grpc = Grpc::new(&services, bounds, inflight, answers, metrics.clone(), shutdown.clone());
-        let grpc = Arc::new(grpc);
+        let grpc = Arc::new(grpc.with_audit(audit));
         let state = Arc::new(HttpState {
             health: diagnostics.clone(),
             metrics: metrics.clone(),

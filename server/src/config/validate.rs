@@ -4,12 +4,14 @@
 //! only be judged with the data directory at hand (the initial cluster counts only on an empty one) is [`Config::check_bootstrap`].
 //!
 //! **Source**: `server/embed/config.go`, `server/embed/config_logging.go`, `server/config/config.go` of etcd 3.7.3.
+use super::audit;
 use super::discovery;
 use super::flags::{self, Settings, parse_duration_ns};
 use super::options::FEATURE_GATES;
 use super::tls::{self, TlsSettings};
 use super::url::{self, Url};
 use super::{ConfigError, Notice};
+use crate::audit::AuditOptions;
 use crate::auth::password;
 use crate::compactor::{RETENTION_MIN, Retention};
 use crate::discovery::Discovery;
@@ -99,6 +101,8 @@ pub struct Config {
     pub quick_elections: bool,
     /// Where backups of this member are written; none are made without.
     pub backup_dir: Option<PathBuf>,
+    /// The audit stream, where there is one.
+    pub audit: Option<AuditOptions>,
     /// What is nearly full is among the errors of Status.
     pub warnings_in_status: bool,
     /// Bytes of the log kept for members that are away.
@@ -526,6 +530,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         state_bytes_per_second: settings.uint("state-bytes-per-second"),
         quick_elections: settings.flag("quick-elections"),
         backup_dir,
+        audit: audit::of(settings)?,
         warnings_in_status: settings.flag("warnings-in-status"),
         wal_retain_bytes: settings.uint("wal-retain-bytes"),
         memtable_bytes: size(settings.uint("memtable-bytes")),

@@ -204,6 +204,8 @@ pub static METRICS: &[MetricSpec] = &[
     gauge("sternpost_lists_waiting", "Those that wait for that, so that not too many are at once."),
     gauge("sternpost_prefix_quotas", "Prefixes with a quota of keys."),
     counter("sternpost_prefix_quota_refused_total", "Commands refused for the quota of a prefix."),
+    counter("sternpost_audit_lines_total", "Lines of the audit stream that were written."),
+    counter("sternpost_audit_lost_total", "Lines of the audit stream that were lost, because they came too fast or could not be written."),
     gauge("sternpost_space_warning", "How near to full the data is to its quota, the disk, and the fullest prefix to its quota: 1 from 80 %, 2 from 90 %, 3 from 95 % on.").by(&["of"]),
     gauge("sternpost_state_bytes_per_second", "How fast other members may fetch the state from this one now, bytes a second; 0 is no limit, and while this member is alone."),
     gauge("sternpost_tls_certificate_expiration_timestamp_seconds", "When the certificate that a flag names expires, seconds since 1970.").by(&["flag"]),

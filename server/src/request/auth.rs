@@ -10,6 +10,7 @@
 use super::{Pipeline, id, mixed_up};
 use crate::apply::Outcome;
 use crate::apply::command::{Authenticate, Kind};
+use crate::audit;
 use crate::auth::check::{Access, LeaseKeys};
 use crate::auth::origin::{Credential, Identity, Origin};
 use crate::auth::password::Password;
@@ -56,6 +57,9 @@ impl Pipeline {
                 }
             }
         };
+        if let Origin::User(identity) = &origin {
+            audit::note_caller(&identity.user);
+        }
         Ok(Some(origin))
     }
 

@@ -11,7 +11,8 @@
 //! cannot do.
 use super::header::HeaderSource;
 use super::{check_metadata, credential};
-use crate::auth::origin::Credential;
+use crate::audit::StreamAudit;
+use crate::auth::origin::{Credential, Origin};
 use crate::request::Pipeline;
 use crate::watch::fragment::{HeaderFields, Response};
 use crate::watch::progress::stream_interval;
@@ -32,7 +33,7 @@ use tokio_stream::Stream;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::codegen::{Body, BoxFuture, Service, StdError};
 use tonic::server::{NamedService, StreamingService};
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 use tonic_prost::ProstDecoder;
 
 /// Requests read in one go, before responses get their turn.
@@ -80,11 +81,13 @@ impl WatchService {
             Ok(_) | Err(ApiError::InvalidAuthToken) => {}
             Err(error) => return Err(error),
         }
+        let audit = requests.extensions().get::<StreamAudit>().cloned();
         let (stream, outbox) = self.hub.open_stream();
         let interval = stream_interval(self.options.progress_interval);
         Ok(WatchStream {
             service: self,
             who,
+            audit,
             stream,
             outbox,
             requests: Some(requests.into_inner()),
@@ -151,6 +154,8 @@ impl StreamingService<WatchRequest> for WatchService {
 pub struct WatchStream {
     service: WatchService,
     who: Credential,
+    /// Hears of each watcher.
+    audit: Option<StreamAudit>,
     stream: StreamId,
     outbox: Arc<Outbox>,
     /// None once the client has half-closed.
@@ -197,6 +202,14 @@ impl WatchStream {
     fn create(&self, create: WatchCreateRequest) {
         let hub = &self.service.hub;
         let allowed = self.service.pipeline.check_watch(&self.who, &create.key, &create.range_end);
+        if let Some(audit) = &self.audit {
+            let code = allowed.as_ref().map_or_else(|error| error.code_and_text().0, |()| Code::Ok);
+            let user = match self.service.pipeline.caller_here(&self.who) {
+                Ok(Some(Origin::User(identity))) => Some(identity.user),
+                _ => None,
+            };
+            audit.created(&create.key, &create.range_end, user.as_deref(), code);
+        }
         match allowed {
             Err(error) if create.start_revision >= 0 => hub.refuse(self.stream, refusal(&error)),
             // A start before everything is refused by the hub, with its own words.
