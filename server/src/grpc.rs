@@ -14,6 +14,7 @@ use crate::answers::{AnswerBudget, AnswerClass, AnswerShare, HeldAnswer, Room, c
 use crate::audit::{self, Audit, Entry, StreamAudit};
 use crate::auth::origin::CertificateName;
 use crate::grpc_limits::{InflightBudget, InflightBytes, LimitedBody, RequestBody, WholeBody};
+use crate::heavy::Noted;
 use crate::large_answer::{LargeAnswer, LargeBody};
 use crate::listener::Shutdown;
 use crate::metrics::names::{METHODS, MethodKind};
@@ -250,6 +251,7 @@ impl Grpc {
         if let Some((audit, entry)) = audited.as_ref().filter(|_| !unary) {
             parts.extensions.insert(StreamAudit::new(audit, entry));
         }
+        let mut noted = None;
         let mut inflight = InflightBytes::new(self.budget.clone());
         let body = if method.metrics.kind == MethodKind::BidiStream {
             let (handles, metrics) = (method.metrics.clone(), self.metrics.clone());
@@ -268,6 +270,7 @@ impl Grpc {
                 Ok((whole, messages, bytes)) => {
                     method.metrics.receive(messages);
                     self.metrics.client_received_bytes.inc_by(bytes as u64);
+                    noted = self.note(&method.metrics.path, &whole, remote, bytes).map(Box::new);
                     if let Some((_, entry)) = &mut audited
                         && let Some(message) = audit::fields::in_frame(&whole.bytes())
                     {
@@ -318,12 +321,39 @@ impl Grpc {
         if unary {
             self.warn_if_slow(&rpc, remote);
         }
+        if let Some(noted) = &mut noted
+            && code_of(&head.headers).is_some_and(|code| code != Code::Ok)
+        {
+            noted.failed();
+        }
         let cut = (!unary).then(|| {
             let shutdown = self.shutdown.clone();
             Box::pin(async move { shutdown.is_cut().await }) as Pin<Box<dyn Future<Output = ()> + Send>>
         });
-        let sent = Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone() });
+        let sent = Some(Sent { rpc, walker: Default::default(), metrics: self.metrics.clone(), noted });
         Response::from_parts(head, GrpcBody { inner, cut, sent })
+    }
+
+    /// Begins to count what a request costs. Lists are counted each, since few of them may be most of all.
+    fn note(
+        &self,
+        path: &str,
+        whole: &WholeBody,
+        remote: &(dyn Display + Sync),
+        bytes: usize,
+    ) -> Option<Noted> {
+        let heavy = &self.metrics.heavy;
+        let is_range = matches!(path, "/etcdserverpb.KV/Range" | "/etcdserverpb.KV/RangeStream");
+        let sampled = heavy.sample();
+        if !is_range && sampled.is_none() {
+            return None;
+        }
+        let frame = whole.bytes();
+        let message = audit::fields::in_frame(&frame).unwrap_or_default();
+        let is_list = is_range && !audit::fields::bytes(message, 2).is_empty();
+        let weight = if is_list { 1 } else { sampled? };
+        let key = audit::target::first_key(path, message);
+        Some(heavy.begin(path, key, &remote.to_string(), weight, bytes))
     }
 
     fn count_client(&self, headers: &HeaderMap, unary: bool) -> Result<(), Status> {
@@ -475,6 +505,8 @@ struct Sent {
     rpc: Rpc,
     walker: crate::grpc_limits::FrameWalker,
     metrics: Arc<Metrics>,
+    /// Counts what was sent, if this request is one of those that are counted.
+    noted: Option<Box<Noted>>,
 }
 
 impl GrpcBody {
@@ -536,6 +568,9 @@ impl Body for GrpcBody {
                 let _ = sent.walker.advance(chunk, u64::MAX);
                 sent.rpc.method.send(sent.walker.messages() - before);
                 sent.metrics.client_sent_bytes.inc_by(chunk.len() as u64);
+                if let Some(noted) = &mut sent.noted {
+                    noted.sent(chunk.len());
+                }
             } else if let Some(trailers) = frame.trailers_ref() {
                 sent.rpc.finish(code_of(trailers).unwrap_or(Code::Unknown));
             }

@@ -18,6 +18,7 @@ pub mod first_turn;
 pub mod gateway;
 pub mod grpc;
 pub mod grpc_limits;
+pub mod heavy;
 pub mod http;
 pub mod identity;
 pub mod join;

@@ -11,6 +11,7 @@ pub mod names;
 pub mod timing;
 
 use crate::audit::AuditMetrics;
+use crate::heavy::HeavyHitters;
 use crate::warnings::Thing;
 use names::{CODES, Kind, METHODS, METRICS, MethodKind, MetricSpec};
 use parking_lot::RwLock;
@@ -56,6 +57,8 @@ pub struct Metrics {
     pub state_rate: Gauge,
     /// When certificates expire, by the flag that names them.
     pub certificates: GaugeVec,
+    /// What costs the most; it has no series, since names come from clients.
+    pub heavy: Arc<HeavyHitters>,
     /// Lines of the audit stream.
     pub audit: AuditMetrics,
     /// How near to full things are, by what.
@@ -138,6 +141,7 @@ impl Metrics {
             requests_refused: r.counter("sternpost_request_refused_total"),
             state_rate: r.gauge("sternpost_state_bytes_per_second"),
             certificates: r.gauge_by("sternpost_tls_certificate_expiration_timestamp_seconds"),
+            heavy: Arc::default(),
             audit: AuditMetrics {
                 lines: r.counter("sternpost_audit_lines_total"),
                 lost: r.counter("sternpost_audit_lost_total"),

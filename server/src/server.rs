@@ -310,7 +310,7 @@ impl Server {
             ElectionService::new(recipes, Arc::clone(&pipeline), header.clone()),
             BackupsService::new(Arc::clone(&pipeline), Arc::clone(&options.backups)),
             RangesService::new(Arc::clone(&pipeline), header.clone()),
-            UsageService::new(Arc::clone(&pipeline)),
+            UsageService::new(Arc::clone(&pipeline), Arc::clone(&options.metrics.heavy)),
             health.clone(),
             options.message_bytes_max,
         );

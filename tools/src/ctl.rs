@@ -11,7 +11,7 @@
 //!
 //! Reading order: `flags` (how a command line is read), `options` (global flags), `connect`, `http`, `failure` (exit codes), `printer` (output forms, with
 //! `json`, `table`, `quote` below it), `secret` (passwords); then the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`, `maintenance`,
-//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `quota`, `warnings`, `top`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
+//! `session` with `lock` and `elect`, `mirror`, `check`, `compare`, `quota`, `warnings`, `heavy`, `top`, `about`, `snapshot`, `inspect`, `verify`, `salvage`, `backup`, `recover`.
 pub(crate) mod connect;
 pub(crate) mod failure;
 pub(crate) mod flags;
@@ -24,8 +24,8 @@ pub(crate) mod secret;
 pub(crate) mod table;
 
 use crate::{
-    about, auth, backup, bench, check, compare, elect, endpoint, inspect, kv, lease, lock, maintenance,
-    member, mirror, quota, recover, salvage, snapshot, top, verify, warnings, watch,
+    about, auth, backup, bench, check, compare, elect, endpoint, heavy, inspect, kv, lease, lock,
+    maintenance, member, mirror, quota, recover, salvage, snapshot, top, verify, warnings, watch,
 };
 use clap::{Parser, Subcommand};
 use connect::Client;
@@ -97,6 +97,8 @@ enum Command {
     Compare(compare::CompareCommand),
     /// How many keys may begin with a prefix
     Quota(quota::QuotaCommand),
+    /// What costs a member the most
+    Heavy(heavy::HeavyOptions),
     /// What is nearly full
     Warnings(warnings::WarningsOptions),
     /// Snapshot files of etcd's: fetched from a server, checked, restored into a data directory
@@ -214,6 +216,7 @@ fn run(command_line: CommandLine) -> Result<(), Failure> {
             Command::Endpoint(command) => endpoint::run(&client, printer, command).await,
             Command::Compare(command) => compare::run(&client, printer, command).await,
             Command::Quota(command) => quota::run(&client, printer, command).await,
+            Command::Heavy(options) => heavy::run(&client, printer, options).await,
             Command::Warnings(options) => warnings::run(&client, printer, options).await,
             Command::Backup(command) => backup::run_remote(&client, printer, command).await,
             Command::Bench(_)

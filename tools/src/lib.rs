@@ -3,7 +3,7 @@
 //! May use everything below (engine, replication, the server's wire types); nothing uses this crate.
 //!
 //! Reading order: `ctl` (command line, connections, output), the commands in `kv`, `watch`, `lease`, `auth`, `endpoint`, `member`,
-//! `maintenance`, `lock`, `elect` (with `session`), `mirror`, `check`, `compare`, `quota`, `warnings`, `top`, `about` and `snapshot`,
+//! `maintenance`, `lock`, `elect` (with `session`), `mirror`, `check`, `compare`, `quota`, `warnings`, `heavy`, `top`, `about` and `snapshot`,
 //! `inspect`, `verify`, `salvage`, `backup` and `recover` for data directories (with `progress`), the load generator in `bench`, the checks in `tidy`.
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,7 @@ mod compare;
 pub mod ctl;
 mod elect;
 mod endpoint;
+mod heavy;
 mod inspect;
 mod kv;
 mod lease;

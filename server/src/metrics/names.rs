@@ -305,7 +305,7 @@ pub static METHODS: &[(&str, &[(&str, MethodKind)])] = &[
     ]),
     ("sternpostpb.Backups", &[("Create", ServerStream), ("List", Unary)]),
     ("sternpostpb.Ranges", &[("Sums", Unary), ("Parts", Unary), ("Keys", Unary)]),
-    ("sternpostpb.Usage", &[("PrefixQuotas", Unary), ("SetPrefixQuota", Unary), ("Warnings", Unary)]),
+    ("sternpostpb.Usage", &[("PrefixQuotas", Unary), ("SetPrefixQuota", Unary), ("Warnings", Unary), ("HeavyHitters", Unary)]),
     ("etcdserverpb.Maintenance", &[
         ("Alarm", Unary), ("Status", Unary), ("Defragment", Unary), ("Hash", Unary), ("HashKV", Unary), ("Snapshot", ServerStream),
         ("MoveLeader", Unary), ("Downgrade", Unary),

@@ -67,7 +67,7 @@ const LOCK_METHODS: &[&str] = &["Lock", "Unlock"];
 const ELECTION_METHODS: &[&str] = &["Campaign", "Proclaim", "Leader", "Observe", "Resign"];
 const BACKUPS_METHODS: &[&str] = &["Create", "List"];
 const RANGES_METHODS: &[&str] = &["Sums", "Parts", "Keys"];
-const USAGE_METHODS: &[&str] = &["PrefixQuotas", "SetPrefixQuota", "Warnings"];
+const USAGE_METHODS: &[&str] = &["PrefixQuotas", "SetPrefixQuota", "Warnings", "HeavyHitters"];
 const HEALTH_METHODS: &[&str] = &["Check", "Watch"];
 
 /// The services of the client port.

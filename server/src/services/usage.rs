@@ -3,9 +3,11 @@
 //! Only root may call it. It answers by what this member has; a learner answers too, but takes no change.
 use super::{check_metadata, check_metadata_of_learner, credential};
 use crate::apply::prefix_quota::PrefixUse;
+use crate::heavy::{Counts, Dimension, HeavyHitters};
 use crate::request::Pipeline;
 use crate::warnings::{Thing, Warning};
 use crate::wire::sternpostpb as pb;
+use crate::wire::sternpostpb::heavy_hitters_request::Dimension as Asked;
 use crate::wire::sternpostpb::usage_server::Usage;
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -14,12 +16,13 @@ use tonic::{Request, Response, Status};
 #[derive(Clone)]
 pub struct UsageService {
     pipeline: Arc<Pipeline>,
+    heavy: Arc<HeavyHitters>,
 }
 
 impl UsageService {
-    /// Answers from `pipeline` for whom it knows as root.
-    pub fn new(pipeline: Arc<Pipeline>) -> Self {
-        Self { pipeline }
+    /// Answers from `pipeline` and `heavy` for whom the one knows as root.
+    pub fn new(pipeline: Arc<Pipeline>, heavy: Arc<HeavyHitters>) -> Self {
+        Self { pipeline, heavy }
     }
 }
 
@@ -35,6 +38,11 @@ fn warning(of: &Warning) -> pb::Warning {
         limit: of.fill.limit,
         text: of.text(),
     }
+}
+
+fn heavy_hitter((name, counts): (Vec<u8>, Counts)) -> pb::HeavyHitter {
+    let Counts { cost, error, requests, failed, received_bytes, sent_bytes } = counts;
+    pb::HeavyHitter { name: name.into(), cost, error, requests, failed, received_bytes, sent_bytes }
 }
 
 #[tonic::async_trait]
@@ -73,5 +81,27 @@ impl Usage for UsageService {
         self.pipeline.check_root(&credential(&request)).await?;
         let warnings = self.pipeline.warnings().list().iter().map(warning).collect();
         Ok(Response::new(pb::WarningsResponse { warnings }))
+    }
+
+    async fn heavy_hitters(
+        &self,
+        request: Request<pb::HeavyHittersRequest>,
+    ) -> Result<Response<pb::HeavyHittersResponse>, Status> {
+        check_metadata_of_learner(request.metadata(), &self.pipeline)?;
+        self.pipeline.check_root(&credential(&request)).await?;
+        let request = request.into_inner();
+        let dimension = match Asked::try_from(request.dimension) {
+            Ok(Asked::Prefix) => Dimension::Prefix,
+            Ok(Asked::Method) => Dimension::Method,
+            Ok(Asked::Client) => Dimension::Client,
+            Err(_) => return Err(Status::invalid_argument("sternpost: an unknown dimension")),
+        };
+        let limit = if request.limit == 0 { usize::MAX } else { request.limit as usize };
+        let report = self.heavy.report(dimension, limit);
+        Ok(Response::new(pb::HeavyHittersResponse {
+            covered_s: report.covered.as_secs(),
+            total_cost: report.total_cost,
+            entries: report.entries.into_iter().map(heavy_hitter).collect(),
+        }))
     }
 }
