@@ -10,10 +10,11 @@
 //! compactions and flushes, a data directory in memory.
 //!
 //! Reading order: `report` (what comes out), `workloads` and `watchers` (what an operation is), `pace` (when it
-//! begins), `driver` (threads and the order of a run), `record`, `keys`, `connection`, `machine`.
+//! begins), `driver` (threads and the order of a run), `hostile` (which has an order of its own), `record`, `keys`, `connection`, `machine`.
 mod connection;
 pub mod device;
 mod driver;
+mod hostile;
 mod keys;
 pub mod machine;
 mod pace;
@@ -100,6 +101,8 @@ enum BenchSubcommand {
         #[command(flatten)]
         load: LoadOptions,
     },
+    /// What ordinary clients notice of clients that mean harm: their p99 alone and beside them
+    Hostile(hostile::HostileOptions),
     /// Print a result file (either form)
     Show {
         /// The file
@@ -190,6 +193,10 @@ pub(crate) fn run(command: BenchCommand, options: &GlobalOptions) -> Result<(), 
             (Workload::Watch(WatchLoad { watchers, watchers_per_stream }), load)
         }
         BenchSubcommand::Lease { ttl, load } => (Workload::Lease { ttl_s: ttl }, load),
+        BenchSubcommand::Hostile(hostile) => {
+            let endpoints = targets(&options.endpoints(), &options.tls()?)?;
+            return hostile::run(hostile, endpoints, Arc::new(MonotonicClock::default()));
+        }
         BenchSubcommand::Show { file } => return show(&file),
     };
     let endpoints = targets(&options.endpoints(), &options.tls()?)?;

@@ -43,6 +43,7 @@ const PREFIX_BYTES: usize = 5;
 pub(crate) enum Method {
     Put,
     Range,
+    RangeStream,
     Txn,
     Watch,
     LeaseGrant,
@@ -52,9 +53,10 @@ pub(crate) enum Method {
 }
 
 /// Paths in the order of [`Method`].
-const PATHS: [&str; 8] = [
+const PATHS: [&str; 9] = [
     "/etcdserverpb.KV/Put",
     "/etcdserverpb.KV/Range",
+    "/etcdserverpb.KV/RangeStream",
     "/etcdserverpb.KV/Txn",
     "/etcdserverpb.Watch/Watch",
     "/etcdserverpb.Lease/LeaseGrant",
@@ -119,29 +121,35 @@ pub(crate) struct Connection {
 impl Connection {
     /// Connects.
     pub(crate) async fn open(target: &Target) -> Result<Self, CallError> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, Self::open_without_timeout(target)).await {
+        Self::open_with_window(target, STREAM_WINDOW_BYTES).await
+    }
+
+    /// The same with so many bytes that the server may send on each stream.
+    pub(crate) async fn open_with_window(target: &Target, window_bytes: u32) -> Result<Self, CallError> {
+        let opening = Self::open_without_timeout(target, window_bytes);
+        match tokio::time::timeout(CONNECT_TIMEOUT, opening).await {
             Ok(result) => result,
             Err(_) => Err(CallError::of_connection(format!("connect to {target}: no answer"))),
         }
     }
 
-    async fn open_without_timeout(target: &Target) -> Result<Self, CallError> {
+    async fn open_without_timeout(target: &Target, window_bytes: u32) -> Result<Self, CallError> {
         let Target { authority, tls } = target;
         let failed =
             |error: &dyn fmt::Display| CallError::of_connection(format!("connect to {authority}: {error}"));
         let Some(config) = tls else {
             let stream = TcpStream::connect(authority).await.map_err(|error| failed(&error))?;
             stream.set_nodelay(true).map_err(|error| failed(&error))?;
-            return Self::over(stream, authority, "http").await.map_err(|error| failed(&error));
+            return Self::over(stream, authority, "http", window_bytes).await.map_err(|error| failed(&error));
         };
         let (host, port) = authority.rsplit_once(':').unwrap_or((authority, "2379"));
         let port = port.parse().map_err(|error| failed(&error))?;
         let stream =
             connect::connect(Arc::clone(config), host, port).await.map_err(|error| failed(&error))?;
-        Self::over(stream, authority, "https").await.map_err(|error| failed(&error))
+        Self::over(stream, authority, "https", window_bytes).await.map_err(|error| failed(&error))
     }
 
-    async fn over<S>(stream: S, authority: &str, scheme: &str) -> Result<Self, String>
+    async fn over<S>(stream: S, authority: &str, scheme: &str, window_bytes: u32) -> Result<Self, String>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -152,7 +160,7 @@ impl Connection {
             .collect::<Result<_, _>>()
             .map_err(|error| failed(&error))?;
         let (send, connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW_BYTES)
+            .initial_window_size(window_bytes)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .enable_push(false)
             .handshake(stream)
@@ -190,6 +198,27 @@ impl Connection {
             return Err(CallError::of_call("the answer holds more than one message"));
         }
         R::decode(message).map_err(|error| CallError::of_call(error.to_string()))
+    }
+
+    /// One request; what comes back is read and dropped.
+    pub(crate) async fn discard(&mut self, method: Method, request: &impl Message) -> Result<(), CallError> {
+        let mut body = self.begin(method, request).await?.await?.into_body();
+        while let Some(chunk) = body.data().await {
+            body.flow_control().release_capacity(chunk?.len())?;
+        }
+        check_status(&body.trailers().await?.unwrap_or_default())
+    }
+
+    /// One request, whose answer nobody waits for; it stays open as long as what is returned.
+    pub(crate) async fn begin(
+        &mut self,
+        method: Method,
+        request: &impl Message,
+    ) -> Result<h2::client::ResponseFuture, CallError> {
+        let body = frame(request, &mut self.buffer);
+        let (response, mut stream) = self.send(method).await?;
+        stream.send_data(body, true)?;
+        Ok(response)
     }
 
     /// A stream in both directions, with its first request: some servers answer nothing before it.
