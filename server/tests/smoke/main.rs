@@ -8,5 +8,7 @@ mod faults;
 mod kv;
 mod lease;
 mod maintenance;
+mod permissions;
+mod raw;
 mod restart;
 mod support;
