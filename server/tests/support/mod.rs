@@ -17,6 +17,7 @@ pub mod raw_client;
 pub mod raw_http2;
 pub mod register;
 pub mod seconds;
+pub mod seen;
 pub mod session;
 pub mod starvation;
 pub mod text;

@@ -22,6 +22,7 @@ use super::case_file::Step;
 use super::gateway_client::{GatewayClient, unspaced};
 use super::process::{Program, Server};
 use super::raw_client::{ANSWER_WITHIN, Incoming, RawClient, method_named};
+use super::seen::Seen;
 use super::text::{self, Line, Names};
 
 /// How requests get to the server.
@@ -33,6 +34,15 @@ pub enum Way {
     Gateway,
     /// The same, but gRPC for streams of requests.
     GatewayWithoutStreams,
+}
+
+/// Whether the server of a session asks who its clients are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Auth {
+    /// It does not, unless the steps say so.
+    Off,
+    /// It does before the first step, and each request that brings nothing of its own comes with root's token.
+    Root,
 }
 
 /// A client that goes one of the ways.
@@ -80,8 +90,13 @@ impl Client {
 pub struct Session {
     program: Program,
     way: Way,
+    auth: Auth,
+    /// Root's, where requests come with it.
+    token: Option<String>,
     pool: DescriptorPool,
     names: Names,
+    /// Methods asked and fields that were not zero, in requests and in what was compared of answers.
+    pub seen: Seen,
     flags: Vec<String>,
     running: Option<Running>,
 }
@@ -99,6 +114,8 @@ struct Stream {
     incoming: Incoming,
     /// Items of the last response that no `expect` has asked for yet.
     pending: Vec<Item>,
+    /// Messages since the last step.
+    answered: Vec<DynamicMessage>,
     /// The newest event of each watch, for W-A and W-B.
     newest: BTreeMap<i64, (i64, bool)>,
 }
@@ -121,8 +138,9 @@ struct Options {
 
 impl Session {
     /// A session that starts its server at the first request.
-    pub fn new(program: Program, way: Way, pool: DescriptorPool) -> Session {
-        Session { program, way, pool, names: Names::default(), flags: Vec::new(), running: None }
+    pub fn new(program: Program, way: Way, auth: Auth, pool: DescriptorPool) -> Session {
+        let (names, seen, flags) = (Names::default(), Seen::default(), Vec::new());
+        Session { program, way, auth, token: None, pool, names, seen, flags, running: None }
     }
 
     /// The answer to one step, as lines.
@@ -134,7 +152,18 @@ impl Session {
         }
         debug_assert!(below.is_empty());
         let (word, rest) = head.words.split_first().ok_or("no request")?;
-        let (options, below) = split_options(&head.below, &self.names)?;
+        if self.auth == Auth::Root && !["server", "restart"].contains(&word.as_str()) {
+            // For the token.
+            self.running().await;
+        }
+        let (mut options, below) = split_options(&head.below, &self.names)?;
+        let shows_who = |(key, _): &(String, Vec<u8>)| {
+            ["token", "authorization"].contains(&key.to_ascii_lowercase().as_str())
+        };
+        if let Some(token) = self.token.as_ref().filter(|_| !options.metadata.iter().any(shows_who)) {
+            let key = if word == "http" { "authorization" } else { "token" };
+            options.metadata.push((key.to_owned(), token.clone().into_bytes()));
+        }
         self.names.any.clone_from(&options.any);
         match word.as_str() {
             "server" => {
@@ -158,6 +187,8 @@ impl Session {
                     self.stream(method, rest, &below, &options).await
                 } else {
                     let request = text::read_message(&method.input(), rest, &below, &self.names)?;
+                    self.seen.method(&method);
+                    self.seen.message(&request, &BTreeSet::new());
                     self.call(&path_of(&method), &method.output(), request.encode_to_vec(), &options).await
                 }
             }
@@ -179,6 +210,9 @@ impl Session {
             self.running = Some(Running { server, client, streams: BTreeMap::new() });
             self.wait_for_versions().await;
             self.learn_ids().await;
+            if self.auth == Auth::Root {
+                self.switch_auth_on().await;
+            }
         }
         self.running.as_mut().expect("started above")
     }
@@ -250,7 +284,42 @@ impl Session {
         self.running = Some(Running { server, client, streams: BTreeMap::new() });
         self.wait_for_versions().await;
         self.learn_ids().await;
+        if self.auth == Auth::Root {
+            self.log_in().await;
+        }
         Ok(vec!["ready".to_owned()])
+    }
+
+    /// Takes no revision of the store.
+    async fn switch_auth_on(&mut self) {
+        for (method, fields) in [
+            ("UserAdd", "name=\"root\" password=\"root\""),
+            ("RoleAdd", "name=\"root\""),
+            ("UserGrantRole", "user=\"root\" role=\"root\""),
+            ("AuthEnable", ""),
+        ] {
+            self.ask_once(method, fields).await;
+        }
+        self.log_in().await;
+    }
+
+    /// A start forgets tokens.
+    async fn log_in(&mut self) {
+        let answer = self.ask_once("Authenticate", "name=\"root\" password=\"root\"").await;
+        let token = answer.get_field_by_name("token").expect("a field").into_owned();
+        self.token = Some(token.as_str().expect("a text").to_owned());
+    }
+
+    /// A request of the session's own, by gRPC.
+    async fn ask_once(&mut self, name: &str, fields: &str) -> DynamicMessage {
+        let method = method_named(&self.pool, name).expect("a method of Auth");
+        let line = text::parse_lines(&[format!("{name} {fields}")]).expect("well formed").remove(0);
+        let request = text::read_message(&method.input(), &line.words[1..], &[], &self.names);
+        let request = request.expect("its fields").encode_to_vec();
+        let client = RawClient::new(&self.names.endpoint);
+        let answer = client.call(&path_of(&method), request.into(), &[]).await;
+        let answer = answer.unwrap_or_else(|status| panic!("{name}: {status}"));
+        DynamicMessage::decode(method.output(), answer[0].clone()).expect("the server sends valid messages")
     }
 
     async fn call(
@@ -271,12 +340,14 @@ impl Session {
         if options.merged {
             // Protobuf merges by concatenation.
             let message = decode(messages.concat().into())?;
+            self.seen.message(&message, &options.any);
             return Ok(text::print_answer(&message, &self.names));
         }
         let single = messages.len() == 1;
         let mut lines = Vec::new();
         for (index, bytes) in messages.into_iter().enumerate() {
             let message = decode(bytes)?;
+            self.seen.message(&message, &options.any);
             for (field, name) in &options.named {
                 let value =
                     message.get_field_by_name(field).ok_or_else(|| format!("no field {field}"))?.into_owned();
@@ -323,6 +394,10 @@ impl Session {
             [word, _] if word == "expect" => None,
             _ => Some(text::read_message(&method.input(), rest, below, &self.names)?),
         };
+        self.seen.method(&method);
+        if let Some(request) = &request {
+            self.seen.message(request, &BTreeSet::new());
+        }
         let names = self.names.clone();
         let running = self.running().await;
         if !running.streams.contains_key(name) {
@@ -333,24 +408,30 @@ impl Session {
                 sender: Some(sender),
                 incoming,
                 pending: Vec::new(),
+                answered: Vec::new(),
                 newest: BTreeMap::new(),
             };
             running.streams.insert(name.clone(), stream);
         }
         let stream = running.streams.get_mut(name).expect("inserted above");
-        match request {
+        let lines = match request {
             Some(request) => {
                 // A stream that the server has ended shows in the answer that does not come.
                 let sender = stream.sender.as_ref().ok_or("the stream is closed")?;
                 let _ = sender.send(request.encode_to_vec().into()).await;
-                Ok(stream.expect(options.expect.unwrap_or(1), &names).await)
+                stream.expect(options.expect.unwrap_or(1), &names).await
             }
             None if rest[0] == "close" => {
                 stream.sender = None;
-                Ok(vec!["closed".to_owned()])
+                vec!["closed".to_owned()]
             }
-            None => Ok(stream.expect(rest[1].parse().map_err(|_| "expect takes a count")?, &names).await),
+            None => stream.expect(rest[1].parse().map_err(|_| "expect takes a count")?, &names).await,
+        };
+        let answered = std::mem::take(&mut stream.answered);
+        for message in &answered {
+            self.seen.message(message, &options.any);
         }
+        Ok(lines)
     }
 
     async fn http(&mut self, words: &[String], options: &Options) -> Result<Vec<String>, String> {
@@ -405,6 +486,7 @@ impl Stream {
         } else {
             self.pending.push(Item { watch_id: 0, lines: text::print_answer(&message, names) });
         }
+        self.answered.push(message);
     }
 
     fn take_watch_response(&mut self, message: &DynamicMessage, names: &Names) {
