@@ -106,7 +106,7 @@ pub fn load(arguments: &[String], environment: &[(String, String)]) -> Result<Re
         }
         None => flags::apply_environment(&mut settings, environment, &mut notices)?,
     }
-    flags::check_status(&settings, &mut notices)?;
+    flags::check_status(&settings, &mut notices);
     let config = validate::validate(&settings, &mut notices)?;
     Ok(Request::Serve(Box::new(Loaded { config, settings, notices })))
 }
@@ -170,7 +170,6 @@ pub fn help() -> String {
             Status::Warned(reason) => {
                 let _ = write!(text, " No effect: {reason}.");
             }
-            Status::Refused(_) => text.push_str(" Not served yet: giving it ends the start."),
         }
         text.push('\n');
     }
@@ -199,7 +198,6 @@ pub fn document() -> String {
         let effect = match spec.status {
             Status::Served => String::new(),
             Status::Warned(reason) => format!(" *No effect: {reason}.*"),
-            Status::Refused(_) => " *Not served yet: giving it ends the start.*".into(),
         };
         let default = if spec.default.is_empty() { String::new() } else { format!("`{}`", spec.default) };
         let _ = writeln!(text, "| `--{}` | {default} | {}{effect} |", spec.name, spec.help);

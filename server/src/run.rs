@@ -2,7 +2,8 @@
 //!
 //! **Start.**
 //! 1. sockets are opened, so that a port in use is found before the data directory is touched,
-//! 2. the data directory is made if needed (mode 0700) and looked at: one of etcd's own is refused,
+//! 2. the data directory is made if needed (mode 0700) and looked at: one of etcd's own is refused; the log is put where it shall be, and a snapshot is
+//!    imported if one is named,
 //! 3. the member starts: the log is replayed (`server.rs`),
 //! 4. listeners accept; the ready line is logged; the supervisor is told,
 //! 5. the device is measured in the background, if it was not measured before.
@@ -23,8 +24,10 @@ use crate::gateway::Gateway;
 use crate::grpc::{Grpc, GrpcBounds, GrpcServices};
 use crate::grpc_limits::InflightBudget;
 use crate::http::{HttpState, client_routes, log_listening, monitor_routes};
+use crate::import_at_start;
 use crate::join;
 use crate::listener::{ConnectionSettings, Listener, Served, Shutdown};
+use crate::log_directory;
 use crate::logging::{self, Value};
 use crate::metrics::Metrics;
 use crate::node::{Node, NodeOptions};
@@ -103,7 +106,8 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|error| error.to_string())?;
 
     let sockets = Sockets::open(&config)?;
-    let is_new = look_at_directory(&config)?;
+    let has_data = !look_at_directory(&config)?;
+    let is_new = import_at_start::is_to_begin_anew(&config, !has_data)? || !has_data;
     if is_new {
         tokio::select! {
             found = discovery::find_members(&mut config) => found?,
@@ -114,6 +118,17 @@ pub async fn run(loaded: Loaded) -> Result<Stopped, String> {
         tracing::warn!("discovery token is ignored since cluster already initialized; valid logs are found");
     }
     prepare_directory(&config, is_new)?;
+    log_directory::place(&config.data_dir, config.wal_dir.as_deref(), is_new)?;
+    if let Some(file) = config.import_snapshot.clone() {
+        let (importing, members) = (config.clone(), first_members(&config));
+        let imported = tokio::task::spawn_blocking(move || import_at_start::run(&importing, &file, &members));
+        tokio::select! {
+            imported = imported => imported.unwrap_or_else(|error| Err(error.to_string()))?,
+            // What is there is not opened by anything, and begun anew.
+            _ = terminate.recv() => return Ok(Stopped::Terminated),
+            _ = interrupt.recv() => return Ok(Stopped::Interrupted),
+        }
+    }
     let tls = Tls::open(&config)?;
     if is_new && config.initial_cluster_existing {
         let (joining, tls) = (config.clone(), tls.clone());

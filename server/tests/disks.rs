@@ -298,6 +298,41 @@ fn a_follower_whose_disk_freezes_holds_up_nobody() {
     });
 }
 
+/// `--wal-dir`: the disk of the log alone fills up. Puts are answered or refused by name, with room they go on by themselves, and what was acknowledged is there
+/// after a kill.
+#[test]
+fn a_disk_of_the_log_alone_that_fills_up_loses_nothing() {
+    let Some(disks) = Disks::new(1) else { return };
+    let wal_dir = format!("--wal-dir={}", disks.mount(0).join("log").display());
+    runtime().block_on(async {
+        let mut cluster = Cluster::start(1, &[&wal_dir, "--memtable-bytes=1048576", "--wal-retain-bytes=1"]);
+        until("a first put", async || cluster.members[0].put("first", "1").await.ok()).await;
+        disks.fill(0);
+        let mut taken = vec!["first".to_owned()];
+        let mut refused = 0;
+        for number in 0..400 {
+            let key = format!("full{number}");
+            match cluster.members[0].put(&key, &big_value(number)).await {
+                Ok(_) => taken.push(key),
+                Err(status) => {
+                    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+                    refused += 1;
+                }
+            }
+        }
+        eprintln!("{} puts were taken and {refused} refused with the disk of the log full", taken.len());
+        disks.make_room(0);
+        until("a put with room", async || cluster.members[0].put("room", "1").await.ok()).await;
+        taken.push("room".to_owned());
+        cluster.members[0].end(rustix::process::Signal::KILL);
+        cluster.start_member(0);
+        until("a read", async || cluster.members[0].get("first", false).await.ok()).await;
+        for key in taken {
+            assert!(cluster.members[0].get(&key, false).await.unwrap().is_some(), "{key} was acknowledged");
+        }
+    });
+}
+
 /// Row 9: whoever leads, writes are answered or refused by name, nothing is lost, and with room it goes on by itself.
 #[test]
 fn disks_that_fill_up_lose_nothing_and_go_on_with_room() {

@@ -14,9 +14,9 @@ use crate::ctl::printer::{Format, Printer, no_protobuf};
 use crate::ctl::table::{self, bytes_text};
 use crate::progress::ProgressLine;
 use clap::{Args, Subcommand};
-use std::fs::{File, OpenOptions};
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use sternpost_replication::Genesis;
 use sternpost_server::config::{self, ConfigError, Request, url};
@@ -25,6 +25,7 @@ use sternpost_server::etcd_snapshot::import::{ImportOptions, ImportReport, impor
 use sternpost_server::etcd_snapshot::read::verify_sum;
 use sternpost_server::etcd_snapshot::status::{SnapshotStatus, status};
 use sternpost_server::identity;
+use sternpost_server::log_directory;
 use sternpost_server::wire::etcdserverpb::SnapshotRequest;
 
 /// By how much a restored revision goes on if nothing else is said: more than a cluster writes between two backups.
@@ -64,7 +65,7 @@ struct RestoreOptions {
     /// Data directory to make; NAME.etcd if not given
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// Not taken: the log lives in the data directory
+    /// Directory of the log, if not inside the data directory
     #[arg(long)]
     wal_dir: Option<PathBuf>,
     /// Name of this member
@@ -213,14 +214,14 @@ impl RestoreOptions {
 
 fn restore(options: RestoreOptions, mut printer: Printer) -> Result<(), Failure> {
     let bump_revision = options.bump()?;
-    if options.wal_dir.is_some() {
-        return Err(Failure::bad_arguments("--wal-dir is not served: the log lives in the data directory"));
-    }
     let genesis = options.genesis()?;
     let directory = options.data_dir.clone().unwrap_or_else(|| format!("{}.etcd", options.name).into());
     let skip_hash_check = options.skip_hash_check;
     let path = only(options.arguments, "snapshot restore requires exactly one argument")?;
     let file = open(&path)?;
+    if let Some(log) = &options.wal_dir {
+        put_log(&directory, log)?;
+    }
     let mut line = ProgressLine::new();
     let made = import(
         &file,
@@ -232,6 +233,17 @@ fn restore(options: RestoreOptions, mut printer: Printer) -> Result<(), Failure>
     let report = made.map_err(|error| Failure::new(Exit::Error, error.to_string()))?;
     printer.line(restored(&report, printer.format, bump_revision));
     printer.flush()
+}
+
+/// Makes the data directory, if it is missing, and the link to its log in it.
+fn put_log(directory: &Path, log: &Path) -> Result<(), Failure> {
+    let failed = |what: String| Failure::new(Exit::Error, what);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .map_err(|error| failed(format!("cannot make {}: {error}", directory.display())))?;
+    log_directory::place(directory, Some(log), true).map_err(failed)
 }
 
 fn restored(report: &ImportReport, format: Format, bump_revision: u64) -> String {

@@ -14,7 +14,7 @@ use super::target::write_file;
 use super::{BackupOptions, BackupProgress, BackupReport, Reading, Source, planted};
 use crate::disk_state::SegmentFile;
 use crate::error::{Error, Result};
-use crate::io::dir_lock::DirLock;
+use crate::io::dir_lock::{DirLock, LOCK_FILE};
 use crate::io::disk::{BLOCK_BYTES, run};
 use crate::io::files::make_directory;
 use crate::io::{BackendChoice, Files, Io, IoError, IoErrorKind, Operation, ReadFile, open_backend};
@@ -33,12 +33,12 @@ pub(crate) struct Place<'a> {
     pub(crate) files: &'a dyn Files,
 }
 
-/// Refuses a directory that exists and holds anything.
+/// Refuses a directory that exists and holds anything but a file that was locked, and a link to where a log shall be.
 ///
 /// # Errors
 /// [`Error::Refused`], and what the system says.
 pub(crate) fn refuse_unempty(directory: &Path) -> Result<()> {
-    let mut entries = match std::fs::read_dir(directory) {
+    let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => {
@@ -47,7 +47,11 @@ pub(crate) fn refuse_unempty(directory: &Path) -> Result<()> {
             );
         }
     };
-    match entries.next() {
+    // Left by who locked it and came no further; a log that is to lie elsewhere, of which the log judges what is there.
+    let is_nothing = |entry: &std::fs::DirEntry| {
+        entry.file_name() == LOCK_FILE || (entry.file_name() == wal::DIRECTORY && entry.path().is_symlink())
+    };
+    match entries.flatten().find(|entry| !is_nothing(entry)) {
         None => Ok(()),
         Some(_) => Err(Error::Refused(format!(
             "{} is not empty: name a new directory, so that nothing is overwritten",

@@ -1,8 +1,9 @@
 //! One real directory: the blocking calls that both kernel backends make for names, and what the file system can do.
 //!
-//! **Contract.** Everything is relative to the root and stays inside it. Files are made with mode 0600 and directories
-//! with 0700. A file is opened with O_DIRECT where the file system takes it: the page cache would hold everything a
-//! second time, and what a failed sync leaves there cannot be known. [`Directory::open`] finds out by doing it once.
+//! **Contract.** Everything is relative to the root and stays inside it, or in a directory elsewhere that a link in the root leads to. Files are
+//! made with mode 0600 and directories with 0700. A file is opened with O_DIRECT where the file system takes it: the page
+//! cache would hold everything a second time, and what a failed sync leaves there cannot be known. [`Directory::open`] finds out by doing it once, in
+//! the root and where such links lead: what is not taken everywhere is used nowhere.
 //!
 //! **Does not know** tokens, completions or threads.
 use super::buffer::IoBuffer;
@@ -34,11 +35,9 @@ pub(crate) struct OpenFile {
 }
 
 impl Directory {
-    /// Looks at the directory, which must exist, and tries one direct and one synced write in it.
+    /// Looks at the directory, which must exist, and tries one direct and one synced write in it, and where it leads.
     pub(crate) fn open(root: &Path) -> Result<Self, IoError> {
         check_directory(root)?;
-        let failed =
-            |what: &str, error: &io::Error| IoError::from_system(format!("{what} {}", root.display()), error);
         let mut directory = Self {
             root: root.to_path_buf(),
             direct: true,
@@ -46,39 +45,39 @@ impl Directory {
             detail: String::new(),
             removals: Removals::default(),
         };
-        let block = IoBuffer::zeroed(BLOCK_BYTES);
-        let direct = directory.probe_file(true).and_then(|file| file.write_all_at(&block, 0).map(|()| file));
-        let probe = match direct {
-            Ok(file) => file,
-            Err(error) => {
-                directory.direct = false;
-                directory.detail = format!("no direct I/O ({error})");
-                directory.probe_file(false).map_err(|error| failed("make a file in", &error))?
-            }
-        };
-        if let Err(error) = write_dsync(&probe, &block, 0) {
-            directory.dsync = false;
-            let separator = if directory.detail.is_empty() { "" } else { ", " };
-            directory.detail = format!("{}{separator}no RWF_DSYNC ({error})", directory.detail);
+        directory.probe(root)?;
+        let links = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
+        for link in links.filter(|path| path.is_symlink() && path.is_dir()) {
+            directory.probe(&link)?;
         }
         Ok(directory)
     }
 
-    /// A file without a name, or one whose name is removed at once where there is no O_TMPFILE.
-    fn probe_file(&self, direct: bool) -> io::Result<File> {
-        #[cfg(target_os = "linux")]
-        {
-            let flags = libc::O_TMPFILE | if direct { libc::O_DIRECT } else { 0 };
-            let opened =
-                OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(&self.root);
-            if opened.is_ok() {
-                return opened;
+    /// Takes back what a file system does not have.
+    fn probe(&mut self, place: &Path) -> Result<(), IoError> {
+        let failed = |what: &str, error: &io::Error| {
+            IoError::from_system(format!("{what} {}", place.display()), error)
+        };
+        let block = IoBuffer::zeroed(BLOCK_BYTES);
+        let direct = probe_file(place, true).and_then(|file| file.write_all_at(&block, 0).map(|()| file));
+        let probe = match direct {
+            Ok(file) => file,
+            Err(error) => {
+                self.direct = false;
+                self.add_detail(format!("no direct I/O ({error})"));
+                probe_file(place, false).map_err(|error| failed("make a file in", &error))?
             }
+        };
+        if let Err(error) = write_dsync(&probe, &block, 0) {
+            self.dsync = false;
+            self.add_detail(format!("no RWF_DSYNC ({error})"));
         }
-        let path = self.root.join(format!(".probe-{}", std::process::id()));
-        let file = options(direct).create_new(true).open(&path)?;
-        fs::remove_file(&path)?;
-        Ok(file)
+        Ok(())
+    }
+
+    fn add_detail(&mut self, detail: String) {
+        let separator = if self.detail.is_empty() { "" } else { ", " };
+        self.detail = format!("{}{separator}{detail}", self.detail);
     }
 
     /// Does an operation on names, `Open` excepted; `Close` and what needs an open file are the backend's.
@@ -160,6 +159,22 @@ impl Directory {
         names.sort_unstable();
         Ok(names)
     }
+}
+
+/// A file without a name, or one whose name is removed at once where there is no O_TMPFILE.
+fn probe_file(place: &Path, direct: bool) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    {
+        let flags = libc::O_TMPFILE | if direct { libc::O_DIRECT } else { 0 };
+        let opened = OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(flags).open(place);
+        if opened.is_ok() {
+            return opened;
+        }
+    }
+    let path = place.join(format!(".probe-{}", std::process::id()));
+    let file = options(direct).create_new(true).open(&path)?;
+    fs::remove_file(&path)?;
+    Ok(file)
 }
 
 /// An error unless there is a directory.

@@ -86,7 +86,11 @@ impl DirectoryFiles {
     fn open_file(&self, path: &Path) -> io::Result<File> {
         let path = self.root.join(path);
         if let Some(direct) = self.direct.get() {
-            return read_options(*direct).open(path);
+            return match read_options(*direct).open(&path) {
+                // A log behind a link may lie on a file system without it.
+                Err(error) if *direct && is_refusal(&error) => read_options(false).open(path),
+                opened => opened,
+            };
         }
         let probed = read_options(true).open(&path).and_then(|file| {
             read_full(&file, &mut AlignedBytes::zeroed(BLOCK_BYTES), 0)?;

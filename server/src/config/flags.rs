@@ -200,8 +200,8 @@ pub fn apply_environment(
     Ok(())
 }
 
-/// One notice for each given option that has no effect; the first refused option is an error.
-pub fn check_status(settings: &Settings, notices: &mut Vec<Notice>) -> Result<(), ConfigError> {
+/// One notice for each given option that has no effect.
+pub fn check_status(settings: &Settings, notices: &mut Vec<Notice>) {
     for (spec, value) in settings.given() {
         match spec.status {
             Status::Served => {}
@@ -212,14 +212,6 @@ pub fn check_status(settings: &Settings, notices: &mut Vec<Notice>) -> Result<()
                     .with("flag", spec.name)
                     .with("value", value),
             ),
-            Status::Refused(_) if value.is_empty() => {}
-            Status::Refused(reason) => {
-                return Err(ConfigError::Invalid(if reason.starts_with("--") {
-                    reason.to_string()
-                } else {
-                    format!("--{}: {reason}", spec.name)
-                }));
-            }
         }
         // Two lines that etcd prints for these flags and that its own tests look for.
         match spec.name {
@@ -232,7 +224,6 @@ pub fn check_status(settings: &Settings, notices: &mut Vec<Notice>) -> Result<()
             _ => {}
         }
     }
-    Ok(())
 }
 
 /// Checks a value against its kind; the error is Go's text.
@@ -542,7 +533,7 @@ mod tests {
             };
             let settings = settings(&[&format!("--{}={value}", spec.name)]);
             let mut notices = Vec::new();
-            check_status(&settings, &mut notices).unwrap();
+            check_status(&settings, &mut notices);
             let naming =
                 notices.iter().filter(|notice| notice.fields.iter().any(|(_, v)| v == spec.name)).count();
             assert_eq!(naming, 1, "--{}: {notices:?}", spec.name);

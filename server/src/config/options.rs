@@ -60,8 +60,6 @@ pub enum Status {
     Served,
     /// Accepted so that a command line written for etcd works; has no effect, for this reason.
     Warned(&'static str),
-    /// Giving it ends the start with this text: ignoring it would do something else than what was asked for.
-    Refused(&'static str),
 }
 
 /// Heading under which an option is listed.
@@ -121,11 +119,6 @@ impl OptionSpec {
         self.status = Status::Warned(reason);
         self
     }
-
-    const fn refused(mut self, reason: &'static str) -> Self {
-        self.status = Status::Refused(reason);
-        self
-    }
 }
 
 const fn option(
@@ -155,8 +148,13 @@ pub static OPTIONS: &[OptionSpec] = &[
     // Member.
     option(Member, "name", Kind::Text, "default", "Name of this member."),
     option(Member, "data-dir", Kind::Text, "", "Directory of the data; empty means <name>.etcd."),
-    option(Member, "wal-dir", Kind::Text, "", "Directory of the log, if not inside the data directory.")
-        .refused("--wal-dir is not served yet: the log lives in the data directory"),
+    option(
+        Member,
+        "wal-dir",
+        Kind::Text,
+        "",
+        "Directory of the log, if not inside the data directory, where `wal` then is a link to it.",
+    ),
     option(Member, "snapshot-count", Kind::Uint, "10000", "Log entries between snapshots.")
         .warned(OTHER_STORAGE),
     option(Member, "snapshot-catchup-entries", Kind::Uint, "5000", "Log entries kept behind a snapshot.")
@@ -755,6 +753,27 @@ pub static OPTIONS: &[OptionSpec] = &[
         Kind::Flag,
         "false",
         "Name what is nearly full (data, disk, prefixes with a quota) among the errors of Status too; some who read them take a member with errors for unhealthy.",
+    ),
+    option(
+        Sternpost,
+        "import-snapshot",
+        Kind::Text,
+        "",
+        "Snapshot file of etcd's, or of ours, that a new data directory begins with; one that holds data is refused.",
+    ),
+    option(
+        Sternpost,
+        "import-bump-revision",
+        Kind::Uint,
+        "1000000000",
+        "By how much an import moves the revision on, with everything up to there compacted, so that clients begin anew; 0 keeps revisions and history as they are.",
+    ),
+    option(
+        Sternpost,
+        "import-skip-hash-check",
+        Kind::Flag,
+        "false",
+        "Import a file without its SHA-256: one that was copied from a data directory of etcd's.",
     ),
     option(
         Sternpost,

@@ -55,6 +55,14 @@ pub struct Config {
     pub name: String,
     /// Directory of the data.
     pub data_dir: PathBuf,
+    /// Where the log is, if not in it.
+    pub wal_dir: Option<PathBuf>,
+    /// What a new data directory begins with.
+    pub import_snapshot: Option<PathBuf>,
+    /// By how much its revision goes on; 0 for not at all.
+    pub import_bump_revision: u64,
+    /// Its SHA-256 is not asked for.
+    pub import_skip_hash_check: bool,
     /// Where clients connect: gRPC, and HTTP unless `listen_client_http_urls` has some.
     pub listen_client_urls: Vec<Url>,
     /// Where clients connect for HTTP alone.
@@ -480,6 +488,7 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         given => given.to_string(),
     };
     let backup_dir = backup_dir(settings.text("backup-dir"), &data_dir)?;
+    let path_of = |flag: &str| Some(settings.text(flag)).filter(|path| !path.is_empty()).map(PathBuf::from);
     let initial_cluster = initial_cluster(settings, &name, &initial_advertise_peer_urls)?;
 
     let request_bytes = settings.uint("max-request-bytes");
@@ -507,6 +516,10 @@ fn build(settings: &Settings, notices: &mut Vec<Notice>) -> Result<Config, Strin
         bcrypt_cost,
         name,
         data_dir: data_dir.into(),
+        wal_dir: path_of("wal-dir"),
+        import_snapshot: path_of("import-snapshot"),
+        import_bump_revision: settings.uint("import-bump-revision"),
+        import_skip_hash_check: settings.flag("import-skip-hash-check"),
         listen_client_urls,
         listen_client_http_urls,
         listen_metrics_urls,

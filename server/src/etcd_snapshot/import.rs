@@ -24,9 +24,11 @@ use std::path::Path;
 use sternpost_engine::Error;
 use sternpost_engine::checkpoint::CheckpointOptions;
 use sternpost_engine::export::StreamRecord;
+use sternpost_engine::io::dir_lock::{self, DirLock};
 use sternpost_engine::mvcc::StoreOptions;
 use sternpost_engine::options::LogOptions;
 use sternpost_engine::seed::Seed;
+use sternpost_engine::wal;
 use sternpost_replication::Genesis;
 use sternpost_replication::seed::{SEED_INDEX, SeedOptions, seed};
 
@@ -37,6 +39,8 @@ const LEASES_MAX: usize = 100_000_000;
 /// Memtables while a file is read, of which there are four at most.
 const MEMTABLE_BYTES: usize = 32 << 20;
 const CACHE_BYTES: usize = 64 << 20;
+/// The engine's mark of an import that is not finished.
+const UNFINISHED: &str = "import.part";
 
 /// Why there is no directory.
 #[derive(Debug)]
@@ -160,7 +164,7 @@ fn refused(what: impl Into<String>) -> FileError {
 
 fn refuse_unempty(directory: &Path) -> Result<(), ImportError> {
     let is_free = match std::fs::read_dir(directory) {
-        Ok(mut entries) => entries.next().is_none(),
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| is_nothing(&entry.path()))),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     };
     if is_free {
@@ -173,15 +177,52 @@ fn refuse_unempty(directory: &Path) -> Result<(), ImportError> {
     .into())
 }
 
+/// Left by who locked the directory and came no further; or a link to where the log shall be, and nothing there yet.
+fn is_nothing(path: &Path) -> bool {
+    let is_empty = |log: &Path| {
+        std::fs::read_dir(log)
+            .is_ok_and(|mut logs| logs.all(|log| log.is_ok_and(|log| log.file_name() == "lost+found")))
+    };
+    let name = path.file_name().unwrap_or_default();
+    name == dir_lock::LOCK_FILE || (name == wal::DIRECTORY && path.is_symlink() && is_empty(path))
+}
+
+/// True if an import into the directory did not come to its end.
+pub fn is_unfinished(directory: &Path) -> bool {
+    directory.join(UNFINISHED).exists()
+}
+
+/// Removes what such an import has left, unless it is still under way.
+///
+/// # Errors
+/// The directory is in use, or something in it cannot be removed.
+pub fn clear_unfinished(directory: &Path) -> Result<(), Error> {
+    let _alone = DirLock::acquire(directory, dir_lock::SERVER_WAIT, |waiting| tracing::warn!("{waiting}"))?;
+    if is_unfinished(directory) {
+        remove(directory, true);
+    }
+    match is_unfinished(directory) {
+        true => Err(Error::Refused(format!("what is left in {} cannot be removed", directory.display()))),
+        false => Ok(()),
+    }
+}
+
 /// What was made is of no use. What cannot be removed says itself that it is not finished.
 fn remove(directory: &Path, existed: bool) {
+    // A log elsewhere is not removed by removing the link to it.
+    let log = directory.join(wal::DIRECTORY);
+    if log.is_symlink() {
+        for entry in std::fs::read_dir(&log).into_iter().flatten().flatten() {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
     if !existed {
         let _ = std::fs::remove_dir_all(directory);
         return;
     }
     // The mark goes last.
     let mut entries: Vec<_> = std::fs::read_dir(directory).into_iter().flatten().flatten().collect();
-    entries.sort_by_key(|entry| entry.file_name() == "import.part");
+    entries.sort_by_key(|entry| entry.file_name() == UNFINISHED);
     for entry in entries {
         let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
         let removed = match is_directory {

@@ -134,6 +134,11 @@ impl Server {
         server
     }
 
+    /// One that does not run yet.
+    pub fn not_started(program: Program, flags: &[String]) -> Server {
+        Self::new(program, flags, false)
+    }
+
     fn start_by(program: Program, flags: &[String], is_secure: bool) -> Server {
         let mut server = Self::new(program, flags, is_secure);
         server.start_again();
@@ -159,7 +164,8 @@ impl Server {
         }
     }
 
-    fn data_dir(&self) -> PathBuf {
+    /// Its data directory; missing before its first start.
+    pub fn data_dir(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
@@ -194,10 +200,15 @@ impl Server {
 
     /// Starts the stopped server on what it left behind.
     pub fn start_again(&mut self) {
+        self.start_again_within(READY_WITHIN);
+    }
+
+    /// The same for one with much to do before it is ready, with a limit for each line of its log.
+    pub fn start_again_within(&mut self, patience: Duration) {
         let lines = self.launch();
         loop {
             // The channel closes when the log ends: a server that dies at start fails at once, not after the limit.
-            match lines.recv_timeout(READY_WITHIN) {
+            match lines.recv_timeout(patience) {
                 Ok(line) if line.contains(READY_LINE) => break,
                 Ok(_) => {}
                 Err(_) => {
@@ -229,6 +240,19 @@ impl Server {
             }
         }
         self.kill();
+    }
+
+    /// Starts the stopped server, which must end by itself before it is ready; what it says of it.
+    pub fn start_refused(&mut self) -> String {
+        let lines = self.launch();
+        let mut last = String::new();
+        while let Ok(line) = lines.recv_timeout(READY_WITHIN) {
+            assert!(!line.contains(READY_LINE), "it starts:\n{}", self.log_tail());
+            last = line;
+        }
+        let status = self.child.take().expect("launched above").wait().expect("the process is ours");
+        assert_eq!(status.code(), Some(1), "it ends by itself:\n{}", self.log_tail());
+        last
     }
 
     /// Starts the process; what it logs is kept, and also comes through the channel for as long as somebody listens.
@@ -286,6 +310,11 @@ impl Server {
         let mut child = self.child.take().expect("the server runs");
         kill_process(Pid::from_child(&child), signal).expect("the process is ours");
         child.wait().expect("the process is ours");
+    }
+
+    /// True if one of the last lines it logged has this.
+    pub fn has_logged(&self, text: &str) -> bool {
+        self.log.lock().expect("no reader panics").iter().any(|line| line.contains(text))
     }
 
     /// The last lines the server logged.
