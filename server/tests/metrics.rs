@@ -123,8 +123,11 @@ fn every_metric_of_etcd_is_here_or_has_a_reason() {
             _ => {}
         }
     }
+    // Those that have no values yet are not shown.
+    let registered = include_str!("surface/etcd.txt").lines().filter_map(|line| line.strip_prefix("metric "));
+    let registered: Vec<&str> = registered.filter_map(|line| line.split(' ').next()).collect();
     for (pattern, _) in ABSENT {
-        if !etcds.keys().any(|name| covers(pattern, name)) {
+        if !registered.iter().any(|name| covers(pattern, name)) {
             faults.push(format!("{pattern} is nothing of etcd's"));
         }
     }
