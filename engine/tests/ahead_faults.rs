@@ -333,29 +333,33 @@ fn faults_that_pass_leave_nothing_behind() {
 fn what_fails_for_a_hint_alone_is_no_error_of_the_range() {
     let world = World::new(0);
     let keys = |db: &SimulatedDb| {
-        let range = KeyRange { key: key(0), end: Bytes::from_static(b"l") };
-        text(
-            &db.store()
-                .range(&Range { range, keys_only: true, ..Range::default() })
-                .expect("no read of its own failed")
-                .kvs,
-        )
+        let all = KeyRange { key: key(0), end: Bytes::from_static(b"l") };
+        range(db.store(), all, 0, 0, true)
     };
-    let whole = keys(&world.open(&world.disk, None).expect("it is whole"));
+    let whole = keys(&world.open(&world.disk, None).expect("it is whole")).expect("it is whole");
     let run = |nth, count| {
         let disk = world.disk.duplicate(1);
         let db = world.open(&disk, Some(0)).expect("it is whole");
         let fault = Fault::nth(OperationKind::Read, nth, Effect::Fail).on(".k");
         disk.set_plan(FaultPlan::new([Fault { count, ..fault }]));
-        assert_eq!(keys(&db), whole, "read {nth}");
-        assert!(db.checkpoint_stats().leaves_read_ahead > 20, "{:?}", db.checkpoint_stats());
-        db.store().quarantine().findings_count
+        let found = keys(&db);
+        (found, db.store().quarantine().findings_count)
     };
     // Whoever needs a page makes three attempts, and for a hint there is one.
     for nth in 0..40 {
-        assert_eq!(run(nth, 1), 0, "read {nth}");
+        let (found, noted) = run(nth, 1);
+        assert_eq!((found.expect("no read of its own failed"), noted), (whole.clone(), 0), "read {nth}");
     }
-    // Three in a row are the end of a read that somebody needs, and of most of these nobody does yet.
-    let noted = (0..40).filter(|&nth| run(nth, 3) > 0).count();
-    assert!((1..20).contains(&noted), "{noted} of 40");
+    // Three in a row are the end of a read that somebody needs, and most of these are of pages that nobody needs yet.
+    let mut given_up = 0;
+    for nth in 0..40 {
+        let (found, noted) = run(nth, 3);
+        match found {
+            Ok(found) => assert_eq!(found, whole, "read {nth}"),
+            Err(error) => assert!(noted > 0, "read {nth}: {error}"),
+        }
+        given_up += usize::from(noted > 0);
+    }
+    println!("{given_up} of 40 are given up");
+    assert!((1..20).contains(&given_up), "{given_up} of 40");
 }
