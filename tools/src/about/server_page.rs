@@ -65,7 +65,6 @@ fn meaning(option: &OptionSpec) -> String {
     match option.status {
         Status::Served => {}
         Status::Warned(reason) => text += &format!(" No effect: {reason}."),
-        Status::Refused(reason) => text += &format!(" Not served: {reason}."),
     }
     text
 }
