@@ -39,6 +39,13 @@ const STILL: &[(&str, &str, &str)] = &[
     ),
     ("sternpost_disk_quarantined_units", "moves when a disk is damaged", ""),
     ("sternpost_comparison_differing_members", "moves when members differ", ""),
+    ("sternpost_lists_reading", "above 0 only while a list is put together", ""),
+    ("sternpost_lists_waiting", "above 0 only while many lists are", ""),
+    ("sternpost_prefix_quotas", "needs a prefix with a quota", "prefix_quotas.rs"),
+    ("sternpost_prefix_quota_refused_total", "needs a prefix with a quota", ""),
+    ("sternpost_audit_lines_total", "needs an audit stream", "audit.rs"),
+    ("sternpost_audit_lost_total", "needs an audit stream that cannot be written", "audit.rs"),
+    ("sternpost_space_warning", "moves when something is nearly full", "warnings.rs"),
     ("sternpost_answer_refused_total", "needs clients that read nothing of 16 MiB", "hostile.rs"),
     ("sternpost_tls_certificate_expiration_timestamp_seconds", "needs certificates", "tls/rotation.rs"),
 ];
