@@ -166,7 +166,7 @@ async fn call(running: &Running, recipes: &Recipes, asked: Asked, who: &Credenti
     let pipeline = &running.server.pipeline;
     match asked {
         Asked::Range(range) => pipeline.range(range, who).await.map(drop),
-        Asked::RangeStream(range) => pipeline.range_stream(range, who).await.map(drop),
+        Asked::RangeStream(range) => pipeline.range_stream(range, who, None).await.map(drop),
         Asked::Put(put) => pipeline.put(put, who).await.map(drop),
         Asked::DeleteRange(delete) => pipeline.delete_range(delete, who).await.map(drop),
         Asked::Txn(txn) => pipeline.txn(txn, who).await.map(drop),
