@@ -244,9 +244,10 @@ fn a_log_file_gets_the_lines() {
     let file = folder.path().join("log");
     let mut flags = free_urls("data");
     let output = format!("--log-outputs={}", file.display());
-    flags.extend([output.as_str(), "--log-format=console", "--wal-dir=elsewhere"]);
+    flags.extend([output.as_str(), "--log-format=console", "gateway"]);
     let ended = run(&flags, &[]);
-    assert_eq!(ended.status.code(), Some(1), "wal-dir is refused before logging starts");
+    assert_eq!(ended.status.code(), Some(1));
+    assert!(!file.exists(), "what is no flag is refused before logging starts");
     flags.pop();
     flags.push("--initial-cluster=x=http://localhost:1");
     let ended = run(&flags, &[]);
