@@ -57,15 +57,21 @@ fn said<M: Message + Default>(cluster: &Cluster, arguments: &[&str]) -> M {
     M::decode(output.stdout.as_slice()).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
 }
 
-/// The first thing that a watch of key `a` from its first revision writes; the watch is killed then.
+/// What a watch of key `a` from its first revision writes of both of its versions; the watch is killed then.
 fn watched(program: &Path, cluster: &Cluster) -> Vec<u8> {
     let mut child =
         command(program, cluster, &["watch", "a", "--rev=2", "-w", "protobuf"]).spawn().expect("it starts");
-    let mut bytes = vec![0; 1024];
-    let count = child.stdout.as_mut().expect("piped").read(&mut bytes).expect("it writes");
+    let out = child.stdout.as_mut().expect("piped");
+    let mut bytes = Vec::new();
+    // A message may come in pieces: its first byte is that of a line's end.
+    while !WatchResponse::decode(bytes.as_slice()).is_ok_and(|message| message.events.len() == 2) {
+        let mut piece = [0; 1024];
+        let count = out.read(&mut piece).expect("it writes");
+        assert!(count > 0, "it ended behind {bytes:?}");
+        bytes.extend_from_slice(&piece[..count]);
+    }
     child.kill().expect("it runs");
     child.wait().expect("it ends");
-    bytes.truncate(count);
     bytes
 }
 
@@ -114,8 +120,7 @@ fn messages_are_whole_and_etcdctls_byte_for_byte() {
     assert_eq!(said::<LeaseLeasesResponse>(&cluster, &["lease", "list"]).leases.len(), 1);
     assert!(said::<LeaseRevokeResponse>(&cluster, &["lease", "revoke", &id]).header.is_some());
 
-    let event = WatchResponse::decode(watched(sternctl, &cluster).as_slice()).expect("a message");
-    assert_eq!(event.events.len(), 2, "both versions of the key");
+    watched(sternctl, &cluster);
     let txn = run(sternctl, &cluster, &["txn", "-w", "protobuf"], QUESTIONS[5].1);
     let txn = TxnResponse::decode(txn.stdout.as_slice()).expect("a message");
     assert!(txn.succeeded && txn.responses.len() == 2, "{txn:?}");
