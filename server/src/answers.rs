@@ -154,14 +154,19 @@ impl Drop for Waits<'_> {
 /// What an answer holds until it is encoded: bytes, or a turn.
 #[derive(Clone, Debug, Default)]
 pub struct Room {
-    _turn: Option<Arc<Turn>>,
-    _held: Option<Arc<HeldAnswer>>,
+    turn: Option<Arc<Turn>>,
+    held: Option<Arc<HeldAnswer>>,
 }
 
 impl Room {
     /// Of what there is.
     pub fn new(turn: Option<Turn>, held: Option<HeldAnswer>) -> Self {
-        Self { _turn: turn.map(Arc::new), _held: held.map(Arc::new) }
+        Self { turn: turn.map(Arc::new), held: held.map(Arc::new) }
+    }
+
+    /// Nothing is held.
+    pub fn is_empty(&self) -> bool {
+        self.turn.is_none() && self.held.is_none()
     }
 }
 

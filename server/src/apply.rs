@@ -175,8 +175,7 @@ impl Machine {
         if let Err(error) = self.admit(&command, cost).and_then(|()| self.permit(origin, &command)) {
             return Applied::refused(error);
         }
-        if let Err(error) = self.admit_by_prefix(&command) {
-            context.count(&self.view.counters.refused_by_prefix, 1);
+        if let Err(error) = self.admit_by_prefix(context, &command) {
             return Applied::refused(error);
         }
         let over_quota = !context.replay && !self.quota.admits(self.size_bytes, cost);

@@ -8,6 +8,7 @@
 //! **Contract.**
 //! - U1: never a value, a password or a token: only what `target.rs` names is read of a message.
 //! - U2: a line is in the queue before the answer goes to the client. The queue has [`LINES_MAX`] places; where it is full the line is lost and counted, or, by choice, the answer waits.
+//!   A client that goes away before it has its answer leaves a line too, of code `Cancelled`, since what it asked for may be done all the same; that one is not waited for.
 //! - U3: a stream has one line, when it begins; each watcher that it creates has one more, whose path ends in `#create`. These are never waited for, since other watchers of the stream would wait too.
 //!
 //! **Does not know** what a request did beyond its code: a transaction names both branches.
@@ -20,8 +21,8 @@ pub mod writer;
 use crate::logging::format_time;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use prometheus::IntCounter;
-use std::cell::RefCell;
 use std::fmt::Write;
 use std::future::Future;
 use std::io;
@@ -115,38 +116,46 @@ fn has_header(path: &str) -> bool {
     path.starts_with("/etcdserverpb.") || path.starts_with("/v3lockpb.") || path.starts_with("/v3electionpb.")
 }
 
+/// Where the user is noted that a request was found to come from.
+pub type Caller = Arc<Mutex<Option<Arc<str>>>>;
+
 tokio::task_local! {
-    /// The user that a request was found to come from, while it is carried out.
-    static CALLER: RefCell<Option<Arc<str>>>;
+    /// That of the request that is being carried out.
+    static CALLER: Caller;
 }
 
 /// Notes who asks; nothing where nobody wants to know.
 pub fn note_caller(user: &Arc<str>) {
-    let _ = CALLER.try_with(|caller| *caller.borrow_mut() = Some(Arc::clone(user)));
+    let _ = CALLER.try_with(|caller| *caller.lock() = Some(Arc::clone(user)));
 }
 
-/// Carries a request out; with the user that was noted on the way.
-pub async fn with_caller<T>(request: impl Future<Output = T>) -> (T, Option<Arc<str>>) {
-    let noted = async {
-        let outcome = request.await;
-        (outcome, CALLER.with(|caller| caller.borrow_mut().take()))
-    };
-    CALLER.scope(RefCell::new(None), noted).await
+/// Carries a request out, on the way of which the user is noted.
+pub fn with_caller<T>(caller: Caller, request: impl Future<Output = T>) -> impl Future<Output = T> {
+    CALLER.scope(caller, request)
 }
 
-/// A line that is being made.
+/// A line that is being made. It goes into the queue at [`Entry::end`], or, of code `Cancelled`, when it is dropped without that: U2.
 pub struct Entry {
+    audit: Arc<Audit>,
     path: String,
     client: String,
     certificate: Option<Arc<str>>,
+    caller: Caller,
     begun: Instant,
     /// Of the answer.
     pub revision: i64,
     /// `,"targets":…` or nothing.
     targets: String,
+    code: Code,
+    is_queued: bool,
 }
 
 impl Entry {
+    /// For [`with_caller`].
+    pub fn caller(&self) -> Caller {
+        Arc::clone(&self.caller)
+    }
+
     /// Says what the request is about, by its message.
     pub fn about(&mut self, message: &[u8]) {
         let found = target::targets(&self.path, message);
@@ -159,6 +168,24 @@ impl Entry {
             && let Some(message) = fields::in_frame(frame)
         {
             self.revision = fields::number(fields::bytes(message, 1), 3).cast_signed();
+        }
+    }
+
+    /// Ends the line.
+    pub async fn end(mut self, code: Code) {
+        self.code = code;
+        if self.audit.when_full == WhenFull::Wait {
+            let line = Message::Line(self.line());
+            // The thread ends with the process alone.
+            self.is_queued = self.audit.queue.send(line).await.is_ok();
+        }
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        if !self.is_queued {
+            self.audit.offer(Message::Line(self.line()));
         }
     }
 }
@@ -192,18 +219,18 @@ impl Audit {
     }
 
     /// Begins a line.
-    pub fn begin(&self, path: &str, client: String, certificate: Option<Arc<str>>) -> Entry {
-        let begun = Instant::now();
-        Entry { path: path.into(), client, certificate, begun, revision: 0, targets: String::new() }
-    }
-
-    /// Ends it: U2.
-    pub async fn write(&self, entry: Entry, user: Option<&str>, code: Code) {
-        let line = Message::Line(line(&entry, user, code));
-        match self.when_full {
-            WhenFull::Lose => self.offer(line),
-            // The thread ends with the process alone.
-            WhenFull::Wait => drop(self.queue.send(line).await),
+    pub fn begin(self: &Arc<Self>, path: &str, client: String, certificate: Option<Arc<str>>) -> Entry {
+        Entry {
+            audit: Arc::clone(self),
+            path: path.into(),
+            client,
+            certificate,
+            caller: Caller::default(),
+            begun: Instant::now(),
+            revision: 0,
+            targets: String::new(),
+            code: Code::Cancelled,
+            is_queued: false,
         }
     }
 
@@ -234,9 +261,9 @@ pub struct StreamAudit {
 
 impl StreamAudit {
     /// Of a stream.
-    pub fn new(audit: &Arc<Audit>, entry: &Entry) -> Self {
+    pub fn new(entry: &Entry) -> Self {
         Self {
-            audit: Arc::clone(audit),
+            audit: Arc::clone(&entry.audit),
             path: format!("{}#create", entry.path),
             client: entry.client.clone(),
             certificate: entry.certificate.clone(),
@@ -244,11 +271,13 @@ impl StreamAudit {
     }
 
     /// A watcher of these keys was asked for: U3.
-    pub fn created(&self, key: &[u8], range_end: &[u8], user: Option<&str>, code: Code) {
+    pub fn created(&self, key: &[u8], range_end: &[u8], user: Option<Arc<str>>, code: Code) {
         let mut entry = self.audit.begin(&self.path, self.client.clone(), self.certificate.clone());
         let target = Target { what: "watch", key, range_end, ..Target::default() };
         entry.targets = targets_json(&Targets { named: vec![target], left_out: 0 });
-        self.audit.offer(Message::Line(line(&entry, user, code)));
+        *entry.caller.lock() = user;
+        entry.code = code;
+        // Queued as it is dropped: not waited for.
     }
 }
 
@@ -309,17 +338,19 @@ fn targets_json(targets: &Targets<'_>) -> String {
     out
 }
 
-fn line(entry: &Entry, user: Option<&str>, code: Code) -> String {
-    let mut out = format!("{{\"ts\":\"{}\",\"rpc\":{}", now_text(), quoted(&entry.path));
-    put_bytes(&mut out, "user", user.unwrap_or_default().as_bytes());
-    put_bytes(&mut out, "certificate", entry.certificate.as_deref().unwrap_or_default().as_bytes());
-    let _ = write!(out, ",\"client\":{},\"code\":\"{code:?}\"", quoted(&entry.client));
-    if entry.revision != 0 {
-        let _ = write!(out, ",\"revision\":{}", entry.revision);
+impl Entry {
+    fn line(&self) -> String {
+        let mut out = format!("{{\"ts\":\"{}\",\"rpc\":{}", now_text(), quoted(&self.path));
+        put_bytes(&mut out, "user", self.caller.lock().as_deref().unwrap_or_default().as_bytes());
+        put_bytes(&mut out, "certificate", self.certificate.as_deref().unwrap_or_default().as_bytes());
+        let _ = write!(out, ",\"client\":{},\"code\":\"{:?}\"", quoted(&self.client), self.code);
+        if self.revision != 0 {
+            let _ = write!(out, ",\"revision\":{}", self.revision);
+        }
+        let _ = write!(out, ",\"took_us\":{}{}}}", self.begun.elapsed().as_micros(), self.targets);
+        out.push('\n');
+        out
     }
-    let _ = write!(out, ",\"took_us\":{}{}}}", entry.begun.elapsed().as_micros(), entry.targets);
-    out.push('\n');
-    out
 }
 
 /// The thread that writes.
@@ -404,7 +435,7 @@ mod tests {
         AuditOptions { destination, with_reads: false, when_full }
     }
 
-    fn put(audit: &Audit, number: u64) -> Entry {
+    fn put(audit: &Arc<Audit>, number: u64) -> Entry {
         let mut entry = audit.begin("/etcdserverpb.KV/Put", "127.0.0.1:1".into(), None);
         let put =
             PutRequest { key: format!("k{number}").into(), value: "secret".into(), ..Default::default() };
@@ -417,25 +448,24 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit");
         let audit = Audit::start(options(&path, WhenFull::Wait), metrics()).unwrap();
-        let (user, noted) = with_caller(async {
+        let mut entry = put(&audit, 1);
+        let one = with_caller(entry.caller(), async {
             note_caller(&"al\"ice".into());
             1
-        })
-        .await;
-        assert_eq!(user, 1);
-        let mut entry = put(&audit, 1);
+        });
+        assert_eq!(one.await, 1);
         let header = Some(ResponseHeader { revision: 77, ..Default::default() });
         let answer = PutResponse { header, ..Default::default() }.encode_to_vec();
         let mut frame = vec![0, 0, 0, 0, answer.len() as u8];
         frame.extend(answer);
         entry.answered(&frame);
-        audit.write(entry, noted.as_deref(), Code::Ok).await;
+        entry.end(Code::Ok).await;
         let mut binary = audit.begin("/etcdserverpb.KV/DeleteRange", "unix".into(), Some("host".into()));
         binary.about(
             &PutRequest { key: vec![0xff; 300].into(), value: vec![0].into(), ..Default::default() }
                 .encode_to_vec(),
         );
-        audit.write(binary, None, Code::PermissionDenied).await;
+        binary.end(Code::PermissionDenied).await;
         audit.end().await;
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<serde_json::Value> =
@@ -456,6 +486,31 @@ mod tests {
             (Some(300), Some("AA=="))
         );
         assert!(!text.contains("secret") && lines[1].get("user").is_none());
+    }
+
+    #[tokio::test]
+    async fn who_goes_away_before_the_answer_leaves_a_line() {
+        let folder = tempfile::tempdir().unwrap();
+        for when_full in [WhenFull::Lose, WhenFull::Wait] {
+            let path = folder.path().join(format!("{when_full:?}"));
+            let audit = Audit::start(options(&path, when_full), metrics()).unwrap();
+            {
+                let entry = put(&audit, 1);
+                let request = with_caller(entry.caller(), async {
+                    note_caller(&"bob".into());
+                    std::future::pending::<()>().await;
+                    entry.end(Code::Ok).await;
+                });
+                assert!(futures_util::poll!(std::pin::pin!(request)).is_pending());
+            }
+            audit.end().await;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let line: serde_json::Value = serde_json::from_str(text.trim_end()).unwrap();
+            assert_eq!(
+                (line["code"].as_str(), line["user"].as_str(), line["targets"][0]["key"].as_str()),
+                (Some("Cancelled"), Some("bob"), Some("k1"))
+            );
+        }
     }
 
     #[test]
@@ -488,7 +543,7 @@ mod tests {
                 let audit = Arc::clone(&audit);
                 tokio::spawn(async move {
                     for number in 0..total {
-                        audit.write(put(&audit, number), None, Code::Ok).await;
+                        put(&audit, number).end(Code::Ok).await;
                     }
                 })
             };

@@ -212,10 +212,11 @@ impl Grpc {
         };
         let certificate = request.extensions().get::<CertificateName>().map(|name| Arc::clone(&name.0));
         let mut entry = audit.begin(request.uri().path(), remote.to_string(), certificate);
-        let answering = self.answer(request, remote, share, Some((audit, &mut entry)));
-        let (response, user) = audit::with_caller(answering).await;
+        let caller = entry.caller();
+        let answering = self.answer(request, remote, share, Some(&mut entry));
+        let response = audit::with_caller(caller, answering).await;
         let code = code_of(response.headers()).unwrap_or(response.body().code());
-        audit.write(entry, user.as_deref(), code).await;
+        entry.end(code).await;
         response
     }
 
@@ -224,7 +225,7 @@ impl Grpc {
         request: Request<ClientBody>,
         remote: &(dyn Display + Sync),
         share: &Arc<AnswerShare>,
-        mut audited: Option<(&Arc<Audit>, &mut Entry)>,
+        mut audited: Option<&mut Entry>,
     ) -> Response<GrpcBody> {
         let Some(method) = self.methods.get(request.uri().path()) else {
             return GrpcBody::status(&self.unimplemented(request.uri().path()));
@@ -248,8 +249,8 @@ impl Grpc {
         if let Some(held) = held.as_ref().filter(|_| method.asks_for_room) {
             parts.extensions.insert(held.share().clone());
         }
-        if let Some((audit, entry)) = audited.as_ref().filter(|_| !unary) {
-            parts.extensions.insert(StreamAudit::new(audit, entry));
+        if let Some(entry) = audited.as_ref().filter(|_| !unary) {
+            parts.extensions.insert(StreamAudit::new(entry));
         }
         let mut noted = None;
         let mut inflight = InflightBytes::new(self.budget.clone());
@@ -271,7 +272,7 @@ impl Grpc {
                     method.metrics.receive(messages);
                     self.metrics.client_received_bytes.inc_by(bytes as u64);
                     noted = self.note(&method.metrics.path, &whole, remote, bytes).map(Box::new);
-                    if let Some((_, entry)) = &mut audited
+                    if let Some(entry) = &mut audited
                         && let Some(message) = audit::fields::in_frame(&whole.bytes())
                     {
                         entry.about(message);
@@ -305,7 +306,7 @@ impl Grpc {
             (Some(held), None) => Inner::Encoded(Encoded::of(inner, held).await),
             (None, _) => Inner::Stream(inner),
         };
-        if let Some((_, entry)) = &mut audited {
+        if let Some(entry) = &mut audited {
             match &inner {
                 Inner::Encoded(encoded) => entry.answered(encoded.data.as_deref().unwrap_or_default()),
                 Inner::Large(body) => entry.revision = body.revision(),

@@ -84,11 +84,13 @@ fn misplaced(link: &Path, there: &Path, given: &Path, is_link: bool) -> String {
     )
 }
 
-/// The directory, made if it is missing, its name durable; without links in its path.
+/// The directory, made if it is missing, with those above it, their names durable; without links in its path.
 fn made(directory: &Path) -> io::Result<PathBuf> {
-    if !directory.is_dir() {
-        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
-        if let Some(parent) = fs::canonicalize(directory)?.parent() {
+    let is_missing = |above: &&Path| !above.as_os_str().is_empty() && !above.is_dir();
+    let missing: Vec<&Path> = directory.ancestors().take_while(is_missing).collect();
+    DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    for made in missing {
+        if let Some(parent) = fs::canonicalize(made)?.parent() {
             File::open(parent)?.sync_all()?;
         }
     }

@@ -15,6 +15,7 @@ pub(crate) use txn::{TxnOptions, txn};
 use bytes::Bytes;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
+use sternpost_engine::mvcc::KeyRange;
 
 /// An argument as bytes: keys and values need not be text.
 fn bytes_of(argument: OsString) -> Bytes {
@@ -23,19 +24,8 @@ fn bytes_of(argument: OsString) -> Bytes {
 
 /// Key and range end of "all keys with this prefix". The empty prefix is every key.
 pub(crate) fn prefix_range(prefix: Bytes) -> (Bytes, Bytes) {
-    if prefix.is_empty() {
-        return from_key_range(prefix);
-    }
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.last_mut() {
-        if *last < u8::MAX {
-            *last += 1;
-            return (prefix, end.into());
-        }
-        end.pop();
-    }
-    // Only 0xff: no key is behind all of them, so the end is open.
-    (prefix, Bytes::from_static(b"\0"))
+    let KeyRange { key, end } = KeyRange::of_prefix(prefix);
+    (key, end)
 }
 
 /// Key and range end of "this key and all behind it".

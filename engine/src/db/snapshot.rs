@@ -1,7 +1,7 @@
 //! Reading at one revision, page by page.
 use crate::disk_state::LeavesAhead;
 use crate::error::{Error, Result};
-use crate::mvcc::{KeyRange, KeyValue, Range, RangeSum, Scan, Store, key_after};
+use crate::mvcc::{KeyRange, KeyValue, Range, RangeSum, Scan, Store, key_after, prefix_end};
 use bytes::Bytes;
 use std::ops::{Bound, RangeBounds};
 
@@ -97,14 +97,6 @@ impl Snapshot {
     }
 }
 
-/// The smallest key after all that start with `prefix`; none if there is none.
-pub(crate) fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
-    let last = prefix.iter().rposition(|&byte| byte != 0xff)?;
-    let mut end = prefix[..=last].to_vec();
-    end[last] += 1;
-    Some(Bytes::from(end))
-}
-
 /// Iterates over the keys of a range. After an error it stays failed: it never skips a key silently.
 pub struct RangeReader {
     store: Store,
@@ -175,18 +167,5 @@ impl Iterator for RangeReader {
         let kv = self.page.next()?;
         self.remaining -= 1;
         Some(Ok(kv))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_prefix_ends_where_the_next_one_starts() {
-        assert_eq!(prefix_end(b"ab"), Some(Bytes::from_static(b"ac")));
-        assert_eq!(prefix_end(b"a\xff"), Some(Bytes::from_static(b"b")));
-        assert_eq!(prefix_end(b"\xff\xff"), None);
-        assert_eq!(prefix_end(b""), None);
     }
 }

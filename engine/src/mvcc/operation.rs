@@ -93,6 +93,14 @@ pub fn key_after(key: &[u8]) -> Bytes {
     Bytes::from(next)
 }
 
+/// The smallest key after all that begin with `prefix`; none if there is none.
+pub fn prefix_end(prefix: &[u8]) -> Option<Bytes> {
+    let last = prefix.iter().rposition(|&byte| byte != 0xff)?;
+    let mut end = prefix[..=last].to_vec();
+    end[last] += 1;
+    Some(Bytes::from(end))
+}
+
 /// Answer to a [`Range`].
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RangeOutcome {
@@ -276,4 +284,24 @@ pub struct Event {
     /// The key's previous state, if asked for, if the key existed before this main revision, and if that state is
     /// not compacted.
     pub prev_kv: Option<KeyValue>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_where_the_next_one_starts() {
+        assert_eq!(prefix_end(b"ab"), Some(Bytes::from_static(b"ac")));
+        assert_eq!(prefix_end(b"a\xff"), Some(Bytes::from_static(b"b")));
+        assert_eq!(prefix_end(b"\xff\xff"), None);
+        assert_eq!(prefix_end(b""), None);
+        let range = |prefix: &'static [u8]| {
+            let KeyRange { key, end } = KeyRange::of_prefix(Bytes::from_static(prefix));
+            (key.to_vec(), end.to_vec())
+        };
+        assert_eq!(range(b"a/"), (b"a/".to_vec(), b"a0".to_vec()));
+        assert_eq!(range(b"\xff"), (b"\xff".to_vec(), b"\0".to_vec()));
+        assert_eq!(range(b""), (b"\0".to_vec(), b"\0".to_vec()), "all keys");
+    }
 }

@@ -14,7 +14,7 @@
 //!
 //! Failure: only what is on disk can fail to be read. A read that fails gives no answer at all.
 use super::found::Found;
-use super::operation::KeyRange;
+use super::operation::{KeyRange, prefix_end};
 use crate::base::ids::Revision;
 use crate::disk_state::{DiskCursor, DiskState, DiskVersion, LeavesAhead};
 use crate::error::OperationError;
@@ -47,6 +47,12 @@ pub(crate) enum Bounds<'a> {
 }
 
 impl KeyRange {
+    /// The keys that begin with `prefix`; all keys if that is empty.
+    pub fn of_prefix(prefix: Bytes) -> Self {
+        let end = prefix_end(&prefix).unwrap_or(Bytes::from_static(b"\0"));
+        Self { key: if prefix.is_empty() { Bytes::from_static(b"\0") } else { prefix }, end }
+    }
+
     /// The key, if it is one.
     pub(super) fn single(&self) -> Option<&Bytes> {
         self.end.is_empty().then_some(&self.key)

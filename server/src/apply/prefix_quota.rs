@@ -9,7 +9,7 @@
 //!
 //! **What a transaction deletes** is not taken off what it creates: at a full prefix a key is renamed by two requests, the deletion first.
 use super::command::{Command, PrefixQuota};
-use super::{Machine, Outcome};
+use super::{Context, Machine, Outcome};
 use crate::wire::etcdserverpb::request_op::Request as Op;
 use crate::wire::etcdserverpb::{RequestOp, TxnRequest};
 use crate::wire::status::ApiError;
@@ -45,18 +45,6 @@ pub(super) struct PrefixQuotas {
     keys_max: BTreeMap<Bytes, u64>,
 }
 
-/// The keys that begin with `prefix`.
-fn range_of(prefix: &Bytes) -> KeyRange {
-    let mut end = prefix.to_vec();
-    while let Some(last) = end.pop() {
-        if last < u8::MAX {
-            end.push(last + 1);
-            return KeyRange { key: prefix.clone(), end: end.into() };
-        }
-    }
-    KeyRange { key: prefix.clone(), end: Bytes::from_static(b"\0") }
-}
-
 impl PrefixQuotas {
     /// What the system records hold.
     ///
@@ -82,7 +70,7 @@ impl PrefixQuotas {
     }
 
     fn ranges(&self) -> Vec<KeyRange> {
-        self.keys_max.keys().map(range_of).collect()
+        self.keys_max.keys().cloned().map(KeyRange::of_prefix).collect()
     }
 
     /// The first quota that so many more keys would exceed; `more` says how many begin with a prefix.
@@ -151,7 +139,7 @@ impl Machine {
     }
 
     /// Refuses what would create more keys than a quota lets be.
-    pub(super) fn admit_by_prefix(&mut self, command: &Command) -> Result<(), ApiError> {
+    pub(super) fn admit_by_prefix(&mut self, context: Context, command: &Command) -> Result<(), ApiError> {
         if self.prefix_quotas.is_empty() {
             return Ok(());
         }
@@ -176,7 +164,10 @@ impl Machine {
             _ => None,
         };
         match exceeded {
-            Some(found) => Err(refused(&found)),
+            Some(found) => {
+                context.count(&self.view.counters.refused_by_prefix, 1);
+                Err(refused(&found))
+            }
             None => Ok(()),
         }
     }
@@ -214,18 +205,5 @@ impl Machine {
         self.count_prefixes()?;
         self.publish_prefixes();
         Ok(Outcome::PrefixQuota { revision: self.writer.store().revision() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_range_of_a_prefix_ends_behind_the_last_key_that_begins_with_it() {
-        let end = |prefix: &'static [u8]| range_of(&Bytes::from_static(prefix)).end;
-        assert_eq!(end(b"a/"), &b"a0"[..]);
-        assert_eq!(end(b"a\xff\xff"), &b"b"[..]);
-        assert_eq!(end(b"\xff"), &b"\0"[..]);
     }
 }

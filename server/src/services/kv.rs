@@ -42,7 +42,10 @@ fn share_of<T>(request: &Request<T>) -> Option<Arc<AnswerShare>> {
 /// An answer that keeps its room until it is encoded.
 fn in_room<T>(answer: T, room: Room) -> Response<T> {
     let mut response = Response::new(answer);
-    response.extensions_mut().insert(room);
+    // Most answers take none, and the first extension costs two allocations.
+    if !room.is_empty() {
+        response.extensions_mut().insert(room);
+    }
     response
 }
 

@@ -208,7 +208,7 @@ impl WatchStream {
                 Ok(Some(Origin::User(identity))) => Some(identity.user),
                 _ => None,
             };
-            audit.created(&create.key, &create.range_end, user.as_deref(), code);
+            audit.created(&create.key, &create.range_end, user, code);
         }
         match allowed {
             Err(error) if create.start_revision >= 0 => hub.refuse(self.stream, refusal(&error)),

@@ -6,7 +6,10 @@ use sternpost_server::config::options::{Group, Kind, OPTIONS, OptionSpec, Status
 const FILES: [(&str, &str); 3] = [
     ("NAME.etcd", "the data directory where --data-dir is not given, NAME being --name"),
     ("FILE.yml", "flags as a file, named by --config-file; flags and variables count for nothing then"),
-    ("SIGTERM, SIGINT", "hands the lead over, closes the database and ends; a second one ends at once"),
+    (
+        "SIGTERM, SIGINT",
+        "hands the lead over, closes the database and ends by that signal; with code 0 as process 1 of a container",
+    ),
 ];
 
 /// The page in the language of troff.
